@@ -1,0 +1,181 @@
+//! The one trait that every backend implements.
+
+use std::fmt;
+
+use crate::device::{Buffer, DeviceId, Stream};
+use crate::error::{Error, Result};
+use crate::plan::AttentionPlan;
+use crate::problem::AttentionProblem;
+
+/// A way to compute attention on a device, chosen at run time; use it as `&dyn Backend` or `Arc<dyn Backend>`.
+///
+/// A backend never validates shapes: an [`AttentionProblem`] is valid by existing. It says through
+/// [`supports`](Backend::supports) what it lacks, and never silently hands work to another backend.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Who computes, and where.
+    fn info(&self) -> &BackendInfo;
+
+    /// Whether this backend can compute the problem, decided from sizes, dtypes, mask and configuration.
+    fn supports(&self, problem: &AttentionProblem<'_>) -> Support;
+
+    /// Decides how to compute the problem; calls no driver and reads no tensor.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when [`supports`](Backend::supports) says no, [`Error::Value`] for an impossible
+    /// configuration, [`Error::NoKernel`] when no kernel can be had.
+    fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan>;
+
+    /// Zeroed memory on the device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] or [`Error::Driver`].
+    fn alloc(&self, bytes: usize, stream: &Stream) -> Result<Buffer>;
+
+    /// Copies host bytes to the start of a buffer; the source may be reused when the call returns.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the buffer is smaller than the source, [`Error::Driver`].
+    fn copy_to_device(&self, source: &[u8], target: &mut Buffer, stream: &Stream) -> Result<()>;
+
+    /// Copies the start of a buffer to the host, after all work on the stream; complete when the call returns.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the buffer is smaller than the target, [`Error::Driver`].
+    fn copy_to_host(&self, source: &Buffer, target: &mut [u8], stream: &Stream) -> Result<()>;
+
+    /// A new stream of the device.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    fn stream(&self) -> Result<Stream>;
+
+    /// Waits until all work on the stream is done.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], also for faults of earlier launches.
+    fn synchronize(&self, stream: &Stream) -> Result<()>;
+
+    /// Enqueues the computation. On a GPU: allocates nothing, waits for nothing and reads no device memory on the
+    /// host, so it can be captured in a graph.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for lengths, offsets and ids that a host backend finds out of range, [`Error::Driver`].
+    ///
+    /// # Safety
+    /// - `plan` was made by this backend for a problem of the same kind.
+    /// - All tensors of `problem` stay allocated until the stream has passed this launch.
+    /// - Until then nothing writes what it reads, and nothing else reads or writes what it writes.
+    unsafe fn launch(
+        &self,
+        plan: &AttentionPlan,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+    ) -> Result<()>;
+}
+
+/// Plans, launches and waits.
+///
+/// # Errors
+/// Those of [`Backend::plan`], [`Backend::launch`] and [`Backend::synchronize`].
+pub fn run(backend: &dyn Backend, problem: &AttentionProblem<'_>, stream: &Stream) -> Result<()> {
+    check_device(backend, problem)?;
+    let plan = backend.plan(problem)?;
+    // SAFETY: the plan is this backend's for this problem; the problem borrows its tensors, the outputs exclusively,
+    // and they stay borrowed until the stream is done, below.
+    let launched = unsafe { backend.launch(&plan, problem, stream) };
+    // Even after an error: part of the launch may be under way.
+    let synchronized = backend.synchronize(stream);
+    launched.and(synchronized)
+}
+
+fn check_device(backend: &dyn Backend, problem: &AttentionProblem<'_>) -> Result<()> {
+    let (found, expected) = (problem.shape().device, backend.info().device);
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Device {
+        argument: "q".into(),
+        found: found.to_string(),
+        expected: format!("{expected}, the memory of backend {}", backend.info().name),
+    })
+}
+
+/// Who computes, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// The backend's name, by which a registry finds it: `cpu`, `reference`, `cuda:0`, `hip:1`.
+    pub name: String,
+    /// Whose memory its tensors are in.
+    pub device: DeviceId,
+    /// The device's maker.
+    pub vendor: String,
+    /// The device's name.
+    pub device_name: String,
+    /// The instruction set that kernels are chosen by: `avx512-bf16`, `sm_90a`, `gfx942`.
+    pub arch: String,
+    /// Memory of the device in bytes; 0 where it is not known.
+    pub memory_bytes: u64,
+    /// Units that work in parallel: threads, streaming multiprocessors, compute units.
+    pub units: usize,
+    /// The driver's version, where there is a driver.
+    pub driver: Option<String>,
+}
+
+/// Whether a backend can compute a problem.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Support {
+    /// It can.
+    Yes,
+    /// It can, but not at the speed of its best kernels; says why.
+    Slow(String),
+    /// It cannot: an [`Error::Unsupported`] that names the nearest thing that works.
+    No(Error),
+}
+
+impl Support {
+    /// An error iff unsupported.
+    ///
+    /// # Errors
+    /// The error of [`Support::No`].
+    pub fn into_result(self) -> Result<()> {
+        match self {
+            Support::Yes | Support::Slow(_) => Ok(()),
+            Support::No(error) => Err(error),
+        }
+    }
+}
+
+/// Copies into host memory: the shared part of backends whose device is the CPU.
+///
+/// # Errors
+/// [`Error::Shape`] when the target is too small, [`Error::Device`] when it is not host memory.
+pub fn copy_to_host_buffer(source: &[u8], target: &mut Buffer) -> Result<()> {
+    let (bytes, device) = (target.bytes(), target.device());
+    let memory = target.as_host_bytes_mut().ok_or_else(|| not_host("target", device))?;
+    memory
+        .get_mut(..source.len())
+        .ok_or_else(|| Error::shape("target", format!("{bytes} bytes, expected {}", source.len())))?
+        .copy_from_slice(source);
+    Ok(())
+}
+
+/// Copies out of host memory: the shared part of backends whose device is the CPU.
+///
+/// # Errors
+/// [`Error::Shape`] when the source is too small, [`Error::Device`] when it is not host memory.
+pub fn copy_from_host_buffer(source: &Buffer, target: &mut [u8]) -> Result<()> {
+    let memory = source.as_host_bytes().ok_or_else(|| not_host("source", source.device()))?;
+    let memory = memory.get(..target.len()).ok_or_else(|| {
+        Error::shape("source", format!("{} bytes, expected {}", source.bytes(), target.len()))
+    })?;
+    target.copy_from_slice(memory);
+    Ok(())
+}
+
+fn not_host(argument: &str, device: DeviceId) -> Error {
+    Error::Device {
+        argument: argument.into(),
+        found: device.to_string(),
+        expected: DeviceId::Cpu.to_string(),
+    }
+}
