@@ -39,6 +39,7 @@ pub mod reference;
 mod score_mod;
 mod source;
 mod tensor;
+mod tolerance;
 
 pub use backend::{Backend, BackendInfo, Support, run};
 pub use config::{Algorithm, AttentionConfig, Swizzle};
@@ -56,3 +57,4 @@ pub use reference::ReferenceBackend;
 pub use score_mod::{ScoreFunction, ScoreMod, alibi_slopes};
 pub use source::DeviceSource;
 pub use tensor::{HostView, TensorMut, TensorRef};
+pub use tolerance::{Deviation, Expectation, Tolerance};

@@ -32,6 +32,47 @@ pub struct ReferenceOutput {
 /// # Errors
 /// [`Error::Value`] for lengths, offsets and ids out of range, [`Error::Device`] for tensors of a device.
 pub fn attention(problem: &AttentionProblem<'_>) -> Result<ReferenceOutput> {
+    evaluate(problem, Arithmetic::Float64)
+}
+
+/// Computes a problem as a naive kernel of the problem's dtype would: sums in f32; scores, probabilities and results
+/// rounded to the dtype. What it errs is the yardstick of [`Tolerance`](crate::Tolerance).
+///
+/// # Errors
+/// As [`attention`].
+pub fn naive_attention(problem: &AttentionProblem<'_>) -> Result<ReferenceOutput> {
+    evaluate(problem, Arithmetic::Rounded(problem.shape().dtype))
+}
+
+/// What is rounded on the way.
+#[derive(Clone, Copy)]
+enum Arithmetic {
+    /// Nothing below float64.
+    Float64,
+    /// Sums to f32; scores, probabilities and results to the dtype.
+    Rounded(DType),
+}
+
+impl Arithmetic {
+    fn round(self, value: f64) -> f64 {
+        match self {
+            Arithmetic::Float64 => value,
+            Arithmetic::Rounded(DType::F16) => half::f16::from_f64(value).to_f64(),
+            Arithmetic::Rounded(DType::BF16) => half::bf16::from_f64(value).to_f64(),
+            Arithmetic::Rounded(_) => f64::from(value as f32),
+        }
+    }
+
+    /// `sum + a * b`.
+    fn multiply_add(self, sum: f64, a: f64, b: f64) -> f64 {
+        match self {
+            Arithmetic::Float64 => sum + a * b,
+            Arithmetic::Rounded(_) => f64::from(sum as f32 + a as f32 * b as f32),
+        }
+    }
+}
+
+fn evaluate(problem: &AttentionProblem<'_>, arithmetic: Arithmetic) -> Result<ReferenceOutput> {
     problem.check_indices()?;
     let shape = *problem.shape();
     let (heads, value_dim) = (shape.num_heads, shape.value_dim);
@@ -44,6 +85,7 @@ pub fn attention(problem: &AttentionProblem<'_>) -> Result<ReferenceOutput> {
         v: Elements::new(problem.kv().v()),
         sinks: problem.sinks().map(Elements::new),
         default_slopes: alibi_slopes(heads),
+        arithmetic,
     };
     for b in 0..shape.batch {
         let sequence = oracle.sequence(b);
@@ -51,12 +93,11 @@ pub fn attention(problem: &AttentionProblem<'_>) -> Result<ReferenceOutput> {
             .into_par_iter()
             .map(|i| {
                 let (row, head) = (i / heads, i % heads);
-                let query: Vec<f64> = match &problem.query() {
-                    Query::Padded { .. } => (0..shape.head_dim).map(|d| q.at(&[b, row, head, d])).collect(),
-                    Query::Ragged { .. } => {
-                        (0..shape.head_dim).map(|d| q.at(&[sequence.q_begin + row, head, d])).collect()
-                    }
-                };
+                let mut query = vec![0.0; shape.head_dim];
+                match &problem.query() {
+                    Query::Padded { .. } => q.read_vector(&[b, row, head], &mut query),
+                    Query::Ragged { .. } => q.read_vector(&[sequence.q_begin + row, head], &mut query),
+                }
                 (row, head, oracle.row(b, head, row, &sequence, &query))
             })
             .collect();
@@ -96,6 +137,7 @@ struct Oracle<'p, 'a> {
     v: Elements<'p>,
     sinks: Option<Elements<'p>>,
     default_slopes: Vec<f32>,
+    arithmetic: Arithmetic,
 }
 
 impl Oracle<'_, '_> {
@@ -130,17 +172,23 @@ impl Oracle<'_, '_> {
         let shape = self.problem.shape();
         let kv_head = head / (shape.num_heads / shape.num_kv_heads);
         let mut scores = Vec::new();
+        let mut vector = vec![0.0; shape.head_dim.max(shape.value_dim)];
         for j in 0..sequence.kv_len {
             let at = ScoreIndex { batch: b, head, row, q: sequence.start + row as i64, k: j as i64 };
             if !visible(self.problem.mask(), &at) {
                 continue;
             }
             let key = self.key_index(b, j, kv_head);
-            let dot: f64 = query.iter().enumerate().map(|(d, q)| q * self.k.vector_at(&key, d)).sum();
+            let key_vector = &mut vector[..shape.head_dim];
+            self.k.read_vector(&key, key_vector);
+            let dot = query
+                .iter()
+                .zip(key_vector)
+                .fold(0.0, |sum, (q, k)| self.arithmetic.multiply_add(sum, *q, *k));
             let scaled = dot * f64::from(self.problem.softmax_scale());
             let score =
                 self.modified(self.problem.score_mod(), scaled, &at) + added(self.problem.mask(), &at);
-            scores.push((j, score));
+            scores.push((j, self.arithmetic.round(score)));
         }
         let sink = self.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| sinks.at(&[head]));
         let maximum = scores
@@ -150,19 +198,20 @@ impl Oracle<'_, '_> {
         if maximum == f64::NEG_INFINITY {
             return Row { out, lse: f64::NEG_INFINITY };
         }
-        let mut sum = (sink - maximum).exp();
+        let weight = |score: f64| (score - maximum).exp();
+        let sum = weight(sink) + scores.iter().map(|(_, score)| weight(*score)).sum::<f64>();
         for (j, score) in scores {
-            let weight = (score - maximum).exp();
-            sum += weight;
+            let probability = self.arithmetic.round(weight(score) / sum);
             // A key that is hidden by a score of -inf has no part in the output, even if its value is not finite.
-            if weight != 0.0 || score > f64::NEG_INFINITY {
-                let value = self.key_index(b, j, kv_head);
-                for (d, out) in out.iter_mut().enumerate() {
-                    *out += weight * self.v.vector_at(&value, d);
+            if probability != 0.0 || score > f64::NEG_INFINITY {
+                let value = &mut vector[..shape.value_dim];
+                self.v.read_vector(&self.key_index(b, j, kv_head), value);
+                for (out, value) in out.iter_mut().zip(value) {
+                    *out = self.arithmetic.multiply_add(*out, probability, *value);
                 }
             }
         }
-        out.iter_mut().for_each(|out| *out /= sum);
+        out.iter_mut().for_each(|out| *out = self.arithmetic.round(*out));
         Row { out, lse: maximum + sum.ln() }
     }
 
@@ -255,7 +304,7 @@ fn integer(tensor: &TensorRef<'_>, index: &[usize]) -> i64 {
 }
 
 /// The elements of a host tensor of any dtype, widened to float64.
-struct Elements<'p> {
+pub(crate) struct Elements<'p> {
     pointer: *const u8,
     dtype: DType,
     tensor: &'p TensorRef<'p>,
@@ -267,36 +316,51 @@ unsafe impl Sync for Elements<'_> {}
 unsafe impl Send for Elements<'_> {}
 
 impl<'p> Elements<'p> {
-    fn new(tensor: &'p TensorRef<'_>) -> Self {
+    pub(crate) fn new(tensor: &'p TensorRef<'_>) -> Self {
         assert_eq!(tensor.device(), DeviceId::Cpu, "`check_indices` has refused other memory");
         Elements { pointer: tensor.as_ptr(), dtype: tensor.dtype(), tensor }
     }
 
     fn at(&self, index: &[usize]) -> f64 {
+        let mut element = [0.0];
         let (last, prefix) = index.split_last().expect("no tensor has rank 0");
-        self.vector_at(prefix, *last)
+        self.read(prefix, *last, &mut element);
+        element[0]
     }
 
-    /// Element `d` of the vector at `index`.
-    fn vector_at(&self, index: &[usize], d: usize) -> f64 {
+    /// The first elements of the vector at `index`.
+    pub(crate) fn read_vector(&self, index: &[usize], elements: &mut [f64]) {
+        self.read(index, 0, elements);
+    }
+
+    /// The elements from `first` on of the vector at `index`.
+    fn read(&self, index: &[usize], first: usize, elements: &mut [f64]) {
         let (shape, strides) = (self.tensor.shape(), self.tensor.strides());
         assert_eq!(index.len() + 1, shape.len());
         let mut offset = 0i64;
-        for (axis, &i) in index.iter().chain(std::iter::once(&d)).enumerate() {
+        for (axis, &i) in index.iter().enumerate() {
             assert!(i < shape[axis], "index {i} on axis {axis} of extent {}", shape[axis]);
             offset += i as i64 * strides[axis];
         }
-        // SAFETY: the index is inside the shape, and the tensor's maker vouched for all of the shape.
-        unsafe {
-            let element = self.pointer.offset(offset as isize * self.dtype.size() as isize);
-            match self.dtype {
-                DType::F32 => f64::from(element.cast::<f32>().read()),
-                DType::F16 => element.cast::<half::f16>().read().to_f64(),
-                DType::BF16 => element.cast::<half::bf16>().read().to_f64(),
-                DType::Bool => f64::from(element.read()),
-                DType::I32 => f64::from(element.cast::<i32>().read()),
-                DType::U32 => f64::from(element.cast::<u32>().read()),
-            }
+        let (extent, stride) = (shape[index.len()], strides[index.len()]);
+        assert!(first + elements.len() <= extent, "{first} and {} elements of {extent}", elements.len());
+        offset += first as i64 * stride;
+        match self.dtype {
+            DType::F32 => self.widen::<f32>(offset, stride, elements, f64::from),
+            DType::F16 => self.widen::<half::f16>(offset, stride, elements, half::f16::to_f64),
+            DType::BF16 => self.widen::<half::bf16>(offset, stride, elements, half::bf16::to_f64),
+            DType::Bool => self.widen::<u8>(offset, stride, elements, f64::from),
+            DType::I32 => self.widen::<i32>(offset, stride, elements, f64::from),
+            DType::U32 => self.widen::<u32>(offset, stride, elements, f64::from),
+        }
+    }
+
+    /// Only [`read`](Elements::read) calls this, after its checks, with the `T` of the dtype.
+    fn widen<T: Copy>(&self, offset: i64, stride: i64, elements: &mut [f64], to_f64: impl Fn(T) -> f64) {
+        for (d, element) in elements.iter_mut().enumerate() {
+            let at = self.pointer.cast::<T>().wrapping_offset((offset + d as i64 * stride) as isize);
+            // SAFETY: the index is inside the shape, and the tensor's maker vouched for all of the shape.
+            *element = to_f64(unsafe { at.read() });
         }
     }
 }
@@ -477,7 +541,7 @@ fn write_rounded<T: Float + Element>(problem: &AttentionProblem<'_>, result: &Re
 }
 
 /// Whether a row of the query tensor belongs to a sequence.
-fn is_written(problem: &AttentionProblem<'_>, token: usize) -> bool {
+pub(crate) fn is_written(problem: &AttentionProblem<'_>, token: usize) -> bool {
     let shape = problem.shape();
     match problem.query() {
         Query::Padded { lengths: None, .. } => true,
