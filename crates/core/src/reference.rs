@@ -35,8 +35,8 @@ pub fn attention(problem: &AttentionProblem<'_>) -> Result<ReferenceOutput> {
     evaluate(problem, Arithmetic::Float64)
 }
 
-/// Computes a problem as a naive kernel of the problem's dtype would: sums in f32; scores, probabilities and results
-/// rounded to the dtype. What it errs is the yardstick of [`Tolerance`](crate::Tolerance).
+/// Computes a problem as a careful naive kernel would: scores and sums in f32, probabilities and results rounded to
+/// the problem's dtype. What it errs is the yardstick of [`Tolerance`](crate::Tolerance).
 ///
 /// # Errors
 /// As [`attention`].
@@ -49,7 +49,7 @@ pub fn naive_attention(problem: &AttentionProblem<'_>) -> Result<ReferenceOutput
 enum Arithmetic {
     /// Nothing below float64.
     Float64,
-    /// Sums to f32; scores, probabilities and results to the dtype.
+    /// Scores and sums to f32, probabilities and results to the dtype.
     Rounded(DType),
 }
 
@@ -60,6 +60,13 @@ impl Arithmetic {
             Arithmetic::Rounded(DType::F16) => half::f16::from_f64(value).to_f64(),
             Arithmetic::Rounded(DType::BF16) => half::bf16::from_f64(value).to_f64(),
             Arithmetic::Rounded(_) => f64::from(value as f32),
+        }
+    }
+
+    fn round_score(self, score: f64) -> f64 {
+        match self {
+            Arithmetic::Float64 => score,
+            Arithmetic::Rounded(_) => f64::from(score as f32),
         }
     }
 
@@ -188,7 +195,7 @@ impl Oracle<'_, '_> {
             let scaled = dot * f64::from(self.problem.softmax_scale());
             let score =
                 self.modified(self.problem.score_mod(), scaled, &at) + added(self.problem.mask(), &at);
-            scores.push((j, self.arithmetic.round(score)));
+            scores.push((j, self.arithmetic.round_score(score)));
         }
         let sink = self.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| sinks.at(&[head]));
         let maximum = scores
