@@ -1,2 +1,7 @@
 //! The command `omniflash`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    omniflash_cli::run(std::env::args_os())
+}

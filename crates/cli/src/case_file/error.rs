@@ -10,7 +10,6 @@ pub struct CaseError {
     /// The file's path, as it was given.
     pub file: String,
     /// What is wrong.
-    #[source]
     pub fault: Fault,
 }
 

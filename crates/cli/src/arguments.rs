@@ -1,0 +1,177 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use omniflash::DType;
+
+use crate::bench::Group;
+
+/// Exact attention (flash attention) on any machine: the best backend is chosen at run time.
+///
+/// Without a subcommand it demonstrates itself: attention on real activations and a generation over a paged cache,
+/// checked against the float64 reference.
+#[derive(Debug, Parser)]
+#[command(name = "omniflash", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) demo: DemoArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compute the attention of a case file
+    Attend(AttendArguments),
+    /// Check a backend against the float64 reference on case files; exit code 1 when it is out of tolerance
+    Verify(VerifyArguments),
+    /// List backends and devices, and say why others are absent
+    Info(InfoArguments),
+    /// Measure; one JSON line a case, a table on a terminal
+    Bench(BenchArguments),
+    /// Show attention at work and check it; what runs without a subcommand
+    Demo(DemoArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BackendArgument {
+    /// auto, or a name that `omniflash info` lists: reference, cpu, cuda[:N], hip[:N]
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) backend: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AttendArguments {
+    /// A safetensors file with q, k, v and whatever else the call has
+    #[arg(value_name = "CASE")]
+    pub(crate) case: PathBuf,
+    /// A JSON file with mask, softmax_scale, softcap, alibi, num_partitions, config, lse
+    #[arg(long, value_name = "OPTIONS")]
+    pub(crate) options: Option<PathBuf>,
+    /// The safetensors file to write: out, and lse if asked for
+    #[arg(long, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgument,
+    /// Report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VerifyArguments {
+    /// Case files
+    #[arg(value_name = "CASE", required = true)]
+    pub(crate) cases: Vec<PathBuf>,
+    /// A JSON file with the options of all cases
+    #[arg(long, value_name = "OPTIONS")]
+    pub(crate) options: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgument,
+    /// Report as JSON, one line a case
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InfoArguments {
+    /// Report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug, Default)]
+pub(crate) struct DemoArguments {
+    /// Smaller sizes
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// auto, or a name that `omniflash info` lists
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) backend: String,
+    /// Report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchArguments {
+    /// What to measure; default all
+    #[arg(value_name = "GROUP")]
+    pub(crate) groups: Vec<Group>,
+    /// Only cases whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) case: Option<String>,
+    /// Types of q, k and v [default: bf16; f32 for a single case]
+    #[arg(long, value_name = "DTYPE", value_delimiter = ',', value_parser = float_dtype)]
+    pub(crate) dtype: Vec<DType>,
+    /// Threads that compute on a CPU [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) threads: Option<u16>,
+    /// Seconds to spend on each case [default: 1, quick 0.2]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) budget: Option<f64>,
+    /// Fewer and smaller cases
+    #[arg(long)]
+    pub(crate) quick: bool,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgument,
+    /// JSON lines also on a terminal
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) single: SingleCaseArguments,
+}
+
+/// One case, answered with one JSON line of its samples and its first outputs, for scripts that compare systems.
+#[derive(Args, Clone, Copy, Debug)]
+#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick"])]
+pub(crate) struct SingleCaseArguments {
+    /// One case only, described by the next six options: its batch. Answers one line of samples and first outputs
+    #[arg(long = "b", value_name = "B", requires_all = ["hq", "hkv", "sq", "skv", "d", "causal"])]
+    pub(crate) b: Option<usize>,
+    /// Query heads
+    #[arg(long, value_name = "H", requires = "b")]
+    pub(crate) hq: Option<usize>,
+    /// Key and value heads
+    #[arg(long, value_name = "H", requires = "b")]
+    pub(crate) hkv: Option<usize>,
+    /// Query rows
+    #[arg(long, value_name = "S", requires = "b")]
+    pub(crate) sq: Option<usize>,
+    /// Keys
+    #[arg(long, value_name = "S", requires = "b")]
+    pub(crate) skv: Option<usize>,
+    /// head_dim
+    #[arg(long, value_name = "D", requires = "b")]
+    pub(crate) d: Option<usize>,
+    /// 1 for causal, 0 for none
+    #[arg(long, value_name = "0|1", requires = "b", value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub(crate) causal: Option<u8>,
+}
+
+fn float_dtype(name: &str) -> Result<DType, String> {
+    name.parse::<DType>()
+        .ok()
+        .filter(|dtype| dtype.is_float())
+        .ok_or_else(|| "expected f32, f16 or bf16".into())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds from 0 to 3600".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

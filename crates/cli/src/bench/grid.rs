@@ -1,0 +1,97 @@
+//! Which cases are measured.
+
+use clap::ValueEnum;
+use omniflash::{Backend, DeviceId};
+
+use super::workload::{BenchCase, Form};
+
+/// A question that a benchmark answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Group {
+    /// Whole sequences, full and causal
+    Prefill,
+    /// One query row over a long cache
+    Decode,
+    /// The same over pages
+    Paged,
+    /// What masks save
+    Masks,
+}
+
+impl Group {
+    pub(crate) const ALL: [Group; 4] = [Group::Prefill, Group::Decode, Group::Paged, Group::Masks];
+}
+
+/// The cases of a group, sized for the backend: seconds on a CPU, the peers' grid on a GPU.
+pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<BenchCase> {
+    let is_cpu = backend.info().device == DeviceId::Cpu;
+    match group {
+        Group::Prefill if is_cpu => prefill(if quick { &CPU_PREFILL[..2] } else { &CPU_PREFILL }),
+        Group::Prefill if quick => prefill(&GPU_PREFILL_QUICK),
+        Group::Prefill => prefill(&gpu_prefill()),
+        Group::Decode if is_cpu => decode(if quick { &CPU_DECODE[..1] } else { &CPU_DECODE }, Form::Full),
+        Group::Decode => decode(if quick { &GPU_DECODE[..2] } else { &GPU_DECODE }, Form::Full),
+        Group::Paged => {
+            let shapes = if is_cpu { &CPU_DECODE[..1] } else { &GPU_DECODE[..2] };
+            let page_sizes: &[usize] = if quick { &[64] } else { &[16, 64, 128] };
+            page_sizes.iter().flat_map(|&page_size| decode(shapes, Form::Paged(page_size))).collect()
+        }
+        Group::Masks => {
+            let seqlen = match (is_cpu, quick) {
+                (true, true) => 1024,
+                (true, false) => 4096,
+                (false, _) => 16384,
+            };
+            let heads = if is_cpu { 4 } else { 16 };
+            let forms = [Form::Full, Form::Causal, Form::Window(seqlen / 8), Form::ChunkedCausal(seqlen / 4)];
+            forms.iter().map(|&form| case((1, seqlen, heads, heads, 128), form)).collect()
+        }
+    }
+}
+
+/// Batch, seqlen, num_heads, num_kv_heads, head_dim.
+type Shape = (usize, usize, usize, usize, usize);
+
+const CPU_PREFILL: [Shape; 5] =
+    [(1, 512, 8, 8, 64), (1, 512, 16, 16, 128), (1, 2048, 8, 8, 64), (1, 2048, 16, 16, 128), (1, 2048, 32, 8, 128)];
+
+const CPU_DECODE: [Shape; 2] = [(1, 4096, 32, 8, 128), (1, 32768, 32, 8, 128)];
+
+const GPU_PREFILL_QUICK: [Shape; 4] =
+    [(8, 2048, 32, 32, 64), (8, 2048, 16, 16, 128), (1, 16384, 16, 16, 128), (4, 4096, 32, 8, 128)];
+
+const GPU_DECODE: [Shape; 9] = [
+    (1, 4096, 32, 8, 128),
+    (1, 32768, 32, 8, 128),
+    (1, 131_072, 32, 8, 128),
+    (16, 8192, 32, 8, 128),
+    (64, 4096, 32, 8, 128),
+    (128, 1024, 32, 8, 128),
+    (16, 4096, 32, 32, 128),
+    (16, 8192, 64, 8, 64),
+    (8, 8192, 16, 1, 256),
+];
+
+fn gpu_prefill() -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for (head_dim, heads) in [(64, 32), (128, 16), (256, 8)] {
+        for seqlen in [512, 1024, 2048, 4096, 8192, 16384] {
+            shapes.push((16384 / seqlen, seqlen, heads, heads, head_dim));
+        }
+    }
+    shapes.extend([(4, 4096, 32, 8, 128), (1, 8192, 64, 8, 128)]);
+    shapes.extend([(4, 4096, 16, 16, 96), (4, 4096, 16, 16, 192), (4, 4096, 16, 16, 80)]);
+    shapes
+}
+
+fn prefill(shapes: &[Shape]) -> Vec<BenchCase> {
+    shapes.iter().flat_map(|&shape| [case(shape, Form::Full), case(shape, Form::Causal)]).collect()
+}
+
+fn decode(shapes: &[Shape], form: Form) -> Vec<BenchCase> {
+    shapes.iter().map(|&shape| BenchCase { seqlen_q: 1, ..case(shape, form) }).collect()
+}
+
+fn case((batch, seqlen, num_heads, num_kv_heads, head_dim): Shape, form: Form) -> BenchCase {
+    BenchCase { batch, seqlen_q: seqlen, seqlen_k: seqlen, num_heads, num_kv_heads, head_dim, form }
+}

@@ -1,0 +1,55 @@
+//! One case for a script that compares systems: answered with its samples and the first outputs.
+
+use std::time::Duration;
+
+use half::{bf16, f16};
+use omniflash::{Backend, DType, Tensor};
+use serde_json::json;
+
+use super::measure::Measurement;
+use super::workload::BenchCase;
+use crate::Verdict;
+use crate::arguments::BenchArguments;
+use crate::execution::choose;
+use crate::report;
+
+/// Outputs of query row 0 of head 0 that a script compares with its own.
+const HEAD: usize = 8;
+
+pub(super) fn run(arguments: &BenchArguments, case: &BenchCase) -> anyhow::Result<Verdict> {
+    let backend = choose(&arguments.backend.backend)?;
+    let dtype = match arguments.dtype[..] {
+        [] => DType::F32,
+        [dtype] => dtype,
+        _ => anyhow::bail!("--dtype names {} types, expected one for a single case", arguments.dtype.len()),
+    };
+    let budget = Duration::from_secs_f64(arguments.budget.unwrap_or(1.0));
+    let answer = match measure(&*backend, case, dtype, budget) {
+        Ok((samples, head)) => json!({"samples_ms": samples, "head": head}),
+        Err(error) => json!({"skip": error.to_string()}),
+    };
+    report::print_json(&answer)?;
+    Ok(Verdict::Passed)
+}
+
+fn measure(
+    backend: &dyn Backend,
+    case: &BenchCase,
+    dtype: DType,
+    budget: Duration,
+) -> omniflash::Result<(Vec<f64>, Vec<f32>)> {
+    let measurement = Measurement::take(backend, case, dtype, budget)?;
+    let mut head = elements(backend, &measurement.out)?;
+    head.truncate(HEAD.min(case.head_dim));
+    Ok((measurement.samples.milliseconds, head))
+}
+
+/// The elements of a tensor, widened.
+fn elements(backend: &dyn Backend, tensor: &Tensor) -> omniflash::Result<Vec<f32>> {
+    let stream = backend.stream()?;
+    Ok(match tensor.dtype() {
+        DType::F16 => tensor.to_vec::<f16>(backend, &stream)?.into_iter().map(f16::to_f32).collect(),
+        DType::BF16 => tensor.to_vec::<bf16>(backend, &stream)?.into_iter().map(bf16::to_f32).collect(),
+        _ => tensor.to_vec::<f32>(backend, &stream)?,
+    })
+}

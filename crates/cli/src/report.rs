@@ -1,0 +1,142 @@
+//! Writing to the terminal: plain text, tables, JSON, progress.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::Context;
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
+use console::{Term, style};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+/// Writes to standard output. A reader that has gone away is an error, not a panic.
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "{text}").and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+/// As [`print`], with a line break.
+pub(crate) fn print_line(text: impl Display) -> anyhow::Result<()> {
+    print(format_args!("{text}\n"))
+}
+
+/// Writes a JSON value as one line.
+pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
+    print_line(value)
+}
+
+/// Whether standard output is read by a person.
+pub(crate) fn is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Columns to fill: those of the terminal, and 100 where there is none.
+pub(crate) fn width() -> usize {
+    Term::stdout().size_checked().map_or(100, |(_, columns)| usize::from(columns)).clamp(40, 120)
+}
+
+/// A heading.
+pub(crate) fn heading(text: &str) -> String {
+    style(text).bold().to_string()
+}
+
+/// Text of lesser weight.
+pub(crate) fn faint(text: impl Display) -> String {
+    style(text).dim().to_string()
+}
+
+/// `ok` or `FAILED`, in its colour.
+pub(crate) fn verdict(passed: bool) -> String {
+    match passed {
+        true => style("ok").green().bold().to_string(),
+        false => style("FAILED").red().bold().to_string(),
+    }
+}
+
+/// The cell of a verdict.
+pub(crate) fn verdict_cell(passed: bool) -> Cell {
+    let (text, color) = if passed { ("ok", Color::Green) } else { ("FAILED", Color::Red) };
+    Cell::new(text).fg(color).add_attribute(Attribute::Bold)
+}
+
+/// A rule under the header and nothing else.
+const RULED_HEADER: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// An empty table with a header, no wider than the terminal.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(RULED_HEADER)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(width() as u16)
+        .set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+    if console::colors_enabled() {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table
+}
+
+/// Sets the columns from `first` on flush right, as numbers stand.
+pub(crate) fn align_numbers(table: &mut Table, columns: std::ops::Range<usize>) {
+    for column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// A bar on standard error that is gone when it is done; hidden when no terminal is there.
+pub(crate) fn progress(steps: usize) -> ProgressBar {
+    let bar = ProgressBar::new(steps as u64);
+    let template = "{spinner:.cyan} {wide_msg} [{bar:24.cyan/dim}] {pos}/{len} {elapsed:>4}";
+    bar.set_style(
+        ProgressStyle::with_template(template).expect("a valid template").progress_chars("━━ "),
+    );
+    bar.enable_steady_tick(Duration::from_millis(80));
+    bar
+}
+
+/// A duration with three digits and its unit.
+pub(crate) fn time(elapsed: Duration) -> String {
+    milliseconds(elapsed.as_secs_f64() * 1e3)
+}
+
+/// Milliseconds with three digits and their unit.
+pub(crate) fn milliseconds(ms: f64) -> String {
+    match ms {
+        ms if ms < 1.0 => format!("{} µs", three_digits(ms * 1e3)),
+        ms if ms < 1e3 => format!("{} ms", three_digits(ms)),
+        ms => format!("{} s", three_digits(ms / 1e3)),
+    }
+}
+
+/// A number with three significant digits, in decimal notation.
+pub(crate) fn three_digits(value: f64) -> String {
+    match value.abs() {
+        magnitude if magnitude < 9.995 => format!("{value:.2}"),
+        magnitude if magnitude < 99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// An error bound or an error: two significant digits.
+pub(crate) fn error_value(value: f64) -> String {
+    if value == 0.0 { "0".into() } else { format!("{value:.1e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_digits_and_a_unit() {
+        assert_eq!(milliseconds(0.0123), "12.3 µs");
+        assert_eq!(milliseconds(7.0), "7.00 ms");
+        assert_eq!(milliseconds(12345.0), "12.3 s");
+        assert_eq!(three_digits(1234.5), "1234");
+    }
+}
