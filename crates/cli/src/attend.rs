@@ -14,8 +14,8 @@ pub(crate) fn run(arguments: &AttendArguments) -> anyhow::Result<Verdict> {
     let case = Case::read(&arguments.case, arguments.options.as_deref())?;
     let bar = report::progress(1);
     bar.set_message(format!("{} on {}", arguments.case.display(), backend.info().name));
-    let execution = compute(&*backend, &case, 1)
-        .map_err(|fault| fault.in_file(arguments.case.display().to_string()))?;
+    let execution =
+        compute(&*backend, &case, 1).map_err(|fault| fault.in_file(arguments.case.display().to_string()))?;
     write(arguments, &execution)?;
     bar.finish_and_clear();
     summarise(arguments, &*backend, &execution)?;
@@ -32,8 +32,7 @@ pub(crate) fn compute(backend: &dyn Backend, case: &Case, repeats: usize) -> Res
 
 fn write(arguments: &AttendArguments, execution: &Execution) -> Result<(), CaseError> {
     let shape = &execution.shape;
-    let mut tensors =
-        vec![NamedTensor::from_bytes("out", shape.dtype, &shape.out, execution.out.clone())];
+    let mut tensors = vec![NamedTensor::from_bytes("out", shape.dtype, &shape.out, execution.out.clone())];
     if let Some(lse) = &execution.lse {
         tensors.push(NamedTensor::from_bytes("lse", DType::F32, &shape.lse, lse.clone()));
     }

@@ -13,6 +13,7 @@ mod execution;
 mod failure;
 mod info;
 mod report;
+mod synthetic;
 mod verify;
 
 use std::ffi::OsString;

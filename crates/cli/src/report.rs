@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
-use console::{Term, style};
+use console::{Term, measure_text_width, style};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
@@ -93,11 +93,24 @@ pub(crate) fn align_numbers(table: &mut Table, columns: std::ops::Range<usize>) 
 pub(crate) fn progress(steps: usize) -> ProgressBar {
     let bar = ProgressBar::new(steps as u64);
     let template = "{spinner:.cyan} {wide_msg} [{bar:24.cyan/dim}] {pos}/{len} {elapsed:>4}";
-    bar.set_style(
-        ProgressStyle::with_template(template).expect("a valid template").progress_chars("━━ "),
-    );
+    bar.set_style(ProgressStyle::with_template(template).expect("a valid template").progress_chars("━━ "));
     bar.enable_steady_tick(Duration::from_millis(80));
     bar
+}
+
+/// Text broken between words into lines of at most `width` columns, where its words allow it.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.into()),
+        }
+    }
+    lines
 }
 
 /// A duration with three digits and its unit.
@@ -131,6 +144,11 @@ pub(crate) fn error_value(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_wraps_between_words() {
+        assert_eq!(wrapped("a bb ccc dddd-eeee f", 6), ["a bb", "ccc", "dddd-eeee", "f"]);
+    }
 
     #[test]
     fn times_have_three_digits_and_a_unit() {

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use omniflash::{
-    AttentionProblem, Backend, DType, Deviation, Expectation, Layout, ReferenceBackend, Stream, Tensor, Tolerance,
+    AttentionProblem, Backend, DType, Deviation, Expectation, Layout, ReferenceBackend, Stream, Tensor,
+    Tolerance,
 };
 use serde_json::{Value, json};
 
@@ -21,8 +22,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
     for path in &arguments.cases {
         bar.set_message(format!("{} on {}", path.display(), backend.info().name));
         let case = Case::read(path, arguments.options.as_deref())?;
-        let checked =
-            check(&*backend, &case).map_err(|fault| fault.in_file(path.display().to_string()))?;
+        let checked = check(&*backend, &case).map_err(|fault| fault.in_file(path.display().to_string()))?;
         failed += usize::from(!checked.passed());
         bar.suspend(|| match arguments.json {
             true => report::print_json(&checked.to_json(path, &*backend)),
@@ -62,24 +62,34 @@ fn check(backend: &dyn Backend, case: &Case) -> Result<Checked, Fault> {
 
 /// Compares a result with the reference, in host memory.
 fn compare(case: &Case, execution: &Execution) -> omniflash::Result<(Deviation, Tolerance)> {
-    let shape = &execution.shape;
-    let mut out = on_host(&execution.out, shape.dtype, &shape.out)?;
-    let lse = execution.lse.as_ref().map(|lse| on_host(lse, DType::F32, &shape.lse)).transpose()?;
-    let found = on_host(&execution.out, shape.dtype, &shape.out)?;
-    let arguments = case.arguments();
-    let options = arguments.attention_options().lse(false);
-    let problem =
-        AttentionProblem::new(arguments.query(), arguments.kv(), out.view_mut(), None, &options)?;
-    if problem.shape().is_empty() {
-        let none = Tolerance { relative_rms: 0.0, max_error: 0.0, lse_absolute: 0.0, lse_relative: 0.0 };
-        return Ok((Deviation::default(), none));
+    let nothing = Tolerance { relative_rms: 0.0, max_error: 0.0, lse_absolute: 0.0, lse_relative: 0.0 };
+    if execution.out.is_empty() {
+        return Ok((Deviation::default(), nothing));
     }
-    let expectation = Expectation::of(&problem)?;
-    let lse = lse.as_ref().map(Tensor::view);
-    Ok((expectation.compare(&problem, &found.view(), lse.as_ref()), expectation.tolerance))
+    let shape = &execution.shape;
+    let found = on_host(&execution.out, shape.dtype, &shape.out)?;
+    let lse = execution.lse.as_ref().map(|lse| on_host(lse, DType::F32, &shape.lse)).transpose()?;
+    with_host_problem(case, |problem| {
+        let expectation = Expectation::of(problem)?;
+        let lse = lse.as_ref().map(Tensor::view);
+        Ok((expectation.compare(problem, &found.view(), lse.as_ref()), expectation.tolerance))
+    })
 }
 
-fn on_host(bytes: &[u8], dtype: DType, shape: &[usize]) -> omniflash::Result<Tensor> {
+/// Calls `ask` with the problem of a case in host memory.
+pub(crate) fn with_host_problem<T>(
+    case: &Case,
+    ask: impl FnOnce(&AttentionProblem<'_>) -> omniflash::Result<T>,
+) -> omniflash::Result<T> {
+    let arguments = case.arguments();
+    let shape = arguments.output_shape()?;
+    let mut out = Tensor::zeros(&ReferenceBackend::new(), shape.dtype, &shape.out, &Stream::host())?;
+    let options = arguments.attention_options().lse(false);
+    ask(&AttentionProblem::new(arguments.query(), arguments.kv(), out.view_mut(), None, &options)?)
+}
+
+/// A row-major tensor in host memory.
+pub(crate) fn on_host(bytes: &[u8], dtype: DType, shape: &[usize]) -> omniflash::Result<Tensor> {
     let layout = Layout::contiguous(shape)?;
     Tensor::from_memory(&ReferenceBackend::new(), bytes, dtype, layout, &Stream::host())
 }

@@ -52,8 +52,13 @@ pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<Benc
 /// Batch, seqlen, num_heads, num_kv_heads, head_dim.
 type Shape = (usize, usize, usize, usize, usize);
 
-const CPU_PREFILL: [Shape; 5] =
-    [(1, 512, 8, 8, 64), (1, 512, 16, 16, 128), (1, 2048, 8, 8, 64), (1, 2048, 16, 16, 128), (1, 2048, 32, 8, 128)];
+const CPU_PREFILL: [Shape; 5] = [
+    (1, 512, 8, 8, 64),
+    (1, 512, 16, 16, 128),
+    (1, 2048, 8, 8, 64),
+    (1, 2048, 16, 16, 128),
+    (1, 2048, 32, 8, 128),
+];
 
 const CPU_DECODE: [Shape; 2] = [(1, 4096, 32, 8, 128), (1, 32768, 32, 8, 128)];
 

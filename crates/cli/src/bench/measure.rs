@@ -19,14 +19,18 @@ pub(super) struct Measurement {
 
 impl Measurement {
     /// Measures a case on data that are never all zero.
-    pub(super) fn take(backend: &dyn Backend, case: &BenchCase, dtype: DType, budget: Duration) -> Result<Self> {
+    pub(super) fn take(
+        backend: &dyn Backend,
+        case: &BenchCase,
+        dtype: DType,
+        budget: Duration,
+    ) -> Result<Self> {
         let stream = backend.stream()?;
         let workload = Workload::new(backend, case, dtype, &stream)?;
         let options = AttentionOptions::new().mask(case.mask());
         let shape = AttentionProblem::output_shape(&workload.query(), &workload.kv())?;
         let mut out = Tensor::zeros(backend, shape.dtype, &shape.out, &stream)?;
-        let problem =
-            AttentionProblem::new(workload.query(), workload.kv(), out.view_mut(), None, &options)?;
+        let problem = AttentionProblem::new(workload.query(), workload.kv(), out.view_mut(), None, &options)?;
         let samples =
             clock_of(backend).time(&Call { backend, problem: &problem, stream: &stream }, budget)?;
         drop(problem);

@@ -73,8 +73,11 @@ fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
 
 fn selected(arguments: &BenchArguments, backend: &dyn Backend) -> anyhow::Result<Vec<BenchCase>> {
     let is_wanted = |group: Group| arguments.groups.is_empty() || arguments.groups.contains(&group);
-    let mut cases: Vec<BenchCase> =
-        Group::ALL.iter().filter(|&&g| is_wanted(g)).flat_map(|&g| grid(g, backend, arguments.quick)).collect();
+    let mut cases: Vec<BenchCase> = Group::ALL
+        .iter()
+        .filter(|&&g| is_wanted(g))
+        .flat_map(|&g| grid(g, backend, arguments.quick))
+        .collect();
     if let Some(text) = &arguments.case {
         let names: Vec<String> = cases.iter().map(BenchCase::name).collect();
         cases.retain(|case| case.name().contains(text.as_str()));

@@ -1,8 +1,8 @@
 //! What is measured: sizes, masks, and data.
 
-use half::{bf16, f16};
-use omniflash::{Backend, DType, Float, KvCache, Mask, Query, Result, Stream, Tensor};
-use rayon::prelude::*;
+use omniflash::{Backend, DType, KvCache, Mask, Query, Result, Stream, Tensor};
+
+use crate::synthetic::{Distribution, filled, shuffled};
 
 /// One case of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +44,8 @@ impl BenchCase {
             let name = format!("dec_B{batch}_H{num_heads}_{num_kv_heads}_D{head_dim}_KV{seqlen_k}");
             return if *form == Form::Full { name } else { format!("{name}_{suffix}") };
         }
-        let lengths = if seqlen_q == seqlen_k { format!("S{seqlen_q}") } else { format!("S{seqlen_q}_{seqlen_k}") };
+        let lengths =
+            if seqlen_q == seqlen_k { format!("S{seqlen_q}") } else { format!("S{seqlen_q}_{seqlen_k}") };
         format!("B{batch}_{lengths}_H{num_heads}_{num_kv_heads}_D{head_dim}_{suffix}")
     }
 
@@ -100,8 +101,14 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    pub(crate) fn new(backend: &dyn Backend, case: &BenchCase, dtype: DType, stream: &Stream) -> Result<Self> {
-        let tensor = |shape: &[usize], seed| filled(backend, dtype, shape, seed, stream);
+    pub(crate) fn new(
+        backend: &dyn Backend,
+        case: &BenchCase,
+        dtype: DType,
+        stream: &Stream,
+    ) -> Result<Self> {
+        let tensor =
+            |shape: &[usize], seed| filled(backend, dtype, shape, Distribution::Uniform, seed, stream);
         let (heads, dim) = (case.num_kv_heads, case.head_dim);
         let q = tensor(&[case.batch, case.seqlen_q, case.num_heads, dim], 1)?;
         let Form::Paged(page_size) = case.form else {
@@ -149,51 +156,6 @@ impl Workload {
     }
 }
 
-/// The numbers below `count` in an order without a pattern, the same on every run.
-pub(crate) fn shuffled(count: usize) -> Vec<i32> {
-    let mut keys: Vec<(u32, i32)> = (0..count).map(|i| (hash(i as u64, 4), i as i32)).collect();
-    keys.sort_unstable();
-    keys.into_iter().map(|(_, i)| i).collect()
-}
-
-/// A tensor of the values that all systems of a comparison are given: uniform in -1 to 1, from index and seed.
-pub(crate) fn filled(
-    backend: &dyn Backend,
-    dtype: DType,
-    shape: &[usize],
-    seed: u64,
-    stream: &Stream,
-) -> Result<Tensor> {
-    fn tensor<T: Float>(backend: &dyn Backend, shape: &[usize], seed: u64, stream: &Stream) -> Result<Tensor> {
-        let too_large = || omniflash::Error::shape("shape", format!("{shape:?} has too many elements"));
-        let count = shape.iter().try_fold(1usize, |n, extent| n.checked_mul(*extent)).ok_or_else(too_large)?;
-        let mut elements: Vec<T> = Vec::new();
-        elements.try_reserve_exact(count).map_err(|_| omniflash::Error::OutOfMemory {
-            device: "cpu".into(),
-            bytes: count.saturating_mul(size_of::<T>()),
-        })?;
-        (0..count).into_par_iter().map(|i| T::from_f32(value(i as u64, seed))).collect_into_vec(&mut elements);
-        Tensor::from_slice(backend, &elements, shape, stream)
-    }
-    match dtype {
-        DType::F16 => tensor::<f16>(backend, shape, seed, stream),
-        DType::BF16 => tensor::<bf16>(backend, shape, seed, stream),
-        _ => tensor::<f32>(backend, shape, seed, stream),
-    }
-}
-
-/// Element `index` of the tensor of this seed, before rounding to its dtype.
-fn value(index: u64, seed: u64) -> f32 {
-    ((hash(index, seed) >> 8) as f32 / (1 << 24) as f32 - 0.5) * 2.0
-}
-
-fn hash(index: u64, seed: u64) -> u32 {
-    let mut h = index.wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(0x9E37_79B9)) as u32;
-    h ^= h >> 15;
-    h = h.wrapping_mul(0x85EB_CA6B);
-    h ^ (h >> 13)
-}
-
 /// A dtype's name in benchmark lines.
 pub(super) fn dtype_name(dtype: DType) -> &'static str {
     match dtype {
@@ -236,30 +198,12 @@ mod tests {
     #[test]
     fn a_window_counts_what_it_shows() {
         let window = BenchCase { form: Form::Window(1000), ..PREFILL };
-        let counted: usize = (0..4096i64)
-            .map(|q| (0..4096).filter(|&k| window.mask().visible_at(0, 0, q, k)).count())
-            .sum();
+        let counted: usize =
+            (0..4096i64).map(|q| (0..4096).filter(|&k| window.mask().visible_at(0, 0, q, k)).count()).sum();
         assert_eq!(window.flops(), 4.0 * 64.0 * 128.0 * counted as f64);
         let chunked = BenchCase { form: Form::ChunkedCausal(100), ..PREFILL };
-        let counted: usize = (0..4096i64)
-            .map(|q| (0..4096).filter(|&k| chunked.mask().visible_at(0, 0, q, k)).count())
-            .sum();
+        let counted: usize =
+            (0..4096i64).map(|q| (0..4096).filter(|&k| chunked.mask().visible_at(0, 0, q, k)).count()).sum();
         assert_eq!(chunked.flops(), 4.0 * 64.0 * 128.0 * counted as f64);
-    }
-
-    #[test]
-    fn data_are_those_of_the_peers() {
-        // Of peers.py: fill((4,), 1) and fill((2,), 3).
-        let found: Vec<f32> = (0..4).map(|i| value(i, 1)).collect();
-        assert_eq!(found, [0.524469256401062, 0.6282129287719727, 0.24798381328582764, -0.32681214809417725]);
-        assert_eq!([value(0, 3), value(1, 3)], [0.9878628253936768, 0.9329439401626587]);
-    }
-
-    #[test]
-    fn a_shuffle_is_a_permutation() {
-        let mut ids = shuffled(100);
-        assert_ne!(ids, (0..100).collect::<Vec<i32>>());
-        ids.sort_unstable();
-        assert_eq!(ids, (0..100).collect::<Vec<i32>>());
     }
 }

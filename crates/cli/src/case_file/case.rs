@@ -50,8 +50,7 @@ impl Case {
     /// [`Fault`].
     pub fn from_bytes(bytes: &[u8], options: Options) -> Result<Self, Fault> {
         let raw = container::parse(bytes)?;
-        let mut case =
-            Case { tensors: BTreeMap::new(), options, max_seqlen_q: None, max_seqlen_k: None };
+        let mut case = Case { tensors: BTreeMap::new(), options, max_seqlen_q: None, max_seqlen_k: None };
         for raw in &raw {
             let Some((name, role)) = role(&raw.name) else {
                 return Err(Fault::malformed(format!(
@@ -219,7 +218,11 @@ impl Case {
         let last = |name: &str| self.tensors[name].shape().last().copied().unwrap_or(0);
         let most = last("q").saturating_mul(64).max(1024);
         if last("v") > most {
-            return Err(Fault::value("value_dim of v", last("v"), format!("at most {most} for q's head_dim")));
+            return Err(Fault::value(
+                "value_dim of v",
+                last("v"),
+                format!("at most {most} for q's head_dim"),
+            ));
         }
         Ok(())
     }
@@ -254,11 +257,9 @@ impl Arguments<'_> {
     /// The queries.
     pub fn query(&self) -> Query<'_> {
         match self.find("cu_seqlens_q") {
-            Some(cu_seqlens) => Query::Ragged {
-                q: self.view("q"),
-                cu_seqlens,
-                max_seqlen: self.case.max_seqlen_q,
-            },
+            Some(cu_seqlens) => {
+                Query::Ragged { q: self.view("q"), cu_seqlens, max_seqlen: self.case.max_seqlen_q }
+            }
             None => Query::Padded { q: self.view("q"), lengths: self.find("q_lengths") },
         }
     }

@@ -43,7 +43,10 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, Fault> {
 }
 
 /// The tensors of a safetensors file, in the order of their names.
-pub(super) fn parse(bytes: &[u8]) -> Result<Vec<RawTensor<'_>>, Fault> {
+///
+/// # Errors
+/// [`Fault::Malformed`] for anything that is not a whole and consistent safetensors file.
+pub fn parse(bytes: &[u8]) -> Result<Vec<RawTensor<'_>>, Fault> {
     let not_safetensors = |error: &dyn fmt::Display| {
         Fault::malformed(format!("not a valid safetensors file: {}", plain(&error.to_string())))
     };

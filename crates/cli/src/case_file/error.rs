@@ -45,7 +45,11 @@ impl Fault {
     }
 
     /// A [`Fault::Value`].
-    pub(crate) fn value(key: impl Into<String>, value: impl fmt::Display, expected: impl Into<String>) -> Self {
+    pub(crate) fn value(
+        key: impl Into<String>,
+        value: impl fmt::Display,
+        expected: impl Into<String>,
+    ) -> Self {
         Fault::Value { key: key.into(), value: value.to_string(), expected: expected.into() }
     }
 

@@ -28,7 +28,7 @@ mod tensor;
 mod write;
 
 pub use case::{Arguments, Case};
-pub use container::RawTensor;
+pub use container::{RawTensor, parse};
 pub use error::{CaseError, Fault};
 pub use options::{ConfigOptions, MaskOption, Options};
 pub use write::{NamedTensor, to_bytes, write_atomically};

@@ -170,9 +170,11 @@ impl MaskOption {
 /// Lists stand only for the two masks of `and` and `or`.
 fn check_objects(key: &str, value: &Value) -> Result<(), Fault> {
     match value {
-        Value::Array(_) if !matches!(key, "and" | "or") => {
-            Err(Fault::value(if key.is_empty() { "the file" } else { key }, "a list", "an object with named fields"))
-        }
+        Value::Array(_) if !matches!(key, "and" | "or") => Err(Fault::value(
+            if key.is_empty() { "the file" } else { key },
+            "a list",
+            "an object with named fields",
+        )),
         Value::Array(items) => items.iter().try_for_each(|item| check_objects("mask", item)),
         Value::Object(fields) => fields.iter().try_for_each(|(key, value)| check_objects(key, value)),
         _ => Ok(()),
@@ -193,7 +195,9 @@ fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::
 fn named<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    Option::<String>::deserialize(deserializer)?.map(|name| name.parse().map_err(D::Error::custom)).transpose()
+    Option::<String>::deserialize(deserializer)?
+        .map(|name| name.parse().map_err(D::Error::custom))
+        .transpose()
 }
 
 fn display<S: Serializer>(value: &Option<impl fmt::Display>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -221,7 +225,8 @@ mod tests {
 
     #[test]
     fn a_mask_is_a_name_or_a_tree() {
-        let json = br#"{"mask": {"or": ["causal", {"not": {"and": [{"chunked": {"size": 4}}, "document"]}}]}}"#;
+        let json =
+            br#"{"mask": {"or": ["causal", {"not": {"and": [{"chunked": {"size": 4}}, "document"]}}]}}"#;
         let expected = MaskOption::Or(
             Box::new(MaskOption::Causal),
             Box::new(MaskOption::Not(Box::new(MaskOption::And(
