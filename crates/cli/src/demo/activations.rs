@@ -10,12 +10,17 @@ use super::accuracy::{Accuracy, Step};
 use crate::attend::compute;
 use crate::case_file::{self, Case, Options};
 use crate::execution::execute;
+use crate::report;
 use crate::verify::{on_host, with_host_problem};
 
 const CASE: &[u8] = include_bytes!("../../fixtures/minilm/minilm_layer.safetensors");
 const OPTIONS: &[u8] = include_bytes!("../../fixtures/minilm/options.json");
 const EXPECTED: &[u8] = include_bytes!("../../fixtures/minilm/expected.safetensors");
 const TOKENS: &str = include_str!("../../fixtures/minilm/tokens.json");
+
+/// A head that finds what a word refers to, and a word of each text that refers to another.
+const HEAD: usize = 1;
+const WORDS: [&str; 4] = ["them", "it", "send", "again"];
 
 /// Calls of which the fastest counts.
 const REPEATS: usize = 10;
@@ -67,7 +72,7 @@ impl Activations {
                 plan: None,
             },
         ];
-        Ok(Activations { steps, texts: attention_of_cls(backend, &case)? })
+        Ok(Activations { steps, texts: attention_of_words(backend, &case)? })
     }
 }
 
@@ -79,16 +84,18 @@ fn model_output() -> anyhow::Result<Vec<f64>> {
     Ok(elements.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect())
 }
 
-/// Whom the first token of a text attends to.
+/// What one head lets one word of a text attend to.
 pub(super) struct TextAttention {
     tokens: Vec<String>,
+    /// The word's place among the tokens.
+    word: usize,
     /// One for each token, 1 together.
     weights: Vec<f32>,
 }
 
-/// The probabilities of the first row, averaged over heads: attention itself gives them, when the value of each key is
-/// the unit vector of its position.
-fn attention_of_cls(backend: &dyn Backend, case: &Case) -> anyhow::Result<Vec<TextAttention>> {
+/// The probabilities of one row of one head: attention itself gives them, when the value of each key is the unit vector
+/// of its position.
+fn attention_of_words(backend: &dyn Backend, case: &Case) -> anyhow::Result<Vec<TextAttention>> {
     let tokens: Vec<Vec<String>> = serde_json::from_str(TOKENS).context("the embedded tokens")?;
     let stream = backend.stream()?;
     let arguments = case.upload(backend, &stream)?;
@@ -111,74 +118,68 @@ fn attention_of_cls(backend: &dyn Backend, case: &Case) -> anyhow::Result<Vec<Te
     anyhow::ensure!(execution.shape.dtype == DType::F32, "the embedded case is not f32");
     let (probabilities, _) = execution.out.as_chunks::<4>();
     let rows = execution.shape.out[1];
-    Ok(tokens
-        .into_iter()
-        .enumerate()
-        .map(|(b, tokens)| {
-            let first = &probabilities[b * rows * heads * value_dim..][..heads * value_dim];
-            let weights = (0..tokens.len().min(keys))
-                .map(|j| {
-                    let sum: f32 =
-                        (0..heads).map(|head| f32::from_le_bytes(first[head * value_dim + j])).sum();
-                    sum / heads as f32
-                })
-                .collect();
-            TextAttention { tokens, weights }
-        })
-        .collect())
+    let mut texts = Vec::new();
+    for (b, (tokens, word)) in tokens.into_iter().zip(WORDS).enumerate() {
+        let word = tokens.iter().position(|token| token == word).context("a word that is not in its text")?;
+        let row = ((b * rows + word) * heads + HEAD) * value_dim;
+        let weights =
+            probabilities[row..][..tokens.len()].iter().map(|&weight| f32::from_le_bytes(weight)).collect();
+        texts.push(TextAttention { tokens, word, weights });
+    }
+    Ok(texts)
 }
 
+// From quiet to loud.
+const COLORS: [u8; 4] = [246, 38, 214, 220];
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
 impl TextAttention {
-    /// The first words, and a bar for each token.
-    pub(super) fn heat_line(&self) -> String {
-        const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-        // From quiet to loud.
-        const COLORS: [u8; 4] = [24, 31, 38, 220];
-        const NAME_WIDTH: usize = 30;
-        let largest = self.weights.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
-        let bars: String = self
-            .weights
-            .iter()
-            .map(|weight| {
-                let level = weight / largest;
-                let bar = BARS[((level * BARS.len() as f32) as usize).min(BARS.len() - 1)];
-                let color = COLORS[((level * COLORS.len() as f32) as usize).min(COLORS.len() - 1)];
-                style(bar).color256(color).to_string()
-            })
-            .collect();
-        format!("{:<NAME_WIDTH$} {bars}", console::truncate_str(&self.words(), NAME_WIDTH, "…"))
+    /// The text in lines, each word in the colour of its weight and the word itself underlined.
+    pub(super) fn text(&self, width: usize) -> Vec<String> {
+        let mut text = String::new();
+        for (i, token) in self.tokens.iter().enumerate().filter(|(_, token)| !token.starts_with('[')) {
+            let (joined, token) = match token.strip_prefix("##") {
+                Some(rest) => (true, rest),
+                None => (matches!(token.as_str(), "." | "," | ";"), token.as_str()),
+            };
+            if !joined && !text.is_empty() {
+                text.push(' ');
+            }
+            let styled = style(token).color256(self.of_level(i, &COLORS));
+            let styled = if i == self.word { styled.underlined().bold() } else { styled };
+            text.push_str(&styled.to_string());
+        }
+        report::wrapped(&text, width)
     }
 
-    /// The tokens with the largest weights.
+    /// A bar for each token.
+    pub(super) fn bars(&self) -> String {
+        (0..self.tokens.len())
+            .map(|i| style(self.of_level(i, &BARS)).color256(self.of_level(i, &COLORS)).to_string())
+            .collect()
+    }
+
+    /// The word and the tokens with the largest weights.
     pub(super) fn favourites(&self) -> String {
         let mut order: Vec<usize> = (0..self.weights.len()).collect();
         order.sort_by(|&a, &b| self.weights[b].total_cmp(&self.weights[a]));
         let shares: Vec<String> = order
             .iter()
-            .take(4)
+            .take(3)
             .map(|&i| format!("{} {:.0} %", self.tokens[i], 100.0 * self.weights[i]))
             .collect();
-        format!("  {}", shares.join(", "))
+        format!("\"{}\" looks at {}", self.tokens[self.word], shares.join(", "))
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({"tokens": self.tokens, "weights": self.weights})
+        json!({"tokens": self.tokens, "word": self.word, "head": HEAD, "weights": self.weights})
     }
 
-    /// The tokens as text, the model's own marks left out.
-    fn words(&self) -> String {
-        let mut text = String::new();
-        for token in self.tokens.iter().filter(|token| !token.starts_with('[')) {
-            match token.strip_prefix("##") {
-                Some(rest) => text.push_str(rest),
-                None if text.is_empty() || matches!(token.as_str(), "." | "," | ";") => text.push_str(token),
-                None => {
-                    text.push(' ');
-                    text.push_str(token);
-                }
-            }
-        }
-        text
+    /// The level of a token's weight on a scale.
+    fn of_level<T: Copy>(&self, token: usize, scale: &[T]) -> T {
+        let largest = self.weights.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+        let level = self.weights[token] / largest * scale.len() as f32;
+        scale[(level as usize).min(scale.len() - 1)]
     }
 }
 
@@ -196,6 +197,7 @@ mod tests {
             assert_eq!(text.tokens.len(), text.weights.len());
             assert!((text.weights.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{:?}", text.weights);
         }
-        assert_eq!(activations.texts[1].words().split(' ').nth(16), Some("fainter"));
+        assert!(activations.texts[0].favourites().starts_with("\"them\" looks at sacks 79 %, flour 12 %"));
+        assert!(activations.texts[1].text(200)[0].contains("fainter stars."));
     }
 }

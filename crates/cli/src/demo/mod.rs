@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<Verdict> {
             "device": backend.info().device_name,
             "arch": backend.info().arch,
             "steps": steps.iter().map(|step| step.to_json()).collect::<Vec<_>>(),
-            "attention_of_cls": activations.texts.iter().map(TextAttention::to_json).collect::<Vec<_>>(),
+            "attention_of_words": activations.texts.iter().map(TextAttention::to_json).collect::<Vec<_>>(),
             "seconds": seconds,
             "passed": passed,
         }))?;
@@ -76,14 +76,16 @@ fn show_activations(activations: &Activations) -> anyhow::Result<()> {
     report::print_line(report::heading("Real activations"))?;
     paragraph(
         "Queries, keys and values of one layer of the sentence transformer all-MiniLM-L6-v2 on four texts, \
-         padded to one batch. What its first token attends to, averaged over 12 heads:",
+         padded to one batch. What one of its 12 heads lets a word look at:",
     )?;
     report::print_line("")?;
     for text in &activations.texts {
-        report::print_line(format_args!("  {}", text.heat_line()))?;
-        report::print_line(format_args!("  {}", report::faint(text.favourites())))?;
+        for line in text.text(report::width() - 2) {
+            report::print_line(format_args!("  {line}"))?;
+        }
+        report::print_line(format_args!("  {}", text.bars()))?;
+        report::print_line(format_args!("  {}\n", text.favourites()))?;
     }
-    report::print_line("")?;
     show_steps(&activations.steps)
 }
 

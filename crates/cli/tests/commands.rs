@@ -1,0 +1,138 @@
+//! The subcommands beside `attend`.
+
+mod common;
+
+use common::{Folder, omniflash, passes, run, sequence};
+use serde_json::Value;
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn info_lists_the_reference_and_names_the_best() {
+    let info: Value = serde_json::from_str(&passes(["info", "--json"])).unwrap();
+    let names: Vec<&str> = info["backends"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|backend| backend["name"].as_str().unwrap())
+        .collect();
+    assert!(names.contains(&"reference") && names.contains(&info["best"].as_str().unwrap()), "{info}");
+    let text = passes(["info"]);
+    assert!(text.contains("reference") && text.contains("OMNIFLASH_BACKEND") && text.contains("best: "));
+    assert!(!text.contains('\u{1b}'), "no colours without a terminal");
+}
+
+#[test]
+fn info_tells_of_an_environment_that_names_a_missing_backend() {
+    let output = omniflash().arg("info").env("OMNIFLASH_BACKEND", "abacus").output().unwrap();
+    common::one_line(&output);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("= abacus"));
+}
+
+#[test]
+fn verify_passes_a_right_backend_and_reports_its_errors() {
+    let folder = Folder::new();
+    let options = folder.write("options", r#"{"mask": "causal", "lse": true}"#);
+    let a = folder.write_case("a", &sequence(&[0.3, -1.0, 2.0], &[0.5, 1.0, -1.0], &[1.0, -2.0, 3.0]));
+    let b = folder.write_case("b", &sequence(&[1.0; 5], &[0.5; 5], &[1.0, -2.0, 3.0, 0.0, 4.0]));
+    let arguments = ["verify".as_ref(), a.as_os_str(), b.as_os_str(), "--options".as_ref(), options.as_ref()];
+    let lines = json_lines(&passes(arguments.into_iter().chain(["--json".as_ref()])));
+    assert_eq!(lines.len(), 2);
+    for line in &lines {
+        assert_eq!((&line["passed"], &line["repeats"]), (&Value::Bool(true), &Value::Bool(true)));
+        assert!(line["rms_error"].as_f64().unwrap() <= line["rms_tolerance"].as_f64().unwrap());
+        assert!(line["max_tolerance"].as_f64().unwrap() > 0.0 && line["lse"]["fraction"].is_number());
+        assert!(line["plan"].as_str().unwrap().contains("f32"));
+    }
+    let text = passes(arguments);
+    assert!(text.contains("2 of 2 cases are within tolerance") && text.contains("max of lse"), "{text}");
+}
+
+#[test]
+fn verify_takes_nan_that_is_seen_for_nan() {
+    let folder = Folder::new();
+    let case = folder.write_case("case", &sequence(&[0.0; 2], &[f32::NAN; 2], &[1.0, 2.0]));
+    passes(["verify".as_ref(), case.as_os_str()]);
+}
+
+#[test]
+fn bench_prints_a_json_line_a_case_when_piped() {
+    let arguments = "bench decode paged --quick --budget 0 --dtype f32,bf16 --threads 2";
+    let lines = json_lines(&passes(arguments.split(' ')));
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    for line in &lines {
+        assert!(line["system"].as_str().unwrap().starts_with("omniflash-"));
+        assert!(line["case"].as_str().unwrap().starts_with("dec_B1_H32_8_D128_KV4096"));
+        assert!(line["ms"].as_f64().unwrap() > 0.0 && line["tbps"].as_f64().unwrap() > 0.0, "{line}");
+        assert_eq!((&line["threads"], &line["n"]), (&2.into(), &3.into()));
+    }
+    let dtypes: Vec<&str> = lines.iter().map(|line| line["dtype"].as_str().unwrap()).collect();
+    assert_eq!(dtypes, ["float32", "float32", "bfloat16", "bfloat16"]);
+}
+
+#[test]
+fn bench_answers_a_single_case_with_samples_and_the_right_outputs() {
+    let arguments =
+        "bench --b 1 --hq 2 --hkv 1 --sq 8 --skv 16 --d 8 --causal 1 --dtype f32 --threads 2 --budget 0.01";
+    let text = passes(arguments.split(' '));
+    let lines = json_lines(&text);
+    assert_eq!(lines.len(), 1, "{text}");
+    let samples = lines[0]["samples_ms"].as_array().unwrap();
+    assert!(samples.len() >= 3 && samples.iter().all(|sample| sample.as_f64().unwrap() > 0.0));
+    // Row 0 of 8 sees keys 0 to 8 of 16.
+    let element = |index: usize, seed: u64| fill(index, seed);
+    let scores: Vec<f64> = (0..9)
+        .map(|j| (0..8).map(|d| element(d, 1) * element(j * 8 + d, 2)).sum::<f64>() / 8f64.sqrt())
+        .collect();
+    let sum: f64 = scores.iter().map(|score| score.exp()).sum();
+    for d in 0..8 {
+        let expected: f64 =
+            scores.iter().enumerate().map(|(j, score)| score.exp() / sum * element(j * 8 + d, 3)).sum();
+        let found = lines[0]["head"][d].as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-5, "{d}: {found} {expected}");
+    }
+}
+
+/// The data of the protocol, as its documentation writes them.
+fn fill(index: usize, seed: u64) -> f64 {
+    let mut h = (index as u64 * 2_654_435_761 + seed * 0x9E37_79B9) & 0xFFFF_FFFF;
+    h ^= h >> 15;
+    h = (h * 0x85EB_CA6B) & 0xFFFF_FFFF;
+    h ^= h >> 13;
+    ((h >> 8) as f64 / f64::from(1 << 24) - 0.5) * 2.0
+}
+
+#[test]
+fn bench_skips_a_single_case_that_cannot_be() {
+    let text = passes("bench --b 1 --hq 3 --hkv 2 --sq 8 --skv 8 --d 8 --causal 0".split(' '));
+    assert!(json_lines(&text)[0]["skip"].as_str().unwrap().contains("divisor"), "{text}");
+}
+
+#[test]
+fn the_demonstration_passes_and_says_so() {
+    let text = passes(["--quick"]);
+    for part in ["\"them\" looks at sacks", "the model's own output", "prefill", "decode", "ok every result"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!text.contains('\u{1b}') && !text.contains("FAILED"));
+    let report: Value = serde_json::from_str(&passes(["demo", "--quick", "--json"])).unwrap();
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["steps"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    assert!(passes(["--help"]).contains("attend"));
+    assert!(passes(["--version"]).starts_with("omniflash "));
+}
+
+#[test]
+fn a_pipe_can_be_the_output() {
+    let folder = Folder::new();
+    let case = folder.write_case("case", &sequence(&[0.0], &[1.0], &[1.0]));
+    let output = run(["attend".as_ref(), case.as_os_str(), "--output".as_ref(), "/dev/null".as_ref()]);
+    assert_eq!(output.status.code(), Some(0));
+}
