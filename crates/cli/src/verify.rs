@@ -182,3 +182,40 @@ fn place(flat: usize, shape: &[usize]) -> Vec<usize> {
     }
     index
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case_file::{NamedTensor, Options, to_bytes};
+
+    fn case() -> Case {
+        let values: Vec<f32> = (0..64u16).map(|i| (f32::from(i) * 0.7).sin()).collect();
+        let tensors: Vec<NamedTensor> =
+            ["q", "k", "v"].iter().map(|name| NamedTensor::new(name, &[1, 4, 2, 8], &values)).collect();
+        let options = Options { lse: Some(true), ..Options::default() };
+        Case::from_bytes(&to_bytes(&tensors).unwrap(), options).unwrap()
+    }
+
+    /// The verdict on a result of which one byte was changed.
+    fn passes_with(change: impl Fn(&mut Execution)) -> bool {
+        let case = case();
+        let mut execution = compute(&ReferenceBackend::new(), &case, 1).unwrap();
+        change(&mut execution);
+        let (deviation, tolerance) = compare(&case, &execution).unwrap();
+        Checked { execution, deviation, tolerance, repeats: true }.passed()
+    }
+
+    #[test]
+    fn a_wrong_element_of_out_or_lse_is_out_of_tolerance() {
+        assert!(passes_with(|_| {}));
+        // The sign and exponent of the last element.
+        assert!(!passes_with(|execution| *execution.out.last_mut().unwrap() ^= 0x81));
+        assert!(!passes_with(|execution| *execution.lse.as_mut().unwrap().last_mut().unwrap() ^= 0x80));
+    }
+
+    #[test]
+    fn a_place_is_the_index_of_a_row_major_element() {
+        assert_eq!(place(23, &[2, 3, 4]), [1, 2, 3]);
+        assert_eq!(place(5, &[2, 3, 4]), [0, 1, 1]);
+    }
+}

@@ -1,4 +1,5 @@
 //! `omniflash attend` on every kind of case, against values that the test computes itself.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

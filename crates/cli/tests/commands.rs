@@ -1,4 +1,5 @@
 //! The subcommands beside `attend`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -66,7 +67,7 @@ fn bench_prints_a_json_line_a_case_when_piped() {
         assert!(line["system"].as_str().unwrap().starts_with("omniflash-"));
         assert!(line["case"].as_str().unwrap().starts_with("dec_B1_H32_8_D128_KV4096"));
         assert!(line["ms"].as_f64().unwrap() > 0.0 && line["tbps"].as_f64().unwrap() > 0.0, "{line}");
-        assert_eq!((&line["threads"], &line["n"]), (&2.into(), &3.into()));
+        assert!(line["threads"] == 2 && line["n"].as_u64().unwrap() >= 1, "{line}");
     }
     let dtypes: Vec<&str> = lines.iter().map(|line| line["dtype"].as_str().unwrap()).collect();
     assert_eq!(dtypes, ["float32", "float32", "bfloat16", "bfloat16"]);
@@ -87,10 +88,12 @@ fn bench_answers_a_single_case_with_samples_and_the_right_outputs() {
         .map(|j| (0..8).map(|d| element(d, 1) * element(j * 8 + d, 2)).sum::<f64>() / 8f64.sqrt())
         .collect();
     let sum: f64 = scores.iter().map(|score| score.exp()).sum();
-    for d in 0..8 {
+    let head = lines[0]["head"].as_array().unwrap();
+    assert_eq!(head.len(), 8);
+    for (d, found) in head.iter().enumerate() {
         let expected: f64 =
             scores.iter().enumerate().map(|(j, score)| score.exp() / sum * element(j * 8 + d, 3)).sum();
-        let found = lines[0]["head"][d].as_f64().unwrap();
+        let found = found.as_f64().unwrap();
         assert!((found - expected).abs() < 1e-5, "{d}: {found} {expected}");
     }
 }

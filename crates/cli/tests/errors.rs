@@ -1,4 +1,5 @@
 //! Everything that is wrong is told in one line, with exit code 2.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Running the built command on files in a temporary folder.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
