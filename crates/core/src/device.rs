@@ -151,6 +151,20 @@ impl Drop for HostMemory {
     }
 }
 
+/// A vector of `len` equal elements.
+///
+/// # Errors
+/// [`Error::OutOfMemory`], where `vec!` would abort the process.
+pub(crate) fn filled<T: Clone>(element: T, len: usize) -> Result<Vec<T>> {
+    let mut elements = Vec::new();
+    elements.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {
+        device: DeviceId::Cpu.to_string(),
+        bytes: len.saturating_mul(size_of::<T>()),
+    })?;
+    elements.resize(len, element);
+    Ok(elements)
+}
+
 /// An ordered queue of work on a device.
 ///
 /// On the CPU work is done by the time a call returns, and a stream is only a name.
@@ -229,5 +243,7 @@ mod tests {
     #[test]
     fn an_impossible_allocation_is_an_error() {
         assert!(matches!(Buffer::host(isize::MAX as usize), Err(Error::OutOfMemory { .. })));
+        assert!(matches!(filled(0.0f64, usize::MAX), Err(Error::OutOfMemory { .. })));
+        assert_eq!(filled(7u8, 3), Ok(vec![7; 3]));
     }
 }

@@ -1,7 +1,7 @@
 //! Tensors that own their memory.
 
 use crate::backend::Backend;
-use crate::device::{Buffer, Stream};
+use crate::device::{Buffer, Stream, filled};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -103,9 +103,9 @@ impl Tensor {
     /// The whole memory, gaps of the layout included, copied to the host after all work on the stream.
     ///
     /// # Errors
-    /// Those of [`Backend::copy_to_host`].
+    /// [`Error::OutOfMemory`], and those of [`Backend::copy_to_host`].
     pub fn to_memory(&self, backend: &dyn Backend, stream: &Stream) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; self.buffer.bytes()];
+        let mut bytes = filled(0, self.buffer.bytes())?;
         backend.copy_to_host(&self.buffer, &mut bytes, stream)?;
         Ok(bytes)
     }
@@ -126,7 +126,7 @@ impl Tensor {
         if !self.layout.is_contiguous() {
             return Err(Error::shape("tensor", format!("{:?}, expected a row-major layout", self.layout)));
         }
-        let mut elements = vec![T::zeroed(); self.layout.num_elements()];
+        let mut elements = filled(T::zeroed(), self.layout.num_elements())?;
         backend.copy_to_host(&self.buffer, bytemuck::must_cast_slice_mut(&mut elements), stream)?;
         Ok(elements)
     }

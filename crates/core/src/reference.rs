@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::backend::{Backend, BackendInfo, Support, copy_from_host_buffer, copy_to_host_buffer};
 use crate::config::Algorithm;
-use crate::device::{Buffer, DeviceId, Stream};
+use crate::device::{Buffer, DeviceId, Stream, filled};
 use crate::dtype::{DType, Element, Float};
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, Query};
@@ -83,8 +83,8 @@ fn evaluate(problem: &AttentionProblem<'_>, arithmetic: Arithmetic) -> Result<Re
     problem.check_indices()?;
     let shape = *problem.shape();
     let (heads, value_dim) = (shape.num_heads, shape.value_dim);
-    let mut out = vec![f64::NAN; shape.total_q * heads * value_dim];
-    let mut lse = vec![f64::NAN; shape.total_q * heads];
+    let mut out = filled(f64::NAN, shape.total_q * heads * value_dim)?;
+    let mut lse = filled(f64::NAN, shape.total_q * heads)?;
     let q = Elements::new(problem.query().tensor());
     let oracle = Oracle {
         problem,
