@@ -55,23 +55,34 @@ impl Measurement {
             "system": format!("omniflash-{kind}"),
             "case": self.case.name(),
             "dtype": dtype_name(self.dtype),
-            "ms": rounded(self.samples.median(), 5),
+            "ms": rounded(self.samples.median()),
         });
         if let Some(tflops) = self.tflops() {
-            line["tflops"] = rounded(tflops, 4).into();
+            line["tflops"] = rounded(tflops).into();
         }
         if let Some(tbps) = self.tbps() {
-            line["tbps"] = rounded(tbps, 4).into();
+            line["tbps"] = rounded(tbps).into();
         }
-        line["min_ms"] = rounded(self.samples.fastest(), 5).into();
-        line["spread"] = rounded(self.samples.relative_spread(), 4).into();
+        line["min_ms"] = rounded(self.samples.fastest()).into();
+        line["spread"] = rounded(self.samples.relative_spread()).into();
         line["n"] = self.samples.milliseconds.len().into();
         line["threads"] = rayon::current_num_threads().into();
         line
     }
 }
 
-fn rounded(value: f64, digits: i32) -> f64 {
-    let factor = 10f64.powi(digits);
-    (value * factor).round() / factor
+/// Five significant digits: more than a measurement has.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.4e}").parse().expect("a number that was just written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_rates_keep_their_digits() {
+        assert_eq!(rounded(0.000_012_345_678), 0.000_012_346);
+        assert_eq!(rounded(123_456.7), 123_460.0);
+    }
 }
