@@ -61,5 +61,5 @@ fn summarise(
     let lse = if execution.lse.is_some() { format!(", lse {:?} f32", shape.lse) } else { String::new() };
     report::print_line(format_args!("{output}: out {:?} {}{lse}", shape.out, shape.dtype))?;
     report::print_line(format_args!("{name} took {}", report::time(execution.elapsed)))?;
-    report::print_line(report::faint(&execution.plan))
+    report::print_plan(&execution.plan)
 }

@@ -1,6 +1,6 @@
 //! `omniflash info`: what this machine has.
 
-use omniflash::{Backend, BackendInfo, Registry};
+use omniflash::{Backend, BackendInfo, DeviceId, Registry};
 use serde_json::{Value, json};
 
 use crate::Verdict;
@@ -53,8 +53,8 @@ fn print(registry: &Registry, best: &Best) -> anyhow::Result<()> {
     }
     report::print_line(format_args!("\n{}", report::heading("environment")))?;
     for (name, meaning) in VARIABLES {
-        let value = variable(name).map_or_else(|| report::faint("not set"), |value| format!("= {value}"));
-        report::print_line(format_args!("  {name:<18} {value:<9} {}", report::faint(meaning)))?;
+        let value = variable(name).map_or_else(|| "not set".into(), |value| format!("= {value}"));
+        report::print_line(format_args!("  {name:<18} {value:<10} {}", report::faint(meaning)))?;
     }
     Ok(())
 }
@@ -106,7 +106,8 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn device(info: &BackendInfo) -> String {
-    if info.vendor == "host" || info.device_name.starts_with(&info.vendor) {
+    // A processor's vendor is a code such as AuthenticAMD, and its name begins with the maker's.
+    if info.device == DeviceId::Cpu || info.device_name.starts_with(&info.vendor) {
         info.device_name.clone()
     } else {
         format!("{} {}", info.vendor, info.device_name)

@@ -98,6 +98,12 @@ pub(crate) fn progress(steps: usize) -> ProgressBar {
     bar
 }
 
+/// Writes how a call was planned, indented and faint.
+pub(crate) fn print_plan(plan: impl Display) -> anyhow::Result<()> {
+    let lines = wrapped(&format!("plan: {plan}"), width() - 4);
+    lines.iter().try_for_each(|line| print_line(format_args!("  {}", faint(line))))
+}
+
 /// Text broken between words into lines of at most `width` columns, where its words allow it.
 pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
@@ -124,6 +130,24 @@ pub(crate) fn milliseconds(ms: f64) -> String {
         ms if ms < 1.0 => format!("{} µs", three_digits(ms * 1e3)),
         ms if ms < 1e3 => format!("{} ms", three_digits(ms)),
         ms => format!("{} s", three_digits(ms / 1e3)),
+    }
+}
+
+/// A rate of arithmetic with three digits and its unit.
+pub(crate) fn flops_rate(flops_per_second: f64) -> String {
+    scaled(flops_per_second, ["GFLOP/s", "TFLOP/s"])
+}
+
+/// A rate of memory with three digits and its unit.
+pub(crate) fn bytes_rate(bytes_per_second: f64) -> String {
+    scaled(bytes_per_second, ["GB/s", "TB/s"])
+}
+
+/// A rate in the units of 10^9 and 10^12.
+fn scaled(per_second: f64, [giga, tera]: [&str; 2]) -> String {
+    match per_second {
+        rate if rate < 1e13 => format!("{} {giga}", three_digits(rate / 1e9)),
+        rate => format!("{} {tera}", three_digits(rate / 1e12)),
     }
 }
 
@@ -156,5 +180,12 @@ mod tests {
         assert_eq!(milliseconds(7.0), "7.00 ms");
         assert_eq!(milliseconds(12345.0), "12.3 s");
         assert_eq!(three_digits(1234.5), "1234");
+    }
+
+    #[test]
+    fn rates_take_the_unit_that_fits() {
+        assert_eq!(flops_rate(84.2e9), "84.2 GFLOP/s");
+        assert_eq!(flops_rate(650e12), "650 TFLOP/s");
+        assert_eq!(bytes_rate(3.35e12), "3350 GB/s");
     }
 }

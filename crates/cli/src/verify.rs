@@ -137,7 +137,7 @@ impl Checked {
             report::time(self.execution.elapsed)
         ))?;
         report::print_line(table)?;
-        report::print_line(report::faint(&self.execution.plan))?;
+        report::print_plan(&self.execution.plan)?;
         if deviation.max_error > max {
             let place = place(deviation.max_error_at, &self.execution.shape.out);
             report::print_line(format_args!("the largest error is at out{place:?}"))?;

@@ -91,19 +91,19 @@ fn selected(arguments: &BenchArguments, backend: &dyn Backend) -> anyhow::Result
 }
 
 fn print_table(backend: &dyn Backend, measured: &[Measurement]) -> anyhow::Result<()> {
-    let mut table = report::table(&["case", "dtype", "median", "spread", "TFLOP/s", "TB/s"]);
+    let mut table = report::table(&["case", "dtype", "median", "spread", "rate"]);
     for measurement in measured {
-        let rate = |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.3}"));
+        let arithmetic = measurement.tflops().map(|tflops| report::flops_rate(tflops * 1e12));
+        let memory = measurement.tbps().map(|tbps| report::bytes_rate(tbps * 1e12));
         table.add_row([
             measurement.case.name(),
             measurement.dtype.to_string(),
             report::milliseconds(measurement.samples.median()),
             format!("± {:.1} %", 50.0 * measurement.samples.relative_spread()),
-            rate(measurement.tflops()),
-            rate(measurement.tbps()),
+            arithmetic.or(memory).unwrap_or_default(),
         ]);
     }
-    report::align_numbers(&mut table, 2..6);
+    report::align_numbers(&mut table, 2..5);
     let info = backend.info();
     report::print_line(format_args!(
         "{} ({}, {}), {}",

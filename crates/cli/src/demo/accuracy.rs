@@ -70,8 +70,8 @@ impl Step {
     fn rate(&self) -> Option<String> {
         let seconds = self.seconds?;
         Some(match self.work? {
-            Rate::Flops(flops) => format!("{} GFLOP/s", report::three_digits(flops / seconds / 1e9)),
-            Rate::Bytes(bytes) => format!("{} GB/s", report::three_digits(bytes / seconds / 1e9)),
+            Rate::Flops(flops) => report::flops_rate(flops / seconds),
+            Rate::Bytes(bytes) => report::bytes_rate(bytes / seconds),
         })
     }
 

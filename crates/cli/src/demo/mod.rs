@@ -115,9 +115,7 @@ fn show_steps(steps: &[Step]) -> anyhow::Result<()> {
     report::align_numbers(&mut table, 1..3);
     report::print_line(table)?;
     for plan in steps.iter().filter_map(|step| step.plan.as_ref()) {
-        for line in report::wrapped(&format!("plan: {plan}"), report::width() - 4) {
-            report::print_line(format_args!("  {}", report::faint(line)))?;
-        }
+        report::print_plan(plan)?;
     }
     report::print_line("")
 }
