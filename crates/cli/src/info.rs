@@ -10,7 +10,7 @@ use crate::report;
 /// The variables that change what omniflash does, and how.
 const VARIABLES: [(&str, &str); 4] = [
     ("OMNIFLASH_BACKEND", "the backend that `auto` stands for"),
-    ("OMNIFLASH_CPU_ISA", "the instruction set of the cpu backend, for tests"),
+    ("OMNIFLASH_CPU_ISA", "the instruction set of cpu, for tests"),
     ("OMNIFLASH_KERNELS", "a directory of compiled GPU kernels, asked first"),
     ("RAYON_NUM_THREADS", "threads that compute on a CPU"),
 ];

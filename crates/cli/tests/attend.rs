@@ -322,6 +322,10 @@ fn nothing_to_do_is_done() {
     Scenario::new(empty(&[1, 2, 1, 8], &[1, 0, 1, 8]), r#"{"lse": true}"#, &[0.0; 2])
         .lse(&[f64::NEG_INFINITY; 2])
         .check();
+    // Ragged offsets of no sequence.
+    let mut ragged = empty(&[0, 1, 8], &[0, 1, 8]);
+    ragged.extend(["cu_seqlens_q", "cu_seqlens_k"].map(|name| NamedTensor::new(name, &[1], &[0i32])));
+    Scenario::new(ragged, r#"{"lse": true}"#, &[]).lse(&[]).check();
     // As many sequences as a file can claim, without an element.
     Scenario::new(empty(&[1 << 40, 0, 1, 8], &[1 << 40, 0, 1, 8]), "{}", &[]).check();
 }

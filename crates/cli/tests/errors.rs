@@ -129,6 +129,8 @@ fn tensors_that_do_not_fit_are_named() {
         (none, vec![f32s("sinks", &[3])], &["sinks", "[3]", "[1]"]),
         (none, vec![f32s("mask", &[1, 2, 3])], &["mask", "[1, 2, 3]"]),
         (none, vec![NamedTensor::new("mask", &[1, 2, 2], &[0i32; 4])], &["mask is i32", "bool, u8"]),
+        (&["v"], vec![f32s("v", &[1, 2, 1, 0])], &["v", "value_dim 0", "at least 1"]),
+        (&["q", "k"], vec![f32s("q", &[1, 2, 1, 0]), f32s("k", &[1, 2, 1, 0])], &["q", "head_dim 0"]),
         (&["v"], vec![f32s("v", &[1, 2, 1, 8, 1, 1, 1])], &["v", "rank 7"]),
     ] {
         let mut tensors = small();

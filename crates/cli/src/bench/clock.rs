@@ -39,7 +39,7 @@ const FEWEST_SAMPLES: usize = 3;
 
 impl Clock for HostClock {
     fn method(&self) -> &'static str {
-        "host clock around whole calls, one warm-up, median"
+        "host clock, median"
     }
 
     fn time(&self, call: &Call<'_, '_>, budget: Duration) -> Result<Samples> {
