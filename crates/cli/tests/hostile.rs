@@ -6,6 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{constants, scalars};
+use omniflash::{Backend, Error, Registry, attention};
 use omniflash_cli::case_file::{Case, NamedTensor, Options, to_bytes};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -33,14 +34,34 @@ fn seeds() -> Vec<Vec<u8>> {
     [padded, paged].iter().map(|tensors| to_bytes(tensors).unwrap()).collect()
 }
 
-/// Reading may fail; it must not panic.
+/// Reading may fail; it must not panic, and what it accepts every backend computes or refuses.
 fn read(bytes: &[u8]) -> bool {
     match Case::from_bytes(bytes, Options::default()) {
-        Ok(_) => true,
+        Ok(case) => {
+            BACKENDS
+                .with(|registry| registry.backends().iter().for_each(|backend| attend(&**backend, &case)));
+            true
+        }
         Err(fault) => {
             assert!(!fault.to_string().contains('\n'), "{fault}");
             false
         }
+    }
+}
+
+thread_local! {
+    static BACKENDS: Registry = Registry::discover();
+}
+
+fn attend(backend: &dyn Backend, case: &Case) {
+    let arguments = case.upload(backend, &backend.stream().unwrap()).unwrap();
+    // Without a query row nothing is computed, however many sequences there are.
+    if arguments.output_shape().unwrap().out.contains(&0) {
+        return;
+    }
+    match attention(backend, arguments.query(), arguments.kv(), &arguments.attention_options()) {
+        Ok(_) | Err(Error::Unsupported { .. } | Error::OutOfMemory { .. }) => {}
+        Err(error) => panic!("{}: {error}", backend.info().name),
     }
 }
 
