@@ -129,14 +129,15 @@ impl Oracle<'_, '_> {
     fn row(&self, b: usize, head: usize, row: usize, sequence: &Sequence, query: &[f64]) -> Row {
         let shape = self.problem.shape();
         let kv_head = head / (shape.num_heads / shape.num_kv_heads);
-        let mut scores = Vec::new();
+        let (mut scores, mut vector) = (Vec::new(), Vec::new());
         for j in 0..sequence.kv_len {
             let at = ScoreIndex { batch: b, head, row, q: sequence.start + row as i64, k: j as i64 };
             if !visible(self.problem.mask(), &at) {
                 continue;
             }
             let key = self.key_index(b, j, kv_head);
-            let dot: f64 = query.iter().enumerate().map(|(d, q)| q * self.k.vector_at(&key, d)).sum();
+            self.k.read_vector(&key, &mut vector);
+            let dot: f64 = query.iter().zip(&vector).map(|(q, k)| q * k).sum();
             let scaled = dot * f64::from(self.problem.softmax_scale());
             let score =
                 self.modified(self.problem.score_mod(), scaled, &at) + added(self.problem.mask(), &at);
@@ -156,9 +157,9 @@ impl Oracle<'_, '_> {
             sum += weight;
             // A key that is hidden by a score of -inf has no part in the output, even if its value is not finite.
             if weight != 0.0 || score > f64::NEG_INFINITY {
-                let value = self.key_index(b, j, kv_head);
-                for (d, out) in out.iter_mut().enumerate() {
-                    *out += weight * self.v.vector_at(&value, d);
+                self.v.read_vector(&self.key_index(b, j, kv_head), &mut vector);
+                for (out, value) in out.iter_mut().zip(&vector) {
+                    *out += weight * value;
                 }
             }
         }
@@ -274,29 +275,70 @@ impl<'p> Elements<'p> {
 
     fn at(&self, index: &[usize]) -> f64 {
         let (last, prefix) = index.split_last().expect("no tensor has rank 0");
-        self.vector_at(prefix, *last)
+        self.element(prefix, *last)
     }
 
     /// Element `d` of the vector at `index`.
-    fn vector_at(&self, index: &[usize], d: usize) -> f64 {
+    fn element(&self, index: &[usize], d: usize) -> f64 {
+        assert!(d < self.extent(), "element {d} of a vector of {}", self.extent());
+        let mut element = f64::NAN;
+        self.for_each(self.vector_offset(index) + d as i64 * self.stride(), 1, |value| element = value);
+        element
+    }
+
+    /// Replaces `vector` by the one at `index`.
+    fn read_vector(&self, index: &[usize], vector: &mut Vec<f64>) {
+        vector.clear();
+        self.for_each(self.vector_offset(index), self.extent(), |value| vector.push(value));
+    }
+
+    /// Length of a vector.
+    fn extent(&self) -> usize {
+        *self.tensor.shape().last().expect("no tensor has rank 0")
+    }
+
+    /// Distance of a vector's elements.
+    fn stride(&self) -> i64 {
+        *self.tensor.strides().last().expect("no tensor has rank 0")
+    }
+
+    /// Offset of the vector at `index`, in elements.
+    fn vector_offset(&self, index: &[usize]) -> i64 {
         let (shape, strides) = (self.tensor.shape(), self.tensor.strides());
         assert_eq!(index.len() + 1, shape.len());
-        let mut offset = 0i64;
-        for (axis, &i) in index.iter().chain(std::iter::once(&d)).enumerate() {
+        let mut offset = 0;
+        for (axis, &i) in index.iter().enumerate() {
             assert!(i < shape[axis], "index {i} on axis {axis} of extent {}", shape[axis]);
             offset += i as i64 * strides[axis];
         }
-        // SAFETY: the index is inside the shape, and the tensor's maker vouched for all of the shape.
-        unsafe {
-            let element = self.pointer.offset(offset as isize * self.dtype.size() as isize);
-            match self.dtype {
-                DType::F32 => f64::from(element.cast::<f32>().read()),
-                DType::F16 => element.cast::<half::f16>().read().to_f64(),
-                DType::BF16 => element.cast::<half::bf16>().read().to_f64(),
-                DType::Bool => f64::from(element.read()),
-                DType::I32 => f64::from(element.cast::<i32>().read()),
-                DType::U32 => f64::from(element.cast::<u32>().read()),
-            }
+        offset
+    }
+
+    /// Calls `visit` with `count` elements of a vector, from the one at `offset` on; all are inside the tensor.
+    fn for_each(&self, offset: i64, count: usize, visit: impl FnMut(f64)) {
+        match self.dtype {
+            DType::F32 => self.widen(offset, count, |x: f32| f64::from(x), visit),
+            DType::F16 => self.widen(offset, count, |x: half::f16| f64::from(x.to_f32()), visit),
+            DType::BF16 => self.widen(offset, count, |x: half::bf16| f64::from(x.to_f32()), visit),
+            DType::Bool => self.widen(offset, count, |x: u8| f64::from(x), visit),
+            DType::I32 => self.widen(offset, count, |x: i32| f64::from(x), visit),
+            DType::U32 => self.widen(offset, count, |x: u32| f64::from(x), visit),
+        }
+    }
+
+    fn widen<T: Copy>(
+        &self,
+        offset: i64,
+        count: usize,
+        widen: impl Fn(T) -> f64,
+        mut visit: impl FnMut(f64),
+    ) {
+        let mut element = self.pointer.cast::<T>().wrapping_offset(offset as isize);
+        for _ in 0..count {
+            // SAFETY: `T` is the dtype's type; the callers have checked that the elements are inside the shape, and
+            // the tensor's maker vouched for all of the shape.
+            visit(widen(unsafe { element.read() }));
+            element = element.wrapping_offset(self.stride() as isize);
         }
     }
 }
