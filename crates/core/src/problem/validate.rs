@@ -35,6 +35,9 @@ pub(super) fn shape_of(query: &Query<'_>, kv: &KvCache<'_>) -> Result<ProblemSha
     if head_dim == 0 {
         return Err(Error::shape("q", "head_dim 0, expected at least 1"));
     }
+    if value_dim == 0 {
+        return Err(Error::shape("v", "value_dim 0, expected at least 1"));
+    }
     if num_heads > 0 && (num_kv_heads == 0 || num_heads % num_kv_heads != 0) {
         return Err(Error::shape(
             "k",
