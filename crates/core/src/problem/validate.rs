@@ -27,7 +27,13 @@ pub(super) fn shape_of(query: &Query<'_>, kv: &KvCache<'_>) -> Result<ProblemSha
     let key_dim = *kv.k().shape().last().expect("k has rank 3 or 4");
 
     if batch_k != batch_q {
-        return Err(Error::shape("k", format!("batch {batch_k}, expected q's {batch_q}")));
+        let says_batch = match kv {
+            KvCache::Dense { .. } => "k",
+            KvCache::Ragged { .. } => "cu_seqlens_k",
+            KvCache::Continuous { .. } => "lookup_table",
+            KvCache::Paged { .. } => "page_table",
+        };
+        return Err(Error::shape(says_batch, format!("batch {batch_k}, expected q's {batch_q}")));
     }
     if key_dim != head_dim {
         return Err(Error::shape("k", format!("head_dim {key_dim}, expected q's {head_dim}")));
