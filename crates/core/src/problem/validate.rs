@@ -343,7 +343,7 @@ fn visit_read(problem: &AttentionProblem<'_>, visit: &mut dyn FnMut(&'static str
 
 /// Whether two tensors may share memory: their byte ranges meet, and they are not columns of one matrix that lie
 /// beside each other.
-fn overlaps(a: &TensorRef<'_>, b: &TensorRef<'_>) -> bool {
+pub(super) fn overlaps(a: &TensorRef<'_>, b: &TensorRef<'_>) -> bool {
     let (Some(range_a), Some(range_b)) = (byte_range(a), byte_range(b)) else {
         return false;
     };
