@@ -14,6 +14,7 @@
 pub mod case;
 pub mod conformance;
 pub mod expectations;
+pub mod golden;
 
 pub mod memory;
 pub mod naive;

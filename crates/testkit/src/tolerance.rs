@@ -85,7 +85,14 @@ impl Oracle {
     /// # Errors
     /// Those of validation and of the reference: a mistake in the case.
     pub fn new(case: &Case) -> Result<Self> {
-        let reference = case.reference()?;
+        Oracle::with_reference(case, case.reference()?)
+    }
+
+    /// Takes the reference from elsewhere and computes the yardstick.
+    ///
+    /// # Errors
+    /// Those of validation: a mistake in the case.
+    pub fn with_reference(case: &Case, reference: ReferenceOutput) -> Result<Self> {
         let naive = case.with_host_problem(naive::attention)?;
         let (mut naive_max, mut error, mut square, mut count) = (0.0f64, 0.0f64, 0.0f64, 0usize);
         for (expected, found) in reference.out.iter().zip(&naive.out) {

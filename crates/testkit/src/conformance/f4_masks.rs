@@ -182,7 +182,7 @@ struct EvenWindow {
 
 impl MaskFunction for EvenWindow {
     fn visible(&self, _batch: usize, head: usize, q: i64, k: i64) -> bool {
-        k <= q && q - k < 48 && (head % 2 == 0 || k % 2 == 0)
+        k <= q && q - k < 48 && (head.is_multiple_of(2) || k % 2 == 0)
     }
 
     fn tile_status(&self, tile: &Tile) -> TileStatus {
@@ -190,7 +190,10 @@ impl MaskFunction for EvenWindow {
             TileStatus::Unknown
         } else if tile.k_begin >= tile.q_end || tile.q_begin - (tile.k_end - 1) >= 48 {
             TileStatus::Skip
-        } else if tile.head % 2 == 0 && tile.k_end - 1 <= tile.q_begin && tile.q_end - 1 - tile.k_begin < 48 {
+        } else if tile.head.is_multiple_of(2)
+            && tile.k_end - 1 <= tile.q_begin
+            && tile.q_end - 1 - tile.k_begin < 48
+        {
             TileStatus::Full
         } else {
             TileStatus::Partial

@@ -27,11 +27,12 @@ fn bias(fill: fn(usize, usize, usize, usize) -> f32) -> ModSpec {
 
 fn numbers(dtype: DType) -> Vec<Spec> {
     let named = |name: &str| base(name, dtype).dense(2, 33, 90);
-    let far = |_: usize, _: usize, row: usize, key: usize| if (row + key) % 2 == 0 { 1e4 } else { -1e4 };
+    let far =
+        |_: usize, _: usize, row: usize, key: usize| if (row + key).is_multiple_of(2) { 1e4 } else { -1e4 };
     let low = |_: usize, _: usize, _: usize, _: usize| -1e4;
     let huge = |_: usize, _: usize, _: usize, key: usize| if key == 40 { 3e38 } else { -3e38 };
     let hidden_rows = |_: usize, _: usize, row: usize, _: usize| {
-        if row % 2 == 0 { f32::NEG_INFINITY } else { 0.0 }
+        if row.is_multiple_of(2) { f32::NEG_INFINITY } else { 0.0 }
     };
     vec![
         // Logits of about +-1e4: one key takes all.
