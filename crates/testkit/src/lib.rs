@@ -1,7 +1,7 @@
 //! What every omniflash backend must get right: one table of cases, run through the trait object.
 //!
 //! A [`Spec`] describes a case in one expression; [`Spec::build`] makes a [`Case`], host memory with NaN wherever
-//! nothing may look; [`Oracle`](tolerance::Oracle) knows its answer in float64 and how near an honest computation
+//! nothing may look; [`Oracle`] knows its answer in float64 and how near an honest computation
 //! comes; [`conformance::run`] takes the table through a backend and reports.
 //!
 //! ```
@@ -14,6 +14,7 @@
 pub mod case;
 pub mod conformance;
 pub mod expectations;
+pub mod generators;
 pub mod golden;
 
 pub mod memory;

@@ -1,7 +1,7 @@
 //! What counts as the right answer.
 //!
 //! Bounds are computed, not chosen to fit: each comes from the float64 reference, from the distance of a
-//! low-precision [naive](crate::naive) computation of the same case, and from the spacing of the output's type.
+//! low-precision [`naive`] computation of the same case, and from the spacing of the output's type.
 //!
 //! | quantity | bound |
 //! |---|---|

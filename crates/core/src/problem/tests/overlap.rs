@@ -99,7 +99,8 @@ fn an_output_on_top_of_an_input_is_refused() {
 
 #[test]
 fn an_output_on_top_of_a_mask_a_table_or_a_length_is_refused() {
-    let cases: Vec<(&str, fn(&mut Request) -> TensorRef<'static>)> = vec![
+    type Read = fn(&mut Request) -> TensorRef<'static>;
+    let cases: Vec<(&str, Read)> = vec![
         ("mask", |r| {
             let mask = r.at.tensor(DType::F32, &[2, 3, 5]);
             r.options.mask = Mask::Causal.and(Mask::Dense(mask.clone()));
