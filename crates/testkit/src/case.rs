@@ -96,6 +96,8 @@ pub struct Case {
     pub softmax_scale: Option<f32>,
     /// Tuning.
     pub config: AttentionConfig,
+    /// Whether scores are so large that rounding them to float32 outweighs all else.
+    pub extreme: bool,
     /// Valid query rows of each sequence.
     pub q_lengths: Vec<usize>,
     /// First row of each sequence in a ragged query tensor; zeros for a padded one.

@@ -212,6 +212,7 @@ impl Reader {
             query_start: self.take("query_start"),
             softmax_scale: options.softmax_scale,
             config: AttentionConfig { num_partitions: options.num_partitions, ..AttentionConfig::default() },
+            extreme: false,
             q_lengths,
             q_begins,
             memories: self.memories,

@@ -62,6 +62,7 @@ impl<'s> Builder<'s> {
             query_start,
             softmax_scale: spec.softmax_scale,
             config: spec.config,
+            extreme: spec.extreme,
             q_lengths: spec.q_lengths(),
             q_begins,
         }
