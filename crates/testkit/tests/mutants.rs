@@ -262,7 +262,7 @@ static SUMMARIES: LazyLock<BTreeMap<&str, Summary>> = LazyLock::new(|| {
         .map(|(_, launch)| Mutant { inner: ReferenceBackend::new(), launch: *launch })
         .collect();
     let backends: Vec<&dyn Backend> = mutants.iter().map(|mutant| mutant as &dyn Backend).collect();
-    let filter = Filter::all().budget(180_000_000);
+    let filter = Filter::all().budget(300_000_000).repeat_up_to(200_000);
     let summaries = conformance::run_all(&backends, &filter, EXPECTATIONS);
     MUTANTS.iter().map(|(name, _)| *name).zip(summaries).collect()
 });
