@@ -262,7 +262,7 @@ static SUMMARIES: LazyLock<BTreeMap<&str, Summary>> = LazyLock::new(|| {
         .map(|(_, launch)| Mutant { inner: ReferenceBackend::new(), launch: *launch })
         .collect();
     let backends: Vec<&dyn Backend> = mutants.iter().map(|mutant| mutant as &dyn Backend).collect();
-    let filter = Filter::all().budget(300_000_000).repeat_up_to(200_000);
+    let filter = Filter::all().budget(180_000_000).repeat_up_to(200_000);
     let summaries = conformance::run_all(&backends, &filter, EXPECTATIONS);
     MUTANTS.iter().map(|(name, _)| *name).zip(summaries).collect()
 });
@@ -333,7 +333,11 @@ fn score_modifications_in_the_wrong_order_are_caught() {
 
 #[test]
 fn an_ignored_softcap_is_caught() {
-    assert_caught("softcap ignored", is_element);
+    // The reduced table is the cheapest part of each row, and has no softcap alone.
+    let (_, launch) = MUTANTS.iter().find(|(name, _)| *name == "softcap ignored").expect("it is listed");
+    let mutant = Mutant { inner: ReferenceBackend::new(), launch: *launch };
+    let summary = conformance::run(&mutant, &Filter::only("f5/softcap_15*"));
+    assert!(summary.violations.iter().any(|(_, _, violation)| is_element(violation)), "{summary}");
 }
 
 #[test]
