@@ -136,3 +136,24 @@ impl AttentionConfig {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_algorithm_parses_back() {
+        for algorithm in [Algorithm::Auto, Algorithm::Naive, Algorithm::Flash2, Algorithm::Flash3] {
+            assert_eq!(algorithm.to_string().parse::<Algorithm>().unwrap(), algorithm);
+        }
+        assert!("flash1".parse::<Algorithm>().is_err());
+    }
+
+    #[test]
+    fn every_swizzle_is_known_by_its_width() {
+        for (name, bytes) in [("none", 0), ("b32", 32), ("b64", 64), ("b128", 128)] {
+            assert_eq!(name.parse::<Swizzle>().unwrap().bytes(), bytes);
+        }
+        assert!("128".parse::<Swizzle>().is_err());
+    }
+}

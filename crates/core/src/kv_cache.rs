@@ -199,3 +199,54 @@ impl std::fmt::Display for KvKind {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_has_its_name_and_its_tensors() {
+        let (pool, integers) = ([0.0f32; 8], [0i32; 2]);
+        let k = TensorRef::from_slice(&pool, &[2, 2, 1, 2]).unwrap();
+        let v = k.slice(3, 0, 1).unwrap();
+        let (one, two) = (TensorRef::from_slice(&integers[..1], &[1]).unwrap(), &integers);
+        let table = TensorRef::from_slice(two, &[1, 2]).unwrap();
+        let offsets = TensorRef::from_slice(two, &[2]).unwrap();
+        let forms = [
+            (KvCache::dense(k.clone(), v.clone()), KvKind::Dense, "dense"),
+            (
+                KvCache::Ragged { k: k.clone(), v: v.clone(), cu_seqlens: offsets, max_seqlen: None },
+                KvKind::Ragged,
+                "ragged",
+            ),
+            (
+                KvCache::Continuous {
+                    k: k.clone(),
+                    v: v.clone(),
+                    lookup_table: one.clone(),
+                    lengths: one.clone(),
+                    max_seqlen: None,
+                },
+                KvKind::Continuous,
+                "continuous",
+            ),
+            (
+                KvCache::Paged { k, v, page_table: table, lengths: one, max_seqlen: None },
+                KvKind::Paged,
+                "paged",
+            ),
+        ];
+        for (form, kind, name) in forms {
+            assert_eq!((form.kind(), form.kind().to_string().as_str()), (kind, name));
+            assert_eq!((form.k().shape(), form.v().shape()), (&[2, 2, 1, 2][..], &[2, 2, 1, 1][..]));
+        }
+    }
+
+    #[test]
+    fn tensors_become_dense_queries_and_keys() {
+        let data = [0.0f32; 4];
+        let tensor = TensorRef::from_slice(&data, &[1, 2, 1, 2]).unwrap();
+        assert!(matches!(Query::from(&tensor), Query::Padded { lengths: None, .. }));
+        assert!(matches!(KvCache::from((&tensor, &tensor)), KvCache::Dense { lengths: None, .. }));
+    }
+}

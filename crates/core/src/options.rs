@@ -88,3 +88,43 @@ impl<'a> AttentionOptions<'a> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_added_are_all_obeyed() {
+        let options = AttentionOptions::new()
+            .mask(Mask::Causal)
+            .mask(Mask::SlidingWindow { left: 2, right: 9 })
+            .mask(Mask::None);
+        let visible: Vec<i64> = (0..9).filter(|&k| options.mask.visible_at(0, 0, 5, k)).collect();
+        assert_eq!(visible, [3, 4, 5]);
+        assert_eq!(options.mask.to_string(), "and(causal, sliding_window(2, 9))");
+    }
+
+    #[test]
+    fn score_modifications_are_kept_in_the_order_given() {
+        let options = AttentionOptions::new()
+            .score_mod(ScoreMod::Identity)
+            .score_mod(ScoreMod::Softcap { cap: 30.0 })
+            .score_mod(ScoreMod::Alibi { slopes: None });
+        assert_eq!(options.score_mod.to_string(), "then(softcap(30), alibi)");
+    }
+
+    #[test]
+    fn the_number_of_partitions_is_part_of_the_tuning() {
+        let config = AttentionConfig { block_m: Some(64), ..AttentionConfig::default() };
+        let options = AttentionOptions::new().config(config).num_partitions(4);
+        assert_eq!(options.config, AttentionConfig { num_partitions: Some(4), ..config });
+    }
+
+    #[test]
+    fn the_defaults_ask_for_nothing() {
+        let options = AttentionOptions::new();
+        assert!(options.mask.is_none() && options.score_mod.is_identity() && !options.lse);
+        assert!(options.softmax_scale.is_none() && options.sinks.is_none() && options.query_start.is_none());
+        assert_eq!(options.config, AttentionConfig::default());
+    }
+}

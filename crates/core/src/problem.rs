@@ -51,11 +51,7 @@ impl ProblemShape {
 
     /// Whether there is no output element at all.
     pub fn is_empty(&self) -> bool {
-        self.batch == 0
-            || self.total_q == 0
-            || self.seqlen_q == 0
-            || self.num_heads == 0
-            || self.value_dim == 0
+        self.batch == 0 || self.total_q == 0 || self.seqlen_q == 0 || self.num_heads == 0
     }
 }
 

@@ -27,7 +27,13 @@ pub(super) fn shape_of(query: &Query<'_>, kv: &KvCache<'_>) -> Result<ProblemSha
     let key_dim = *kv.k().shape().last().expect("k has rank 3 or 4");
 
     if batch_k != batch_q {
-        return Err(Error::shape("k", format!("batch {batch_k}, expected q's {batch_q}")));
+        let says_batch = match kv {
+            KvCache::Dense { .. } => "k",
+            KvCache::Ragged { .. } => "cu_seqlens_k",
+            KvCache::Continuous { .. } => "lookup_table",
+            KvCache::Paged { .. } => "page_table",
+        };
+        return Err(Error::shape(says_batch, format!("batch {batch_k}, expected q's {batch_q}")));
     }
     if key_dim != head_dim {
         return Err(Error::shape("k", format!("head_dim {key_dim}, expected q's {head_dim}")));
@@ -293,17 +299,51 @@ fn check_written(name: &str, written: &TensorMut<'_>, problem: &AttentionProblem
     if written.layout().may_overlap_itself() {
         return overlap("itself");
     }
-    for (with, read) in [("q", problem.query.tensor()), ("k", problem.kv.k()), ("v", problem.kv.v())] {
-        if overlaps(&written.as_ref(), read) {
-            return overlap(with);
+    let mut met = None;
+    visit_read(problem, &mut |with, read| {
+        if met.is_none() && overlaps(&written.as_ref(), read) {
+            met = Some(with);
+        }
+    });
+    met.map_or(Ok(()), overlap)
+}
+
+/// Calls `visit` with each tensor that a launch reads and its name in the API.
+fn visit_read(problem: &AttentionProblem<'_>, visit: &mut dyn FnMut(&'static str, &TensorRef<'_>)) {
+    visit("q", problem.query.tensor());
+    visit("k", problem.kv.k());
+    visit("v", problem.kv.v());
+    match &problem.query {
+        Query::Padded { lengths: Some(lengths), .. } => visit("q_lengths", lengths),
+        Query::Padded { lengths: None, .. } => {}
+        Query::Ragged { cu_seqlens, .. } => visit("cu_seqlens_q", cu_seqlens),
+    }
+    match &problem.kv {
+        KvCache::Dense { lengths: Some(lengths), .. } => visit("kv_lengths", lengths),
+        KvCache::Dense { lengths: None, .. } => {}
+        KvCache::Ragged { cu_seqlens, .. } => visit("cu_seqlens_k", cu_seqlens),
+        KvCache::Continuous { lookup_table, lengths, .. } => {
+            visit("lookup_table", lookup_table);
+            visit("kv_lengths", lengths);
+        }
+        KvCache::Paged { page_table, lengths, .. } => {
+            visit("page_table", page_table);
+            visit("kv_lengths", lengths);
         }
     }
-    Ok(())
+    if let Some(sinks) = &problem.sinks {
+        visit("sinks", sinks);
+    }
+    if let Some(start) = &problem.query_start {
+        visit("query_start", start);
+    }
+    problem.mask.visit_tensors(&mut |name, tensor| visit(name, tensor));
+    problem.score_mod.visit_tensors(&mut |name, tensor| visit(name, tensor));
 }
 
 /// Whether two tensors may share memory: their byte ranges meet, and they are not columns of one matrix that lie
 /// beside each other.
-fn overlaps(a: &TensorRef<'_>, b: &TensorRef<'_>) -> bool {
+pub(super) fn overlaps(a: &TensorRef<'_>, b: &TensorRef<'_>) -> bool {
     let (Some(range_a), Some(range_b)) = (byte_range(a), byte_range(b)) else {
         return false;
     };
