@@ -1,0 +1,14 @@
+//! The CPU backend of omniflash.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("omniflash-cpu addresses tensors with 64-bit offsets");
+
+mod backend;
+mod isa;
+mod naive;
+mod plan;
+mod rows;
+mod simd;
+
+pub use backend::CpuBackend;
+pub use isa::{ISA_VARIABLE, Isa};
