@@ -4,10 +4,15 @@
 compile_error!("omniflash-cpu addresses tensors with 64-bit offsets");
 
 mod backend;
+mod dense;
 mod isa;
+mod mask;
 mod naive;
 mod plan;
+mod prefill;
 mod rows;
+mod score;
+mod scratch;
 mod simd;
 
 pub use backend::CpuBackend;

@@ -33,6 +33,7 @@ impl Simd for Avx2 {
     type Block = [__m256; 8];
 
     const LANES: usize = 8;
+    const STRIP_VECTORS: usize = 2;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, Simd};
+use super::{Kernel, PairKernel, Simd};
 
 /// Proof that this processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; with `BF16` also AVX512-BF16.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,26 @@ macro_rules! with {
 }
 
 impl Avx512<true> {
+    /// Runs a kernel compiled for these instructions.
+    #[inline]
+    pub(crate) fn vectorize_pairs<K: PairKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn compiled<K: PairKernel>(simd: Avx512<true>, kernel: K) {
+            kernel.run(simd)
+        }
+        with!(compiled(self, kernel))
+    }
+
+    /// The lower and the upper halves of pairs, widened.
+    #[inline(always)]
+    pub(crate) fn halves(self, pairs: __m512) -> (__m512, __m512) {
+        with!({
+            let words = _mm512_castps_si512(pairs);
+            let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(high))
+        })
+    }
+
     /// In each lane `a[0] * b[0] + a[1] * b[1] + sum` of bf16 pairs, lower half first; subnormal operands count as 0.
     #[inline(always)]
     pub(crate) fn dot_pairs(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
@@ -80,6 +100,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type Block = [__m512; 16];
 
     const LANES: usize = 16;
+    const STRIP_VECTORS: usize = 4;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

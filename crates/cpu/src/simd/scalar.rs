@@ -26,6 +26,7 @@ impl Simd for Scalar {
     type Block = [Four; 4];
 
     const LANES: usize = 4;
+    const STRIP_VECTORS: usize = 2;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
