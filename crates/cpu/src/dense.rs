@@ -135,7 +135,9 @@ impl<'p> Dense<'p> {
                 let offset = row + (key + j) as i64 * self.key_stride;
                 // SAFETY: an element of the row, and row `j` of the target.
                 unsafe {
-                    target.add(j * stride + r).write(pointer.wrapping_offset(offset as isize).read().to_f32());
+                    target
+                        .add(j * stride + r)
+                        .write(pointer.wrapping_offset(offset as isize).read().to_f32());
                 }
             }
         }

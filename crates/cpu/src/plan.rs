@@ -140,11 +140,7 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
         Some(block_m) if block_m.is_multiple_of(rows) && block_m / rows <= most => block_m / rows,
         Some(block_m) => {
             let possible: Vec<String> = (1..=most).map(|strips| (strips * rows).to_string()).collect();
-            return Err(Error::value(
-                "config.block_m",
-                block_m,
-                format!("one of {}", possible.join(", ")),
-            ));
+            return Err(Error::value("config.block_m", block_m, format!("one of {}", possible.join(", "))));
         }
         None => (total * pieces / (TASKS_PER_THREAD * threads.max(1))).clamp(1, most),
     };

@@ -31,7 +31,6 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 use operands::Pairs;
 use operands::{Operands, Widened};
-pub(crate) use pack::MAX_BLOCK;
 pub(crate) use task::Sizes;
 use task::Worker;
 pub(crate) use tile::PANEL;
@@ -210,8 +209,12 @@ pub(crate) unsafe fn attention<T: Storage>(
             .iter()
             .filter(|task| task.piece == 0)
             .flat_map(|task| {
-                (0..task.strips)
-                    .map(|i| Task { strip: task.strip + i, index: task.index + i, strips: 1, ..*task })
+                (0..task.strips).map(|i| Task {
+                    strip: task.strip + i,
+                    index: task.index + i,
+                    strips: 1,
+                    ..*task
+                })
             })
             .collect();
         work_through(&call, &joins, Part::Join, isa, is_small);
@@ -229,7 +232,8 @@ enum Part {
 /// Lets the threads of the caller's pool take tasks until none is left.
 fn work_through<T: Storage>(call: &Call<'_, T>, tasks: &[Task], part: Part, isa: Isa, is_small: bool) {
     let next = AtomicUsize::new(0);
-    let work = || with_scratch(call.sizes.words(), |memory| run_worker(call, tasks, part, isa, &next, memory));
+    let work =
+        || with_scratch(call.sizes.words(), |memory| run_worker(call, tasks, part, isa, &next, memory));
     let threads = if is_small { 1 } else { rayon::current_num_threads().min(tasks.len()) };
     if threads < 2 {
         return work();

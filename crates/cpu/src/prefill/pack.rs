@@ -95,8 +95,7 @@ pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>>(
             let begin = (word / S::LANES) * chunk;
             // SAFETY: as in `pack_queries`; the target's panel `word / PANEL` has row `j`.
             unsafe {
-                let words =
-                    load_words::<S, O>(simd, row.wrapping_add(begin), dim.saturating_sub(begin));
+                let words = load_words::<S, O>(simd, row.wrapping_add(begin), dim.saturating_sub(begin));
                 simd.store(target.add((word / PANEL * panel_rows + j) * PANEL + word % PANEL), words);
             }
         }

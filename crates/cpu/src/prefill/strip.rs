@@ -164,8 +164,7 @@ impl Strip {
             let is_edge = self.limits[first..=last].iter().any(|limits| {
                 limits.low_max > first_key + begin as i64 || limits.high_min < first_key + end as i64
             });
-            segments.items[segments.len] =
-                Segment { begin, end, first, vectors: last - first + 1, is_edge };
+            segments.items[segments.len] = Segment { begin, end, first, vectors: last - first + 1, is_edge };
             segments.len += 1;
         }
         segments

@@ -241,14 +241,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         // SAFETY: rows of keys and values of the sequence; the block's memory.
         let is_finite = unsafe {
             let (k_rows, v_rows) = (&k_rows[..keys], &v_rows[..keys]);
-            pack_keys::<S, O>(
-                self.simd,
-                k_rows,
-                call.head_dim,
-                sizes.key_panels,
-                sizes.block,
-                self.memory.k,
-            );
+            pack_keys::<S, O>(self.simd, k_rows, call.head_dim, sizes.key_panels, sizes.block, self.memory.k);
             let panel_rows = sizes.block / O::DEPTH;
             let (panels, target) = (sizes.value_panels, self.memory.v);
             pack_values::<S, O>(self.simd, v_rows, call.value_dim, panels, panel_rows, target)
@@ -410,10 +403,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         // is read by then.
         unsafe {
             for a in 0..N {
-                shift[a] = simd.sub(
-                    simd.splat(0.0),
-                    simd.load(self.memory.shift.add(lane + a * S::LANES)),
-                );
+                shift[a] = simd.sub(simd.splat(0.0), simd.load(self.memory.shift.add(lane + a * S::LANES)));
                 sums[a] = simd.load(self.memory.sums.add(lane + a * S::LANES));
             }
             for j in (segment.begin..segment.end).step_by(O::DEPTH) {
@@ -494,8 +484,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
                 let factor = simd.load(self.memory.factor.add(lane));
                 for column in 0..sizes.value_panels * PANEL {
                     let at = o.add(column * sizes.rows + lane);
-                    let scaled =
-                        if was_started { simd.mul(simd.load(at), factor) } else { simd.splat(0.0) };
+                    let scaled = if was_started { simd.mul(simd.load(at), factor) } else { simd.splat(0.0) };
                     simd.store(at, scaled);
                 }
             }

@@ -183,12 +183,8 @@ pub(crate) unsafe fn values<S: Simd, O: Operands<S>>(
                     values_of_panel::<S, O, 2, 6, 6, 4>(simd, count, p, v, o, start)
                 }
                 2 => values_of_panel::<S, O, 2, 8, 8, 0>(simd, count, p, v, o, start),
-                3 if S::STRIP_VECTORS > 2 => {
-                    values_of_panel::<S, O, 3, 8, 8, 0>(simd, count, p, v, o, start)
-                }
-                _ if S::STRIP_VECTORS > 2 => {
-                    values_of_panel::<S, O, 4, 6, 6, 4>(simd, count, p, v, o, start)
-                }
+                3 if S::STRIP_VECTORS > 2 => values_of_panel::<S, O, 3, 8, 8, 0>(simd, count, p, v, o, start),
+                _ if S::STRIP_VECTORS > 2 => values_of_panel::<S, O, 4, 6, 6, 4>(simd, count, p, v, o, start),
                 _ => unreachable!("a strip has at most STRIP_VECTORS vectors"),
             }
         }

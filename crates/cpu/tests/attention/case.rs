@@ -212,9 +212,7 @@ impl Extras {
             .collect();
         Extras {
             prefix: (0..case.batch).map(|_| numbers.index(columns + 1) as i32).collect(),
-            runs: (0..case.batch * columns)
-                .map(|i| (1000 - (i % columns) / run) as u32 * 3)
-                .collect(),
+            runs: (0..case.batch * columns).map(|i| (1000 - (i % columns) / run) as u32 * 3).collect(),
             scattered: (0..case.batch * columns).map(|_| numbers.index(3) as i32).collect(),
             bools: (0..scores).map(|_| numbers.index(3) as u8).collect(),
             half_floats: floats.iter().map(|&value| f16::from_f32(value)).collect(),
@@ -278,9 +276,9 @@ impl Extras {
             ModKind::Bias { per_head, per_row } => {
                 ScoreMod::Bias(self.dense(&self.floats, *per_head, *per_row))
             }
-            ModKind::Function => ScoreMod::from_fn(|score, _b, h, q, k| {
-                score * 0.5 + ((q - k + h as i64) % 3) as f32
-            }),
+            ModKind::Function => {
+                ScoreMod::from_fn(|score, _b, h, q, k| score * 0.5 + ((q - k + h as i64) % 3) as f32)
+            }
         }
     }
 }
@@ -387,9 +385,7 @@ impl Case {
         let lengths = || TensorRef::from_slice(&kv_lengths, &batch).unwrap();
         let kv = match self.keys {
             Keys::Dense => KvCache::dense(k.view(), v.view()),
-            Keys::DenseWithLengths => {
-                KvCache::Dense { k: k.view(), v: v.view(), lengths: Some(lengths()) }
-            }
+            Keys::DenseWithLengths => KvCache::Dense { k: k.view(), v: v.view(), lengths: Some(lengths()) },
             Keys::Ragged => KvCache::Ragged {
                 k: k.ragged(),
                 v: v.ragged(),
@@ -421,10 +417,10 @@ impl Case {
             Queries::Ragged => cu_q[self.batch] as usize,
             _ => self.seqlen_q,
         };
-        let extras = Extras::new(self, columns.max(1), rows.max(1), &mut numbers);
-        let extras = Extras { columns, rows, ..extras };
+        let extras = Extras::new(self, columns, rows, &mut numbers);
         let sinks: Vec<f32> = (0..heads).map(|_| numbers.normal()).collect();
-        let starts: Vec<i32> = (0..self.batch as i32).map(|b| self.query_start.unwrap_or(0) + 3 * b).collect();
+        let starts: Vec<i32> =
+            (0..self.batch as i32).map(|b| self.query_start.unwrap_or(0) + 3 * b).collect();
         let mut options = AttentionOptions::new().mask(extras.mask(&self.mask)).lse(true).config(self.config);
         for kind in &self.mods {
             options = options.score_mod(extras.score_mod(kind));
@@ -472,8 +468,7 @@ impl Case {
     }
 
     fn check_as<T: Float>(&self) {
-        let (expected, _) =
-            self.with_problem::<T, _>(|problem| reference::attention(problem).unwrap());
+        let (expected, _) = self.with_problem::<T, _>(|problem| reference::attention(problem).unwrap());
         for isa in Isa::available() {
             let found = self.run::<T>(isa, 2);
             compare(&format!("{isa}: {self:?}"), T::DTYPE, &expected, &found);
@@ -521,7 +516,10 @@ pub fn compare<T: Float>(
             assert_eq!(f64::from(found), expected, "lse[{i}]: {what}");
         } else {
             let tolerance = 1e-4 + 1e-5 * expected.abs();
-            assert!((f64::from(found) - expected).abs() <= tolerance, "lse[{i}] is {found}, expected {expected}: {what}");
+            assert!(
+                (f64::from(found) - expected).abs() <= tolerance,
+                "lse[{i}] is {found}, expected {expected}: {what}"
+            );
         }
     }
 }
