@@ -175,6 +175,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[__m256; 8]) -> __m256 {
+        let four = |a: __m256, b: __m256, c: __m256, d: __m256| {
+            with!(_mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)))
+        };
+        let low = four(block[0], block[1], block[2], block[3]);
+        let high = four(block[4], block[5], block[6], block[7]);
+        with!(_mm256_add_ps(
+            _mm256_permute2f128_ps::<0x20>(low, high),
+            _mm256_permute2f128_ps::<0x31>(low, high)
+        ))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> __m256 {
         with!(_mm256_loadu_ps(source))
     }
@@ -222,5 +235,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         with!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        with!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 }

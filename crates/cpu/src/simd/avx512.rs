@@ -223,6 +223,28 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[__m512; 16]) -> __m512 {
+        // Four sums in each 128-bit quarter, of four vectors each; then quarters together, in order.
+        let mut fours = [self.splat(0.0); 4];
+        for i in 0..4 {
+            let [a, b, c, d] = [block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]];
+            fours[i] = with!({
+                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+                _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
+            });
+        }
+        let quarters = |a: __m512, b: __m512| {
+            with!(_mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
+            ))
+        };
+        quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> __m512 {
         with!(_mm512_loadu_ps(source))
     }
@@ -269,4 +291,33 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn prefetch(self, address: *const u8) {
         with!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
+
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        with!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, source: *const f32, count: usize) -> __m512 {
+        with!(_mm512_maskz_loadu_ps(first(count) as __mmask16, source))
+    }
+
+    #[inline(always)]
+    unsafe fn load_first_f16(self, source: *const f16, count: usize) -> __m512 {
+        with!(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count) as __mmask16, source.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_first_bf16(self, source: *const bf16, count: usize) -> __m512 {
+        with!({
+            let words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count) as __mmask16, source.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        })
+    }
+}
+
+/// The lowest `count` bits, for `count` below 64.
+#[inline(always)]
+fn first(count: usize) -> u64 {
+    (1 << count) - 1
 }

@@ -143,6 +143,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[Four; 4]) -> Four {
+        block.map(|[a, b, c, d]| (a + b) + (c + d))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> Four {
         // SAFETY: the caller's duty.
         unsafe { source.cast::<Four>().read_unaligned() }
@@ -181,5 +186,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {
         // No portable instruction asks for a cache line; a hint may be left out.
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, _address: *const u8) {
+        // As above.
     }
 }
