@@ -7,6 +7,7 @@ use omniflash_core::{
     Support,
 };
 
+use crate::decode;
 use crate::isa::Isa;
 use crate::naive;
 use crate::plan::{self, Route};
@@ -144,6 +145,7 @@ impl CpuBackend {
         // SAFETY: the caller's duty.
         unsafe {
             match route {
+                Route::Stream => decode::attention(self.isa, problem),
                 Route::Tiles | Route::Rows => naive::attention::<T>(problem),
             }
         }

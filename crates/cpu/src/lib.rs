@@ -4,10 +4,14 @@
 compile_error!("omniflash-cpu addresses tensors with 64-bit offsets");
 
 mod backend;
+mod decode;
+mod dense;
 mod isa;
+mod mask;
 mod naive;
 mod plan;
 mod rows;
+mod scratch;
 mod simd;
 
 pub use backend::CpuBackend;

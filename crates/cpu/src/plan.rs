@@ -4,6 +4,7 @@ use omniflash_core::{
     Algorithm, AttentionConfig, AttentionPlan, AttentionProblem, Error, ProblemShape, Result,
 };
 
+use crate::decode;
 use crate::isa::Isa;
 
 /// Which kernels compute a plan; kept in [`AttentionPlan::detail`].
@@ -11,6 +12,8 @@ use crate::isa::Isa;
 pub(crate) enum Route {
     /// Tiles of query rows and keys: `prefill`.
     Tiles,
+    /// Few query rows: `decode`.
+    Stream,
     /// One row at a time: `naive`.
     Rows,
 }
@@ -22,7 +25,11 @@ pub(crate) enum Route {
 pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<AttentionPlan> {
     let shape = problem.shape();
     check_config(problem.config())?;
-    let route = if problem.config().algorithm == Algorithm::Naive { Route::Rows } else { Route::Tiles };
+    let route = match problem.config().algorithm {
+        Algorithm::Naive => Route::Rows,
+        _ if decode::applies(problem) => Route::Stream,
+        _ => Route::Tiles,
+    };
     Ok(AttentionPlan {
         kernel_id: kernel_id(problem, isa),
         algorithm: Algorithm::Naive,

@@ -62,6 +62,62 @@ impl Avx512<true> {
     }
 }
 
+impl Avx512<true> {
+    /// In lane `i` the pair of elements `2 i` and `2 i + 1` of `low`, then of `high`, rounded to bf16.
+    #[inline(always)]
+    pub(crate) fn round_pairs(self, low: __m512, high: __m512) -> __m512 {
+        with!(std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low)))
+    }
+
+    /// The first `count` elements as pairs, then zeros.
+    ///
+    /// # Safety
+    /// `count` elements from `source` on can be read, at most 32.
+    #[inline(always)]
+    pub(crate) unsafe fn load_first_words(self, source: *const bf16, count: usize) -> __m512 {
+        with!(_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first(count) as __mmask32, source.cast())))
+    }
+
+    /// [`load_pairs`](Avx512::load_pairs) of the first `count` elements, then zeros.
+    ///
+    /// # Safety
+    /// `count` elements from `low` and from `high` on can be read, at most 16.
+    #[inline(always)]
+    pub(crate) unsafe fn load_first_pairs(self, low: *const bf16, high: *const bf16, count: usize) -> __m512 {
+        with!({
+            let present = first(count) as __mmask16;
+            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, low.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, high.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        })
+    }
+
+    /// [`load_pairs`](Avx512::load_pairs) of 32 elements.
+    ///
+    /// # Safety
+    /// 32 elements from `low` and from `high` on can be read.
+    #[inline(always)]
+    pub(crate) unsafe fn load_pairs_wide(self, low: *const bf16, high: *const bf16) -> [__m512; 2] {
+        with!({
+            let (low, high) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(high.cast()));
+            let order = WIDE.map(|order| std::mem::transmute::<[u16; 32], __m512i>(order));
+            order.map(|order| _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, order, high)))
+        })
+    }
+}
+
+/// Elements 0..16 of the first operand, each followed by the same of the second; then 16..32.
+const WIDE: [[u16; 32]; 2] = {
+    let mut orders = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        orders[i / 16][2 * (i % 16)] = i as u16;
+        orders[i / 16][2 * (i % 16) + 1] = 32 + i as u16;
+        i += 1;
+    }
+    orders
+};
+
 /// Element `i` of the lower half, then element `i` of the upper half.
 const INTERLEAVE: [u16; 32] = {
     let mut order = [0; 32];

@@ -262,7 +262,7 @@ unsafe fn copy_first<T: Storage>(source: *const T, count: usize) -> [T; MAX_LANE
     copy
 }
 
-const LOG2_E: f32 = std::f32::consts::LOG2_E;
+pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 /// Minimax coefficients of `2^x` on -0.5..=0.5, relative error 2.6e-9, exact at 0.
 const EXP2: [f32; 7] =
