@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use omniflash_core::{
-    AttentionOptions, AttentionProblem, Element, Float, KvCache, Layout, Query, Stream, TensorMut, TensorRef, run,
+    AttentionOptions, AttentionProblem, Element, Float, KvCache, Layout, Query, Stream, TensorMut, TensorRef,
+    run,
 };
 use omniflash_cpu::CpuBackend;
 
@@ -64,7 +65,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn measure<T: Float + Element>(case: &Case, threads: usize, seconds: f64) -> Result<(), Box<dyn std::error::Error>> {
+fn measure<T: Float + Element>(
+    case: &Case,
+    threads: usize,
+    seconds: f64,
+) -> Result<(), Box<dyn std::error::Error>> {
     let Case { batch, heads, kv_heads, head_dim, kv_len, page_size, .. } = *case;
     let elements = batch * kv_len * kv_heads * head_dim;
     let fill = |seed: u32, len: usize| -> Vec<T> {
@@ -115,7 +120,7 @@ fn measure<T: Float + Element>(case: &Case, threads: usize, seconds: f64) -> Res
     pool.install(|| -> omniflash_core::Result<()> {
         let start = Instant::now();
         let mut warm = 0;
-        while warm < 3 || start.elapsed() < Duration::from_secs_f64(seconds) {
+        while warm < 6 || start.elapsed() < Duration::from_secs_f64(seconds) {
             let begin = Instant::now();
             run(&backend, &problem, &stream)?;
             let between = Instant::now();

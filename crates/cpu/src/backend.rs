@@ -7,10 +7,9 @@ use omniflash_core::{
     Support,
 };
 
-use crate::decode;
 use crate::isa::Isa;
-use crate::naive;
 use crate::plan::{self, Route};
+use crate::{decode, naive, prefill};
 
 /// Attention on this machine's processor.
 ///
@@ -124,9 +123,9 @@ impl Backend for CpuBackend {
         // SAFETY: the caller's duty: nothing else uses the outputs during the call.
         unsafe {
             match problem.shape().dtype {
-                DType::F32 => self.compute::<f32>(route, plan, problem),
-                DType::F16 => self.compute::<f16>(route, plan, problem),
-                DType::BF16 => self.compute::<bf16>(route, plan, problem),
+                DType::F32 => self.compute::<f32>(route, problem),
+                DType::F16 => self.compute::<f16>(route, problem),
+                DType::BF16 => self.compute::<bf16>(route, problem),
                 dtype => Err(Error::dtype("q", dtype, "f32, f16 or bf16")),
             }
         }
@@ -139,14 +138,14 @@ impl CpuBackend {
     unsafe fn compute<T: crate::simd::Storage>(
         &self,
         route: Route,
-        _plan: &AttentionPlan,
         problem: &AttentionProblem<'_>,
     ) -> Result<()> {
         // SAFETY: the caller's duty.
         unsafe {
             match route {
+                Route::Tiles(tiling) => prefill::attention::<T>(problem, &tiling, self.isa),
                 Route::Stream => decode::attention(self.isa, problem),
-                Route::Tiles | Route::Rows => naive::attention::<T>(problem),
+                Route::Rows => naive::attention::<T>(problem),
             }
         }
     }

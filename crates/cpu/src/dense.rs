@@ -152,7 +152,9 @@ impl<'p> Dense<'p> {
                 let offset = row + (key + j) as i64 * self.key_stride;
                 // SAFETY: an element of the row, and row `j` of the target.
                 unsafe {
-                    target.add(j * stride + r).write(pointer.wrapping_offset(offset as isize).read().to_f32());
+                    target
+                        .add(j * stride + r)
+                        .write(pointer.wrapping_offset(offset as isize).read().to_f32());
                 }
             }
         }
@@ -167,3 +169,36 @@ fn nonzero_bytes(bytes: u64) -> u8 {
     ((high_bits >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_nonzero_byte_sets_its_bit() {
+        for pattern in 0..=255u8 {
+            for value in [1u8, 2, 0x80, 0xff] {
+                let bytes: [u8; 8] = std::array::from_fn(|i| if pattern >> i & 1 == 1 { value } else { 0 });
+                assert_eq!(nonzero_bytes(u64::from_le_bytes(bytes)), pattern, "{bytes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bits_come_from_any_stride() {
+        let bools: Vec<u8> = (0..200u32).map(|i| (i * i % 7 < 3) as u8).collect();
+        let rows = TensorRef::from_slice(&bools, &[1, 2, 100]).unwrap();
+        let columns = rows.permute(&[0, 2, 1]).unwrap();
+        let columns = columns.permute(&[0, 2, 1]).unwrap();
+        let swapped = TensorRef::from_slice(&bools, &[1, 100, 2]).unwrap();
+        let swapped = swapped.permute(&[0, 2, 1]).unwrap();
+        let expected = |at: &dyn Fn(usize) -> u8| (3..77).map(|i| u128::from(at(i)) << i).sum::<u128>();
+        for (tensor, at) in [
+            (&columns, &(|i: usize| bools[100 + 10 + i]) as &dyn Fn(usize) -> u8),
+            (&swapped, &|i: usize| bools[(10 + i) * 2 + 1]),
+        ] {
+            let dense = Dense::new(tensor);
+            // SAFETY: elements 13..87 of 100 in row 1.
+            assert_eq!(unsafe { dense.bits(dense.row(0, 0, 1), 10, 3, 77) }, expected(at));
+        }
+    }
+}

@@ -10,7 +10,9 @@ mod isa;
 mod mask;
 mod naive;
 mod plan;
+mod prefill;
 mod rows;
+mod score;
 mod scratch;
 mod simd;
 

@@ -47,7 +47,9 @@ impl<'p> LoweredMask<'p> {
         } else {
             match mask {
                 Mask::None => {}
-                Mask::Dense(tensor) if tensor.dtype() != DType::Bool => self.additive.push(Dense::new(tensor)),
+                Mask::Dense(tensor) if tensor.dtype() != DType::Bool => {
+                    self.additive.push(Dense::new(tensor))
+                }
                 mask => self.bits.push(Bits::new(mask)),
             }
         }
@@ -116,7 +118,8 @@ impl<'p> Interval<'p> {
             Mask::ChunkedCausal { size } => Interval::Chunk { size: clamped(*size), is_causal: true },
             Mask::PrefixLm { prefix_len } => Interval::Prefix { prefix_len: Indices::new(prefix_len) },
             Mask::Document { ids } => {
-                let runs: Option<Vec<Runs>> = (0..ids.shape()[0]).map(|batch| Runs::new(ids, batch)).collect();
+                let runs: Option<Vec<Runs>> =
+                    (0..ids.shape()[0]).map(|batch| Runs::new(ids, batch)).collect();
                 Interval::Document(runs?)
             }
             _ => return None,
@@ -178,7 +181,10 @@ impl Runs {
 /// A mask that is evaluated key by key.
 enum Bits<'p> {
     Interval(Interval<'p>),
-    Document { ids: Indices<'p>, columns: i64 },
+    Document {
+        ids: Indices<'p>,
+        columns: i64,
+    },
     Dense(Dense<'p>),
     And(Box<Bits<'p>>, Box<Bits<'p>>),
     Or(Box<Bits<'p>>, Box<Bits<'p>>),
@@ -334,5 +340,5 @@ fn transpose_bits(words: &mut [u64; 64]) {
     }
 }
 
-
-
+#[cfg(test)]
+mod tests;

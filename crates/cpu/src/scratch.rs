@@ -34,9 +34,8 @@ fn lend<R>(place: &Cell<Vec<Line>>, words: usize, f: impl FnOnce(&mut [f32]) -> 
         lines.resize(count, Line([0.0; LINE_WORDS]));
     }
     // SAFETY: lines are arrays of words without padding.
-    let memory = unsafe {
-        std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * LINE_WORDS)
-    };
+    let memory =
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * LINE_WORDS) };
     let result = f(&mut memory[..words]);
     place.set(lines);
     result

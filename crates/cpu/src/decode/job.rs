@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use omniflash_core::{AttentionProblem, Result};
 
+use crate::decode::geometry;
 use crate::decode::scores::Scores;
-use crate::decode::split::{Geometry, HeadStrides, Pieces};
+use crate::decode::split::{Geometry, Pieces};
 use crate::mask::LoweredMask;
 use crate::rows::{KeyValues, LogSumExp, Rows, Sequence, sequences, sinks};
 use crate::simd::{MAX_LANES, Storage};
@@ -74,20 +75,7 @@ impl<'p, T: Storage> Job<'p, T> {
         let kv = KeyValues::<T>::new(problem.kv());
         let mask = LoweredMask::new(problem);
         let most_queries = sequences.iter().map(|sequence| sequence.q_len).max().unwrap_or(0);
-        let geometry = Geometry {
-            head_dim: shape.head_dim,
-            value_dim: shape.value_dim,
-            group_size: shape.group_size(),
-            num_kv_heads: shape.num_kv_heads,
-            heads: 1,
-            block_keys: 64,
-            element: T::DTYPE.size(),
-            num_partitions: problem.config().num_partitions,
-        }
-        .with_tasks(
-            HeadStrides { k: kv.k().head_stride(), v: kv.v().head_stride() },
-            most_queries,
-        );
+        let geometry = geometry(problem);
         let scores = Scores::new(problem, mask.additive());
         let mut job = Job {
             geometry,

@@ -86,7 +86,15 @@ pub(super) unsafe fn write_rows<S: Simd, T: Storage>(
         let target = job.out.at(sequence.batch, query, head);
         // SAFETY: a row of the outputs, which are the caller's; vectors of complete records.
         unsafe {
-            write_row(simd, records, record, &weights[..records.pieces], scale, target, job.geometry.value_dim);
+            write_row(
+                simd,
+                records,
+                record,
+                &weights[..records.pieces],
+                scale,
+                target,
+                job.geometry.value_dim,
+            );
             if let Some(lse) = &job.lse {
                 lse.write(sequence.batch, head, query, (base + sum.log2()) * std::f32::consts::LN_2);
             }
@@ -116,7 +124,8 @@ unsafe fn write_row<S: Simd, T: Storage>(
             let weight = simd.splat(weight);
             for (c, sum) in sums.iter_mut().enumerate().take(count) {
                 // SAFETY: records have whole vectors.
-                let value = unsafe { simd.load(record.add(piece * records.piece_stride + column + c * S::LANES)) };
+                let value =
+                    unsafe { simd.load(record.add(piece * records.piece_stride + column + c * S::LANES)) };
                 *sum = simd.fma(weight, value, *sum);
             }
         }

@@ -29,8 +29,11 @@ pub(super) struct Geometry {
 
 /// Bytes of one key that a task reads side by side, at most.
 const SPAN_BYTES: usize = 4096;
-/// Sums of a task's rows, at most: they should stay in the first-level cache.
-const SUM_BYTES: usize = 32 << 10;
+/// Sums of a task's rows, at most: they should stay in the first levels of cache.
+const SUM_BYTES: usize = 64 << 10;
+/// Rows of a key head that sums are counted for at least. The true number would make one sequence's result depend on
+/// the queries of another.
+const SUM_ROWS: usize = 8;
 /// Bytes of a block of keys: two blocks of keys and two of values should stay in the second-level cache.
 const BLOCK_BYTES: usize = 64 << 10;
 
@@ -42,14 +45,14 @@ pub(super) struct HeadStrides {
 }
 
 impl Geometry {
-    /// Completes `self` with `heads` and `block_keys`, for sequences of at most `q_len` rows.
-    pub(super) fn with_tasks(mut self, strides: HeadStrides, q_len: usize) -> Self {
+    /// Completes `self` with `heads` and `block_keys`.
+    pub(super) fn with_tasks(mut self, strides: HeadStrides) -> Self {
         let vector = self.head_dim.max(self.value_dim) * self.element;
         // Heads lie side by side when what is between them is less than what they are.
         let near = |stride: isize, dim: usize| (0..2 * dim.max(1) as isize).contains(&stride);
         let side_by_side = near(strides.k, self.head_dim) && near(strides.v, self.value_dim);
         let most = if side_by_side {
-            let sums = self.rows(q_len) * self.value_dim * 4;
+            let sums = self.group_size.max(SUM_ROWS) * self.value_dim * 4;
             (SPAN_BYTES / vector.max(1)).min(SUM_BYTES / sums.max(1)).clamp(1, self.num_kv_heads)
         } else {
             1
@@ -118,7 +121,7 @@ mod tests {
 
     fn side_by_side(geometry: Geometry) -> Geometry {
         let stride = geometry.head_dim as isize;
-        geometry.with_tasks(HeadStrides { k: stride, v: stride }, 1)
+        geometry.with_tasks(HeadStrides { k: stride, v: stride })
     }
 
     #[test]
@@ -131,7 +134,7 @@ mod tests {
 
     #[test]
     fn heads_apart_are_tasks_of_their_own() {
-        let apart = geometry(8, 128, 2).with_tasks(HeadStrides { k: 4096 * 128, v: 4096 * 128 }, 1);
+        let apart = geometry(8, 128, 2).with_tasks(HeadStrides { k: 4096 * 128, v: 4096 * 128 });
         assert_eq!((apart.heads, apart.head_groups(), apart.block_keys), (1, 8, 64));
     }
 

@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 use omniflash_core::{
-    AttentionOptions, AttentionProblem, Element, KvCache, Layout, Mask, Query, ScoreMod, TensorMut, TensorRef,
-    reference,
+    AttentionOptions, AttentionProblem, Element, KvCache, Layout, Mask, Query, ScoreMod, TensorMut,
+    TensorRef, reference,
 };
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -84,7 +84,8 @@ fn cases() -> impl Strategy<Value = Case> {
         1 => prop::collection::vec((Just(0usize), 0usize..9), 1..2),
     ];
     let heads = (1usize..5, prop_oneof![Just(1usize), Just(2), Just(4), 3usize..9, Just(16)]);
-    let dim = || prop_oneof![4 => prop::sample::select(vec![32usize, 64, 80, 96, 128, 192, 256]), 1 => 1usize..100];
+    let dim =
+        || prop_oneof![4 => prop::sample::select(vec![32usize, 64, 80, 96, 128, 192, 256]), 1 => 1usize..100];
     let order = prop::sample::select(vec![Order::PositionsFirst, Order::HeadsFirst, Order::Packed]);
     let cache = prop_oneof![
         Just(Cache::Dense),
@@ -126,8 +127,23 @@ fn cases() -> impl Strategy<Value = Case> {
             }
             let (num_kv_heads, group_size) = heads;
             Case {
-                seed, isa, q_lens, kv_lens, is_ragged, num_kv_heads, group_size, head_dim, value_dim, order, cache,
-                mask, score_mod, has_sinks, num_partitions, bad_key, shift,
+                seed,
+                isa,
+                q_lens,
+                kv_lens,
+                is_ragged,
+                num_kv_heads,
+                group_size,
+                head_dim,
+                value_dim,
+                order,
+                cache,
+                mask,
+                score_mod,
+                has_sinks,
+                num_partitions,
+                bad_key,
+                shift,
             }
         },
     )
@@ -204,7 +220,11 @@ impl<T: Storage> Memory<T> {
 type Outputs = (Vec<f32>, Vec<f32>);
 
 /// Builds the case's problem, computes it with each pool, and gives all outputs and the reference's.
-fn compute<T: Storage + Element>(case: &Case, isa: Isa, threads: &[usize]) -> (Vec<Outputs>, reference::ReferenceOutput) {
+fn compute<T: Storage + Element>(
+    case: &Case,
+    isa: Isa,
+    threads: &[usize],
+) -> (Vec<Outputs>, reference::ReferenceOutput) {
     let mut noise = Noise(case.seed);
     let (batch, kv_heads) = (case.q_lens.len(), case.num_kv_heads);
     let heads = kv_heads * case.group_size;
@@ -251,7 +271,8 @@ fn compute<T: Storage + Element>(case: &Case, isa: Isa, threads: &[usize]) -> (V
             for h in 0..kv_heads {
                 for (which, dim) in dims.into_iter().enumerate() {
                     for d in 0..dim {
-                        let value = if case.bad_key == Some(j) && which == 1 { f32::NAN } else { noise.float() };
+                        let value =
+                            if case.bad_key == Some(j) && which == 1 { f32::NAN } else { noise.float() };
                         memory.set(which, [o, r, h, d], T::from_f32(value));
                     }
                 }
@@ -268,13 +289,13 @@ fn compute<T: Storage + Element>(case: &Case, isa: Isa, threads: &[usize]) -> (V
     let total_q = if case.is_ragged { q_offsets[batch] as usize } else { batch * seqlen_q };
     let q_data: Vec<T> = noise.floats(total_q * heads * case.head_dim);
     let sinks: Vec<f32> = noise.floats(heads);
-    let starts: Vec<i32> = (0..batch)
-        .map(|b| kv_lengths[b] - q_lengths[b] + case.shift.unwrap_or(0))
-        .collect();
+    let starts: Vec<i32> =
+        (0..batch).map(|b| kv_lengths[b] - q_lengths[b] + case.shift.unwrap_or(0)).collect();
     let prefix: Vec<i32> = kv_lengths.iter().map(|len| len / 3).collect();
     let documents: Vec<i32> = (0..seqlen_k.max(1)).map(|j| (j / 50 % 3) as i32).collect();
     let columns = seqlen_k.max(1);
-    let bools: Vec<u8> = (0..batch * seqlen_q.max(1) * columns).map(|_| (noise.next() % 5 == 0) as u8).collect();
+    let bools: Vec<u8> =
+        (0..batch * seqlen_q.max(1) * columns).map(|_| (noise.next() % 5 == 0) as u8).collect();
     let floats: Vec<f32> = (0..seqlen_q.max(1) * columns)
         .map(|_| if noise.next().is_multiple_of(3) { f32::NEG_INFINITY } else { noise.float() })
         .collect();
@@ -289,7 +310,9 @@ fn compute<T: Storage + Element>(case: &Case, isa: Isa, threads: &[usize]) -> (V
         MaskKind::Causal => Mask::Causal,
         MaskKind::Window(left, right) => Mask::SlidingWindow { left, right },
         MaskKind::Chunked(size) => Mask::ChunkedCausal { size },
-        MaskKind::PrefixLm => Mask::PrefixLm { prefix_len: TensorRef::from_slice(&prefix, &[batch]).unwrap() },
+        MaskKind::PrefixLm => {
+            Mask::PrefixLm { prefix_len: TensorRef::from_slice(&prefix, &[batch]).unwrap() }
+        }
         MaskKind::Documents if dense_fits => {
             Mask::Document { ids: TensorRef::from_slice(&documents, &[1, columns]).unwrap() }
         }
@@ -307,7 +330,8 @@ fn compute<T: Storage + Element>(case: &Case, isa: Isa, threads: &[usize]) -> (V
         false => ScoreMod::Identity,
     };
     let alibi = || ScoreMod::Alibi { slopes: None };
-    let custom = || ScoreMod::from_fn(|score, b, h, q, k| score * 0.5 + ((b + h) as i64 + q - k) as f32 * 0.001);
+    let custom =
+        || ScoreMod::from_fn(|score, b, h, q, k| score * 0.5 + ((b + h) as i64 + q - k) as f32 * 0.001);
     let score_mod = match case.score_mod {
         ModKind::Identity => ScoreMod::Identity,
         ModKind::Softcap => ScoreMod::Softcap { cap: 2.0 },
@@ -403,15 +427,21 @@ fn check<T: Storage + Element>(case: &Case, tolerance: f64) -> Result<(), TestCa
     let available = Isa::available();
     let isa = available[case.isa % available.len()];
     let (results, expected) = compute::<T>(case, isa, &[1, 3]);
-    for (which, (found, expected)) in [(&results[0].0, &expected.out), (&results[0].1, &expected.lse)].iter().enumerate() {
+    for (which, (found, expected)) in
+        [(&results[0].0, &expected.out), (&results[0].1, &expected.lse)].iter().enumerate()
+    {
         for (i, (&found, &expected)) in found.iter().zip(*expected).enumerate() {
             let found = f64::from(found);
-            let tolerance = if which == 0 { tolerance * expected.abs().max(1.0) } else { 1e-4 + 1e-5 * expected.abs() };
-            let agree = found == expected || (found.is_nan() && expected.is_nan()) || (found - expected).abs() <= tolerance;
+            let tolerance =
+                if which == 0 { tolerance * expected.abs().max(1.0) } else { 1e-4 + 1e-5 * expected.abs() };
+            let agree = found == expected
+                || (found.is_nan() && expected.is_nan())
+                || (found - expected).abs() <= tolerance;
             prop_assert!(agree, "{} {i} on {isa}: {found}, expected {expected}", ["out", "lse"][which]);
         }
     }
-    let bits = |outputs: &Outputs| outputs.0.iter().chain(&outputs.1).map(|x| x.to_bits()).collect::<Vec<_>>();
+    let bits =
+        |outputs: &Outputs| outputs.0.iter().chain(&outputs.1).map(|x| x.to_bits()).collect::<Vec<_>>();
     prop_assert_eq!(bits(&results[0]), bits(&results[1]), "one thread and three");
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::decode::products::{BLOCK_KEYS, Products, Weighing};
 use crate::decode::scores::ScoreRow;
 use crate::decode::softmax;
 use crate::mask::{Keys, QueryRow};
-use crate::scratch::{Parts, rounded, with_scratch};
+use crate::scratch::{Parts, rounded};
 use crate::simd::{MAX_LANES, Simd, Storage};
 
 /// The records of all pieces, which workers share: each is written by the one worker that has its task, and read
@@ -23,71 +23,91 @@ unsafe impl Send for Records {}
 // SAFETY: as above.
 unsafe impl Sync for Records {}
 
-/// Takes tasks until there are none.
-///
-/// # Safety
-/// - `records` has `job.record_words` words that only the workers of this job use.
-/// - Nothing else uses the outputs of the job's problem.
-#[inline(always)]
-pub(super) unsafe fn work<P: Products>(products: P, job: &Job<'_, P::Element>, records: Records) {
-    let broken = Broken(job);
+/// Words of each part of a worker's memory.
+fn part_words<T: Storage>(job: &Job<'_, T>) -> [usize; 8] {
     let rows = job.geometry.heads * job.most_rows;
-    let query_words = job.geometry.head_dim.div_ceil(P::KEY_VECTOR) * P::Simd::LANES;
-    let bit_rows = job.most_queries * if job.bits_by_head { job.geometry.heads * job.geometry.group_size } else { 1 };
-    let sizes = [
-        rows * query_words,
+    [
+        rows * query_words(job),
         rows * BLOCK_KEYS,
         rows * MAX_LANES,
         rows,
         rows * job.record(),
         job.most_pieces,
         job.most_queries * size_of::<Keys>() / size_of::<f32>(),
-        8 * bit_rows,
-    ];
-    let words = sizes.iter().map(|&words| rounded(words)).sum();
-    with_scratch(words, |memory| {
-        let mut parts = Parts::new(memory);
-        let [queries, scores, sums, maxima, out, weights, intervals, bits] = sizes.map(|words| parts.take(words));
-        // SAFETY: any bits are integers, and cache lines are aligned for them.
-        let (intervals, bits) = unsafe { (integers::<Keys>(intervals), integers::<u64>(bits)) };
-        let (own, rest) = bits.split_at_mut(2 * bit_rows);
-        let (bits, next_bits) = rest.split_at_mut(bit_rows);
-        let mut worker = Worker {
-            products,
-            job,
-            records,
-            query_words,
-            packed: None,
-            queries: queries.as_mut_ptr(),
-            scores: scores.as_mut_ptr(),
-            sums: sums.as_mut_ptr(),
-            maxima: maxima.as_mut_ptr(),
-            own_records: out.as_mut_ptr(),
-            out: out.as_mut_ptr(),
-        };
-        let mut blocks = Blocks::new(job, intervals, own);
-        let (mut block, mut next) = (Block::new(), Block::new());
-        let (mut bits, mut next_bits) = (bits, next_bits);
-        let mut has_block = blocks.next(&mut block, bits);
-        while has_block {
-            let has_next = blocks.next(&mut next, next_bits);
-            let upcoming = if has_next { &next.keys[..next.len] } else { &[] };
-            // SAFETY: the caller's duties; the worker's memory has room for every task of the job.
-            unsafe { worker.compute(&block, bits, upcoming, next.task.heads) };
-            std::mem::swap(&mut block, &mut next);
-            std::mem::swap(&mut bits, &mut next_bits);
-            has_block = has_next;
+        4 * bit_rows(job) * size_of::<u64>() / size_of::<f32>(),
+    ]
+}
+
+/// Words of a packed query, for vectors of any size.
+fn query_words<T: Storage>(job: &Job<'_, T>) -> usize {
+    job.geometry.head_dim.next_multiple_of(2 * MAX_LANES)
+}
+
+/// The most rows of a task that have bits of their own.
+fn bit_rows<T: Storage>(job: &Job<'_, T>) -> usize {
+    let heads = if job.bits_by_head { job.geometry.heads * job.geometry.group_size } else { 1 };
+    job.most_queries * heads
+}
+
+/// Words that [`work`] needs.
+pub(super) fn worker_words<T: Storage>(job: &Job<'_, T>) -> usize {
+    part_words(job).into_iter().map(rounded).sum()
+}
+
+/// Takes tasks until there are none; `memory` has [`worker_words`].
+///
+/// # Safety
+/// - `records` has `job.record_words` words that only the workers of this job use.
+/// - Nothing else uses the outputs of the job's problem.
+#[inline(always)]
+pub(super) unsafe fn work<P: Products>(
+    products: P,
+    job: &Job<'_, P::Element>,
+    records: Records,
+    memory: &mut [f32],
+) {
+    let broken = Broken(job);
+    let mut parts = Parts::new(memory);
+    let [queries, scores, sums, maxima, out, weights, intervals, bits] =
+        part_words(job).map(|words| parts.take(words));
+    // SAFETY: any bits are integers, and cache lines are aligned for them.
+    let (intervals, bits) = unsafe { (integers::<Keys>(intervals), integers::<u64>(bits)) };
+    let (own, rest) = bits.split_at_mut(2 * bit_rows(job));
+    let (mut bits, mut next_bits) = rest.split_at_mut(bit_rows(job));
+    let mut worker = Worker {
+        products,
+        job,
+        records,
+        query_words: query_words(job),
+        packed: None,
+        queries: queries.as_mut_ptr(),
+        scores: scores.as_mut_ptr(),
+        sums: sums.as_mut_ptr(),
+        maxima: maxima.as_mut_ptr(),
+        own_records: out.as_mut_ptr(),
+        out: out.as_mut_ptr(),
+    };
+    let mut blocks = Blocks::new(job, intervals, own);
+    let (mut block, mut next) = (Block::new(), Block::new());
+    let mut has_block = blocks.next(&mut block, bits);
+    while has_block {
+        let has_next = blocks.next(&mut next, next_bits);
+        let upcoming = if has_next { &next.keys[..next.len] } else { &[] };
+        // SAFETY: the caller's duties; the worker's memory has room for every task of the job.
+        unsafe { worker.compute(&block, bits, upcoming, next.task.heads) };
+        std::mem::swap(&mut block, &mut next);
+        std::mem::swap(&mut bits, &mut next_bits);
+        has_block = has_next;
+    }
+    let mut index = blocks.beyond();
+    while let Some((entry, head)) = job.join(index) {
+        if !wait(job, entry) {
+            break;
         }
-        let mut index = blocks.beyond();
-        while let Some((entry, head)) = job.join(index) {
-            if !wait(job, entry) {
-                break;
-            }
-            // SAFETY: nothing is pending, so the records of the sequence are complete, and the task is this worker's.
-            unsafe { join::join(products.simd(), job, records, entry, head, weights) };
-            index = job.claimed.fetch_add(1, Ordering::Relaxed);
-        }
-    });
+        // SAFETY: nothing is pending, so the records of the sequence are complete, and the task is this worker's.
+        unsafe { join::join(products.simd(), job, records, entry, head, weights) };
+        index = job.claimed.fetch_add(1, Ordering::Relaxed);
+    }
     std::mem::forget(broken);
 }
 
@@ -159,7 +179,13 @@ impl<P: Products> Worker<'_, '_, P> {
     /// - Blocks come in the order of [`Blocks`], with their bits.
     /// - The duties of [`work`].
     #[inline(always)]
-    unsafe fn compute(&mut self, block: &Block<P::Element>, bits: &[u64], upcoming: &[*const P::Element], heads: usize) {
+    unsafe fn compute(
+        &mut self,
+        block: &Block<P::Element>,
+        bits: &[u64],
+        upcoming: &[*const P::Element],
+        heads: usize,
+    ) {
         let entry = &self.job.entries[block.task.entry];
         let rows = self.job.geometry.rows(entry.sequence.q_len);
         // SAFETY: the caller's duties.

@@ -33,6 +33,7 @@ impl Simd for Avx2 {
     type Block = [__m256; 8];
 
     const LANES: usize = 8;
+    const STRIP_VECTORS: usize = 2;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -176,15 +177,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn sums(self, block: &[__m256; 8]) -> __m256 {
-        let four = |a: __m256, b: __m256, c: __m256, d: __m256| {
-            with!(_mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)))
-        };
-        let low = four(block[0], block[1], block[2], block[3]);
-        let high = four(block[4], block[5], block[6], block[7]);
-        with!(_mm256_add_ps(
-            _mm256_permute2f128_ps::<0x20>(low, high),
-            _mm256_permute2f128_ps::<0x31>(low, high)
-        ))
+        let [a, b, c, d, e, f, g, h] = *block;
+        with!({
+            let low = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let high = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
+            let halves = _mm256_permute2f128_ps::<0x20>(low, high);
+            _mm256_add_ps(halves, _mm256_permute2f128_ps::<0x31>(low, high))
+        })
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, Simd};
+use super::{Kernel, PairKernel, Simd};
 
 /// Proof that this processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; with `BF16` also AVX512-BF16.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,26 @@ macro_rules! with {
 }
 
 impl Avx512<true> {
+    /// Runs a kernel compiled for these instructions.
+    #[inline]
+    pub(crate) fn vectorize_pairs<K: PairKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn compiled<K: PairKernel>(simd: Avx512<true>, kernel: K) {
+            kernel.run(simd)
+        }
+        with!(compiled(self, kernel))
+    }
+
+    /// The lower and the upper halves of pairs, widened.
+    #[inline(always)]
+    pub(crate) fn halves(self, pairs: __m512) -> (__m512, __m512) {
+        with!({
+            let words = _mm512_castps_si512(pairs);
+            let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(high))
+        })
+    }
+
     /// In each lane `a[0] * b[0] + a[1] * b[1] + sum` of bf16 pairs, lower half first; subnormal operands count as 0.
     #[inline(always)]
     pub(crate) fn dot_pairs(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
@@ -100,9 +120,24 @@ impl Avx512<true> {
     pub(crate) unsafe fn load_pairs_wide(self, low: *const bf16, high: *const bf16) -> [__m512; 2] {
         with!({
             let (low, high) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(high.cast()));
-            let order = WIDE.map(|order| std::mem::transmute::<[u16; 32], __m512i>(order));
-            order.map(|order| _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, order, high)))
+            let first = std::mem::transmute::<[u16; 32], __m512i>(WIDE[0]);
+            let second = std::mem::transmute::<[u16; 32], __m512i>(WIDE[1]);
+            [
+                _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, first, high)),
+                _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, second, high)),
+            ]
         })
+    }
+}
+
+impl<const BF16: bool> Avx512<BF16> {
+    /// The sums of neighbouring 128-bit quarters of `a`, then of `b`.
+    #[inline(always)]
+    fn add_quarters(self, a: __m512, b: __m512) -> __m512 {
+        with!(_mm512_add_ps(
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
+        ))
     }
 }
 
@@ -136,6 +171,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type Block = [__m512; 16];
 
     const LANES: usize = 16;
+    const STRIP_VECTORS: usize = 4;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -291,13 +327,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
             });
         }
-        let quarters = |a: __m512, b: __m512| {
-            with!(_mm512_add_ps(
-                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
-                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
-            ))
-        };
-        quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]))
+        self.add_quarters(self.add_quarters(fours[0], fours[1]), self.add_quarters(fours[2], fours[3]))
     }
 
     #[inline(always)]
@@ -366,7 +396,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn load_first_bf16(self, source: *const bf16, count: usize) -> __m512 {
         with!({
-            let words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count) as __mmask16, source.cast()));
+            let words =
+                _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count) as __mmask16, source.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
         })
     }

@@ -40,6 +40,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Lanes of a vector: 4, 8 or 16.
     const LANES: usize;
+    /// Vectors of query rows in a strip of the tiled kernels: as many as leave registers for 6 keys beside them.
+    const STRIP_VECTORS: usize;
 
     /// Runs a kernel compiled for these instructions.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
@@ -209,6 +211,13 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
+/// A computation on dot products of bf16 pairs.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait PairKernel {
+    /// The computation; implementations are `#[inline(always)]`.
+    fn run(self, simd: Avx512<true>);
+}
+
 /// A [`Float`] that vectors load and store.
 pub(crate) trait Storage: Float {
     /// # Safety
@@ -262,6 +271,7 @@ unsafe fn copy_first<T: Storage>(source: *const T, count: usize) -> [T; MAX_LANE
     copy
 }
 
+/// log2(e).
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 /// Minimax coefficients of `2^x` on -0.5..=0.5, relative error 2.6e-9, exact at 0.

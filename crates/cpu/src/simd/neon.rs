@@ -34,6 +34,7 @@ impl Simd for Neon {
     type Block = [float32x4_t; 4];
 
     const LANES: usize = 4;
+    const STRIP_VECTORS: usize = 4;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {

@@ -26,6 +26,7 @@ impl Simd for Scalar {
     type Block = [Four; 4];
 
     const LANES: usize = 4;
+    const STRIP_VECTORS: usize = 2;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -144,7 +145,8 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn sums(self, block: &[Four; 4]) -> Four {
-        block.map(|[a, b, c, d]| (a + b) + (c + d))
+        let sum = |[a, b, c, d]: Four| (a + b) + (c + d);
+        [sum(block[0]), sum(block[1]), sum(block[2]), sum(block[3])]
     }
 
     #[inline(always)]

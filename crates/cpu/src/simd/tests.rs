@@ -209,7 +209,8 @@ check!(a_load_of_the_first_elements_reads_no_further, |simd: S| {
                 simd.load_first_bf16(brains.as_ptr(), count),
             ]
         };
-        let expected: Vec<f32> = (0..S::LANES).map(|i| if i < count { i as f32 + 1.0 } else { 0.0 }).collect();
+        let expected: Vec<f32> =
+            (0..S::LANES).map(|i| if i < count { i as f32 + 1.0 } else { 0.0 }).collect();
         for vector in loaded {
             assert_eq!(lanes(simd, vector), expected);
         }
