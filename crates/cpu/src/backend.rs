@@ -9,7 +9,7 @@ use omniflash_core::{
 
 use crate::isa::Isa;
 use crate::plan::{self, Route};
-use crate::{naive, prefill};
+use crate::{decode, naive, prefill};
 
 /// Attention on this machine's processor.
 ///
@@ -144,6 +144,7 @@ impl CpuBackend {
         unsafe {
             match route {
                 Route::Tiles(tiling) => prefill::attention::<T>(problem, &tiling, self.isa),
+                Route::Stream => decode::attention(self.isa, problem),
                 Route::Rows => naive::attention::<T>(problem),
             }
         }

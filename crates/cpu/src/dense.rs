@@ -53,6 +53,23 @@ impl<'p> Dense<'p> {
         batch as i64 * self.batch_stride + head as i64 * self.head_stride + row as i64 * self.row_stride
     }
 
+    /// Element `key` of a row.
+    ///
+    /// # Safety
+    /// `row` is a row of this tensor of floats that has the element.
+    #[inline]
+    pub(crate) unsafe fn element(&self, row: i64, key: usize) -> f32 {
+        let offset = (row + key as i64 * self.key_stride) as isize;
+        // SAFETY: the caller's duty.
+        unsafe {
+            match self.dtype {
+                DType::F16 => self.pointer.cast::<f16>().wrapping_offset(offset).read().to_f32(),
+                DType::BF16 => self.pointer.cast::<bf16>().wrapping_offset(offset).read().to_f32(),
+                _ => self.pointer.cast::<f32>().wrapping_offset(offset).read(),
+            }
+        }
+    }
+
     /// Bit `i` is whether element `key + i` of a row of bools is true, for `i` in `begin..end`.
     ///
     /// # Safety

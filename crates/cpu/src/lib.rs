@@ -4,6 +4,7 @@
 compile_error!("omniflash-cpu addresses tensors with 64-bit offsets");
 
 mod backend;
+mod decode;
 mod dense;
 mod isa;
 mod mask;

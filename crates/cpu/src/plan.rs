@@ -7,6 +7,7 @@ use omniflash_core::{
     Swizzle,
 };
 
+use crate::decode;
 use crate::isa::Isa;
 use crate::prefill::{self, PANEL, Sizes, Tiling};
 
@@ -15,6 +16,8 @@ use crate::prefill::{self, PANEL, Sizes, Tiling};
 pub(crate) enum Route {
     /// Tiles of query rows and keys: `prefill`.
     Tiles(Tiling),
+    /// Few query rows: `decode`.
+    Stream,
     /// One row at a time: `naive`.
     Rows,
 }
@@ -48,6 +51,10 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
     check_config(config)?;
     if config.algorithm == Algorithm::Naive {
         return plan_rows(problem, isa, threads);
+    }
+    if decode::applies(problem) {
+        let detail = Some(Arc::new(Route::Stream) as Arc<_>);
+        return Ok(AttentionPlan { detail, ..decode::plan(problem, kernel_id(problem, isa)) });
     }
     let tiling = tiling(problem, isa, threads)?;
     let sizes = tiling.sizes;

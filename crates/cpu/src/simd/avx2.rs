@@ -176,6 +176,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[__m256; 8]) -> __m256 {
+        let [a, b, c, d, e, f, g, h] = *block;
+        with!({
+            let low = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let high = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
+            let halves = _mm256_permute2f128_ps::<0x20>(low, high);
+            _mm256_add_ps(halves, _mm256_permute2f128_ps::<0x31>(low, high))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> __m256 {
         with!(_mm256_loadu_ps(source))
     }
@@ -223,5 +234,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         with!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        with!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 }

@@ -82,6 +82,77 @@ impl Avx512<true> {
     }
 }
 
+impl Avx512<true> {
+    /// In lane `i` the pair of elements `2 i` and `2 i + 1` of `low`, then of `high`, rounded to bf16.
+    #[inline(always)]
+    pub(crate) fn round_pairs(self, low: __m512, high: __m512) -> __m512 {
+        with!(std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low)))
+    }
+
+    /// The first `count` elements as pairs, then zeros.
+    ///
+    /// # Safety
+    /// `count` elements from `source` on can be read, at most 32.
+    #[inline(always)]
+    pub(crate) unsafe fn load_first_words(self, source: *const bf16, count: usize) -> __m512 {
+        with!(_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first(count) as __mmask32, source.cast())))
+    }
+
+    /// [`load_pairs`](Avx512::load_pairs) of the first `count` elements, then zeros.
+    ///
+    /// # Safety
+    /// `count` elements from `low` and from `high` on can be read, at most 16.
+    #[inline(always)]
+    pub(crate) unsafe fn load_first_pairs(self, low: *const bf16, high: *const bf16, count: usize) -> __m512 {
+        with!({
+            let present = first(count) as __mmask16;
+            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, low.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, high.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        })
+    }
+
+    /// [`load_pairs`](Avx512::load_pairs) of 32 elements.
+    ///
+    /// # Safety
+    /// 32 elements from `low` and from `high` on can be read.
+    #[inline(always)]
+    pub(crate) unsafe fn load_pairs_wide(self, low: *const bf16, high: *const bf16) -> [__m512; 2] {
+        with!({
+            let (low, high) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(high.cast()));
+            let first = std::mem::transmute::<[u16; 32], __m512i>(WIDE[0]);
+            let second = std::mem::transmute::<[u16; 32], __m512i>(WIDE[1]);
+            [
+                _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, first, high)),
+                _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, second, high)),
+            ]
+        })
+    }
+}
+
+impl<const BF16: bool> Avx512<BF16> {
+    /// The sums of neighbouring 128-bit quarters of `a`, then of `b`.
+    #[inline(always)]
+    fn add_quarters(self, a: __m512, b: __m512) -> __m512 {
+        with!(_mm512_add_ps(
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b)
+        ))
+    }
+}
+
+/// Elements 0..16 of the first operand, each followed by the same of the second; then 16..32.
+const WIDE: [[u16; 32]; 2] = {
+    let mut orders = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        orders[i / 16][2 * (i % 16)] = i as u16;
+        orders[i / 16][2 * (i % 16) + 1] = 32 + i as u16;
+        i += 1;
+    }
+    orders
+};
+
 /// Element `i` of the lower half, then element `i` of the upper half.
 const INTERLEAVE: [u16; 32] = {
     let mut order = [0; 32];
@@ -244,6 +315,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[__m512; 16]) -> __m512 {
+        // Four sums in each 128-bit quarter, of four vectors each; then quarters together, in order.
+        let mut fours = [self.splat(0.0); 4];
+        for i in 0..4 {
+            let [a, b, c, d] = [block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]];
+            fours[i] = with!({
+                let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+                _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd))
+            });
+        }
+        self.add_quarters(self.add_quarters(fours[0], fours[1]), self.add_quarters(fours[2], fours[3]))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> __m512 {
         with!(_mm512_loadu_ps(source))
     }
@@ -290,4 +377,34 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn prefetch(self, address: *const u8) {
         with!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
+
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        with!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, source: *const f32, count: usize) -> __m512 {
+        with!(_mm512_maskz_loadu_ps(first(count) as __mmask16, source))
+    }
+
+    #[inline(always)]
+    unsafe fn load_first_f16(self, source: *const f16, count: usize) -> __m512 {
+        with!(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count) as __mmask16, source.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_first_bf16(self, source: *const bf16, count: usize) -> __m512 {
+        with!({
+            let words =
+                _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count) as __mmask16, source.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        })
+    }
+}
+
+/// The lowest `count` bits, for `count` below 64.
+#[inline(always)]
+fn first(count: usize) -> u64 {
+    (1 << count) - 1
 }

@@ -89,6 +89,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn block(self) -> Self::Block;
     /// Lane `j` of vector `i` to lane `i` of vector `j`.
     fn transpose(self, block: &mut Self::Block);
+    /// The sum over lanes of vector `i` in lane `i`.
+    fn sums(self, block: &Self::Block) -> Self::Vector;
 
     /// # Safety
     /// `LANES` elements from `source` on can be read.
@@ -115,6 +117,37 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line at `address`, which need not be valid.
     fn prefetch(self, address: *const u8);
+    /// Asks for the cache line at `address`, which need not be valid, in the second-level cache only: for what is used
+    /// thousands of cycles later, and must not compete for the first level's few outstanding misses.
+    fn prefetch_far(self, address: *const u8);
+
+    /// The first `count` elements, at most `LANES`, then zeros.
+    ///
+    /// # Safety
+    /// `count` elements from `source` on can be read.
+    #[inline(always)]
+    unsafe fn load_first(self, source: *const f32, count: usize) -> Self::Vector {
+        // SAFETY: the caller's duty; the copy has MAX_LANES elements.
+        unsafe { self.load(copy_first(source, count).as_ptr()) }
+    }
+    /// As [`load_first`](Simd::load_first).
+    ///
+    /// # Safety
+    /// `count` elements from `source` on can be read.
+    #[inline(always)]
+    unsafe fn load_first_f16(self, source: *const f16, count: usize) -> Self::Vector {
+        // SAFETY: as above.
+        unsafe { self.load_f16(copy_first(source, count).as_ptr()) }
+    }
+    /// As [`load_first`](Simd::load_first).
+    ///
+    /// # Safety
+    /// `count` elements from `source` on can be read.
+    #[inline(always)]
+    unsafe fn load_first_bf16(self, source: *const bf16, count: usize) -> Self::Vector {
+        // SAFETY: as above.
+        unsafe { self.load_bf16(copy_first(source, count).as_ptr()) }
+    }
 
     /// `2^t` within 1.2e-7 of its value for `t` up to 127; 0 below -126 and for -inf, NaN for NaN.
     #[inline(always)]
@@ -191,17 +224,25 @@ pub(crate) trait Storage: Float {
     /// As [`Simd::load`].
     unsafe fn load<S: Simd>(simd: S, source: *const Self) -> S::Vector;
     /// # Safety
+    /// As [`Simd::load_first`].
+    unsafe fn load_first<S: Simd>(simd: S, source: *const Self, count: usize) -> S::Vector;
+    /// # Safety
     /// As [`Simd::store`].
     unsafe fn store<S: Simd>(simd: S, target: *mut Self, a: S::Vector);
 }
 
 macro_rules! storage {
-    ($($type:ty: $load:ident, $store:ident;)*) => {$(
+    ($($type:ty: $load:ident, $load_first:ident, $store:ident;)*) => {$(
         impl Storage for $type {
             #[inline(always)]
             unsafe fn load<S: Simd>(simd: S, source: *const Self) -> S::Vector {
                 // SAFETY: the caller's duty.
                 unsafe { simd.$load(source) }
+            }
+            #[inline(always)]
+            unsafe fn load_first<S: Simd>(simd: S, source: *const Self, count: usize) -> S::Vector {
+                // SAFETY: the caller's duty.
+                unsafe { simd.$load_first(source, count) }
             }
             #[inline(always)]
             unsafe fn store<S: Simd>(simd: S, target: *mut Self, a: S::Vector) {
@@ -212,9 +253,22 @@ macro_rules! storage {
     )*};
 }
 storage! {
-    f32: load, store;
-    f16: load_f16, store_f16;
-    bf16: load_bf16, store_bf16;
+    f32: load, load_first, store;
+    f16: load_f16, load_first_f16, store_f16;
+    bf16: load_bf16, load_first_bf16, store_bf16;
+}
+
+/// The most lanes of any instruction set.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// # Safety
+/// `count` elements from `source` on can be read, at most `MAX_LANES`.
+#[inline(always)]
+unsafe fn copy_first<T: Storage>(source: *const T, count: usize) -> [T; MAX_LANES] {
+    let mut copy = [T::zeroed(); MAX_LANES];
+    // SAFETY: the caller's duty, and no more than the copy has.
+    unsafe { std::ptr::copy_nonoverlapping(source, copy.as_mut_ptr(), count.min(MAX_LANES)) };
+    copy
 }
 
 /// log2(e).

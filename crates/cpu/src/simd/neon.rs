@@ -164,6 +164,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[float32x4_t; 4]) -> float32x4_t {
+        let [a, b, c, d] = *block;
+        with!(vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> float32x4_t {
         with!(vld1q_f32(source))
     }
@@ -216,5 +222,10 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         with!(asm!("prfm pldl1keep, [{0}]", in(reg) address, options(readonly, nostack, preserves_flags)))
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        with!(asm!("prfm pldl2keep, [{0}]", in(reg) address, options(readonly, nostack, preserves_flags)))
     }
 }

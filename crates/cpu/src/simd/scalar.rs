@@ -144,6 +144,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn sums(self, block: &[Four; 4]) -> Four {
+        let sum = |[a, b, c, d]: Four| (a + b) + (c + d);
+        [sum(block[0]), sum(block[1]), sum(block[2]), sum(block[3])]
+    }
+
+    #[inline(always)]
     unsafe fn load(self, source: *const f32) -> Four {
         // SAFETY: the caller's duty.
         unsafe { source.cast::<Four>().read_unaligned() }
@@ -182,5 +188,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {
         // No portable instruction asks for a cache line; a hint may be left out.
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, _address: *const u8) {
+        // As above.
     }
 }

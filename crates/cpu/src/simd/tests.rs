@@ -184,3 +184,35 @@ check!(halves_narrow_to_the_nearest_even, |simd: S| {
         }
     }
 });
+
+check!(sums_of_a_block_come_in_the_order_of_its_vectors, |simd: S| {
+    let mut block = simd.block();
+    for (i, vector) in block.as_mut().iter_mut().enumerate() {
+        *vector = ramp(simd, |lane| (100 * i + lane) as f32);
+    }
+    let sums = lanes(simd, simd.sums(&block));
+    for (i, sum) in sums.iter().enumerate() {
+        assert_eq!(*sum, (S::LANES * 100 * i + S::LANES * (S::LANES - 1) / 2) as f32, "vector {i}");
+    }
+});
+
+check!(a_load_of_the_first_elements_reads_no_further, |simd: S| {
+    for count in 0..=S::LANES {
+        let floats: Vec<f32> = (0..count).map(|i| i as f32 + 1.0).collect();
+        let halves: Vec<f16> = floats.iter().map(|&x| f16::from_f32(x)).collect();
+        let brains: Vec<bf16> = floats.iter().map(|&x| bf16::from_f32(x)).collect();
+        // SAFETY: `count` elements.
+        let loaded = unsafe {
+            [
+                simd.load_first(floats.as_ptr(), count),
+                simd.load_first_f16(halves.as_ptr(), count),
+                simd.load_first_bf16(brains.as_ptr(), count),
+            ]
+        };
+        let expected: Vec<f32> =
+            (0..S::LANES).map(|i| if i < count { i as f32 + 1.0 } else { 0.0 }).collect();
+        for vector in loaded {
+            assert_eq!(lanes(simd, vector), expected);
+        }
+    }
+});
