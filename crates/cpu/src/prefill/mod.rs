@@ -31,7 +31,6 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 use operands::Pairs;
 use operands::{Operands, Widened};
-pub(crate) use pack::MAX_BLOCK;
 pub(crate) use task::Sizes;
 use task::Worker;
 pub(crate) use tile::PANEL;

@@ -417,8 +417,7 @@ impl Case {
             Queries::Ragged => cu_q[self.batch] as usize,
             _ => self.seqlen_q,
         };
-        let extras = Extras::new(self, columns.max(1), rows.max(1), &mut numbers);
-        let extras = Extras { columns, rows, ..extras };
+        let extras = Extras::new(self, columns, rows, &mut numbers);
         let sinks: Vec<f32> = (0..heads).map(|_| numbers.normal()).collect();
         let starts: Vec<i32> =
             (0..self.batch as i32).map(|b| self.query_start.unwrap_or(0) + 3 * b).collect();

@@ -1,5 +1,6 @@
 //! The CPU backend against the float64 reference: every instruction set of this machine, every form of input.
 
+mod behaviour;
 mod case;
 
 use case::{Case, Keys, MaskKind, ModKind, Order, Queries};
@@ -110,7 +111,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_case_agrees_with_the_reference(case in case()) {
