@@ -35,7 +35,7 @@ const SUM_BYTES: usize = 64 << 10;
 /// the queries of another.
 const SUM_ROWS: usize = 8;
 /// Bytes of a block of keys: two blocks of keys and two of values should stay in the second-level cache.
-const BLOCK_BYTES: usize = 32 << 10;
+const BLOCK_BYTES: usize = 64 << 10;
 
 /// Strides in elements from a head to the next, of keys and of values.
 #[derive(Clone, Copy, Debug)]
