@@ -158,7 +158,7 @@ fn measure<T: Float + Element>(
 fn read_all<T: Float>(k: &[T], v: &[T], threads: usize) {
     rayon::in_place_scope(|scope| {
         for part in 0..threads {
-            let mut read_part = move || {
+            let read_part = move || {
                 for data in [k, v] {
                     let len = data.len() / threads;
                     black_box(sum(&data[part * len..(part + 1) * len]));

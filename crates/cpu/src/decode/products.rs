@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use crate::decode::pacer::Pacer;
+use crate::decode::pacer::{LINE, Pacer};
 use crate::simd::{Simd, Storage};
 
 /// The most keys of a block; rows of scores and weights are this far apart.
@@ -83,6 +83,21 @@ pub(super) struct Weighing<'a, T> {
     pub(super) out_stride: usize,
     /// Keys of the block.
     pub(super) len: usize,
+    /// Rows of values of the block after this one, to be asked for a first time; may be fewer.
+    pub(super) upcoming: &'a [*const T],
+}
+
+impl<T> Weighing<'_, T> {
+    /// Asks for `columns` elements of the row that takes the place of `key` in the next block.
+    #[inline(always)]
+    fn ask_for<S: Simd>(&self, simd: S, key: usize, columns: usize) {
+        if let Some(value) = self.upcoming.get(key) {
+            let value = value.wrapping_offset(self.offset);
+            for element in (0..columns).step_by(LINE / size_of::<T>()) {
+                simd.prefetch_far(value.wrapping_add(element).cast());
+            }
+        }
+    }
 }
 
 /// Products in f32.
@@ -151,12 +166,13 @@ impl<S: Simd, T: Storage> Products for Widen<S, T> {
         pacer: &mut Pacer<'_, T>,
     ) {
         let simd = self.simd;
-        let Weighing { weights, values, offset, out, out_stride, len } = *weighing;
+        let Weighing { weights, values, offset, out, out_stride, len, .. } = *weighing;
         // SAFETY: as the fields of `weighing` say.
         unsafe {
             let mut sums = load_sums::<S, ROWS, COLUMNS>(simd, out, out_stride);
             for (key, value) in values[..len].iter().enumerate() {
                 pacer.step(simd);
+                weighing.ask_for(simd, key, COLUMNS * S::LANES);
                 let value = value.wrapping_offset(offset);
                 let mut columns = [simd.splat(0.0); COLUMNS];
                 for (c, column) in columns.iter_mut().enumerate() {
@@ -235,7 +251,7 @@ mod pairs {
         type Element = bf16;
 
         const KEY_VECTOR: usize = 32;
-        const WEIGHTS: usize = 32;
+        const WEIGHTS: usize = 16;
 
         #[inline(always)]
         fn simd(self) -> Avx512<true> {
@@ -272,7 +288,9 @@ mod pairs {
                 // SAFETY: a row of weights has BLOCK_KEYS words, a multiple of 32; pairs are written below where they
                 // are read.
                 unsafe {
-                    let (low, high) = (self.0.load(weights.add(key)), self.0.load(weights.add(key + 16)));
+                    let low = self.0.load(weights.add(key));
+                    let has_high = key + 16 < len;
+                    let high = if has_high { self.0.load(weights.add(key + 16)) } else { self.0.splat(0.0) };
                     self.0.store(weights.add(key / 2), self.0.round_pairs(low, high));
                 }
                 key += 32;
@@ -287,14 +305,16 @@ mod pairs {
             pacer: &mut Pacer<'_, bf16>,
         ) {
             let simd = self.0;
-            let Weighing { weights, values, offset, out, out_stride, len } = *weighing;
+            let Weighing { weights, values, offset, out, out_stride, len, .. } = *weighing;
             // SAFETY: as the fields of `weighing` say.
             unsafe {
                 let mut sums = load_sums::<_, ROWS, COLUMNS>(simd, out, out_stride);
                 let pairs = values[..len + len % 2].chunks_exact(2);
                 for (pair, value) in pairs.enumerate() {
-                    pacer.step(simd);
-                    pacer.step(simd);
+                    for key in [2 * pair, 2 * pair + 1] {
+                        pacer.step(simd);
+                        weighing.ask_for(simd, key, COLUMNS * 16);
+                    }
                     let low = value[0].wrapping_offset(offset);
                     let high = value[1].wrapping_offset(offset);
                     let mut columns = [simd.splat(0.0); COLUMNS];

@@ -287,7 +287,8 @@ fn compute<T: Storage + Element>(
     }
 
     let total_q = if case.is_ragged { q_offsets[batch] as usize } else { batch * seqlen_q };
-    let q_data: Vec<T> = noise.floats(total_q * heads * case.head_dim);
+    // Apart from keys and values, whose number depends on all sequences.
+    let q_data: Vec<T> = Noise(!case.seed).floats(total_q * heads * case.head_dim);
     let sinks: Vec<f32> = noise.floats(heads);
     let starts: Vec<i32> =
         (0..batch).map(|b| kv_lengths[b] - q_lengths[b] + case.shift.unwrap_or(0)).collect();
@@ -467,4 +468,97 @@ proptest! {
     fn bf16_decoding_agrees_with_the_reference(case in cases()) {
         check::<bf16>(&case, 1.6e-2)?;
     }
+}
+
+fn plain(q_lens: &[usize], kv_lens: &[usize]) -> Case {
+    Case {
+        seed: 7,
+        isa: 0,
+        q_lens: q_lens.to_vec(),
+        kv_lens: kv_lens.to_vec(),
+        is_ragged: true,
+        num_kv_heads: 2,
+        group_size: 3,
+        head_dim: 64,
+        value_dim: 64,
+        order: Order::PositionsFirst,
+        cache: Cache::Padded,
+        mask: MaskKind::Causal,
+        score_mod: ModKind::Identity,
+        has_sinks: false,
+        num_partitions: None,
+        bad_key: None,
+        shift: None,
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
+    for isa in Isa::available() {
+        let (alone, _) = compute::<f32>(&plain(&[2], &[1700]), isa, &[1]);
+        let (together, _) = compute::<f32>(&plain(&[2, 5, 1], &[1700, 300, 2900]), isa, &[2]);
+        let rows = alone[0].0.len();
+        assert!(rows > 0 && alone[0].0 == together[0].0[..rows], "{isa}");
+    }
+}
+
+#[test]
+fn pieces_that_are_asked_for_change_nothing_beyond_rounding() {
+    let (whole, _) =
+        compute::<f32>(&Case { num_partitions: Some(1), ..plain(&[1], &[1000]) }, Isa::best(), &[1]);
+    for count in [2, 7, 300] {
+        let case = Case { num_partitions: Some(count), ..plain(&[1], &[1000]) };
+        let (pieces, _) = compute::<f32>(&case, Isa::best(), &[2]);
+        for (a, b) in whole[0].0.iter().zip(&pieces[0].0) {
+            assert!((a - b).abs() < 1e-6, "{count} pieces: {a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn a_mask_that_panics_is_a_panic_and_no_deadlock() {
+    let data = vec![0.5f32; 9000 * 64];
+    let mut out = [0.0f32; 64];
+    let tensor = || TensorRef::from_slice(&data, &[1, 9000, 1, 64]).unwrap();
+    let options = AttentionOptions::new().mask(Mask::from_fn(|_, _, _, k| {
+        assert!(k != 100, "a user's mistake");
+        true
+    }));
+    let problem = AttentionProblem::new(
+        Query::padded(TensorRef::from_slice(&data[..64], &[1, 1, 1, 64]).unwrap()),
+        KvCache::dense(tensor(), tensor()),
+        TensorMut::from_slice(&mut out, &[1, 1, 1, 64]).unwrap(),
+        None,
+        &options,
+    )
+    .unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // SAFETY: the outputs are this function's.
+        pool.install(|| unsafe { attention(Isa::best(), &problem) })
+    }));
+    assert!(result.is_err());
+}
+
+#[test]
+fn few_rows_and_no_tile_sizes_make_a_plan_to_decode() {
+    let data = vec![0.0f32; 40 * 8];
+    let mut out = vec![0.0f32; 40 * 8];
+    let mut planned = |seqlen_q: usize, block_n: Option<usize>| {
+        let shape = [1, seqlen_q, 2, 8];
+        let len = seqlen_q * 16;
+        let config = omniflash_core::AttentionConfig { block_n, ..Default::default() };
+        let keys = TensorRef::from_slice(&data[..320], &[1, 40, 1, 8]).unwrap();
+        let problem = AttentionProblem::new(
+            Query::padded(TensorRef::from_slice(&data[..len], &shape).unwrap()),
+            KvCache::dense(keys.clone(), keys),
+            TensorMut::from_slice(&mut out[..len], &shape).unwrap(),
+            None,
+            &AttentionOptions::new().config(config),
+        )
+        .unwrap();
+        crate::plan::plan(&problem, Isa::Scalar, 1).unwrap().kernel_id.starts_with("decode-")
+    };
+    assert!(planned(1, None) && planned(8, None));
+    assert!(!planned(9, None) && !planned(1, Some(48)));
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::decode::block::{Block, Blocks};
 use crate::decode::job::{Job, Task, padded_rows};
 use crate::decode::join;
-use crate::decode::pacer::Pacer;
+use crate::decode::pacer::{LINE, Pacer};
 use crate::decode::products::{BLOCK_KEYS, Products, Weighing};
 use crate::decode::scores::ScoreRow;
 use crate::decode::softmax;
@@ -92,9 +92,9 @@ pub(super) unsafe fn work<P: Products>(
     let mut has_block = blocks.next(&mut block, bits);
     while has_block {
         let has_next = blocks.next(&mut next, next_bits);
-        let upcoming = if has_next { &next.keys[..next.len] } else { &[] };
+        let upcoming = has_next.then_some(&next);
         // SAFETY: the caller's duties; the worker's memory has room for every task of the job.
-        unsafe { worker.compute(&block, bits, upcoming, next.task.heads) };
+        unsafe { worker.compute(&block, bits, upcoming) };
         std::mem::swap(&mut block, &mut next);
         std::mem::swap(&mut bits, &mut next_bits);
         has_block = has_next;
@@ -162,18 +162,17 @@ struct Worker<'j, 'p, P: Products> {
     out: *mut f32,
 }
 
-/// A head of the present piece.
-#[derive(Clone, Copy)]
-struct Head {
-    /// Among the heads of the task.
-    index: usize,
-    /// Rows that count, and rows that have memory.
-    rows: usize,
-    padded: usize,
+/// The keys of a head.
+struct KeyRows<'b, T> {
+    block: &'b Block<T>,
+    /// Of the next block, to be asked for.
+    next: &'b [*const T],
+    /// From the task's first head, in elements.
+    offset: isize,
 }
 
 impl<P: Products> Worker<'_, '_, P> {
-    /// Computes a block; `upcoming` are the keys of the next one, for `heads` heads.
+    /// Computes a block, and brings the `upcoming` one near.
     ///
     /// # Safety
     /// - Blocks come in the order of [`Blocks`], with their bits.
@@ -183,8 +182,7 @@ impl<P: Products> Worker<'_, '_, P> {
         &mut self,
         block: &Block<P::Element>,
         bits: &[u64],
-        upcoming: &[*const P::Element],
-        heads: usize,
+        upcoming: Option<&Block<P::Element>>,
     ) {
         let entry = &self.job.entries[block.task.entry];
         let rows = self.job.geometry.rows(entry.sequence.q_len);
@@ -194,18 +192,14 @@ impl<P: Products> Worker<'_, '_, P> {
                 self.open(block.task, rows);
             }
             if block.len > 0 {
-                self.score(block, rows);
+                self.score(block, rows, upcoming);
                 let is_sparse = self.normalize(block, bits, rows);
-                self.weigh(block, rows, is_sparse, upcoming, heads);
+                self.weigh(block, rows, is_sparse, upcoming);
             }
             if block.closes {
                 self.close(block.task, rows);
             }
         }
-    }
-
-    fn head(index: usize, rows: usize) -> Head {
-        Head { index, rows, padded: padded_rows(rows) }
     }
 
     /// # Safety
@@ -263,9 +257,10 @@ impl<P: Products> Worker<'_, '_, P> {
         }
     }
 
-    /// Scaled dot products of all rows with the keys of a block; meanwhile its values come near.
+    /// Scaled dot products of all rows with the keys of a block; meanwhile its values come near, and the next keys are
+    /// asked for.
     #[inline(always)]
-    unsafe fn score(&self, block: &Block<P::Element>, rows: usize) {
+    unsafe fn score(&self, block: &Block<P::Element>, rows: usize, upcoming: Option<&Block<P::Element>>) {
         let job = self.job;
         let geometry = &job.geometry;
         let (heads, size) = (block.task.heads, size_of::<P::Element>());
@@ -275,21 +270,22 @@ impl<P: Products> Worker<'_, '_, P> {
         let tiles: usize = row_blocks(rows).map(|(_, taken)| block.len.div_ceil(tile_keys::<P>(taken))).sum();
         let mut pacer = Pacer::new(&block.values[..block.len], span * size, heads * tiles * steps_of_tile);
         for index in 0..heads {
-            let head = Self::head(index, rows);
             let offset = index as isize * head_stride;
             for (row, taken) in row_blocks(rows) {
-                let row = head.index * head.padded + row;
+                let next = upcoming.filter(|_| row == 0).map_or(&[][..], |block| &block.keys[..block.len]);
+                let keys = KeyRows { block, next, offset };
+                let row = index * padded_rows(rows) + row;
                 let queries = self.queries.wrapping_add(row * self.query_words);
                 let scores = self.scores.wrapping_add(row * BLOCK_KEYS);
                 // SAFETY: rows of the worker's memory; the block's keys are inside the problem.
                 unsafe {
                     match (taken, P::Simd::LANES) {
-                        (4, 8) => self.score_rows::<4, 2>(block, offset, queries, scores, &mut pacer),
-                        (4, _) => self.score_rows::<4, 4>(block, offset, queries, scores, &mut pacer),
-                        (2, 8) => self.score_rows::<2, 4>(block, offset, queries, scores, &mut pacer),
-                        (2, _) => self.score_rows::<2, 8>(block, offset, queries, scores, &mut pacer),
-                        (_, 8) => self.score_rows::<1, 8>(block, offset, queries, scores, &mut pacer),
-                        _ => self.score_rows::<1, 16>(block, offset, queries, scores, &mut pacer),
+                        (4, 8) => self.score_rows::<4, 2>(&keys, queries, scores, &mut pacer),
+                        (4, _) => self.score_rows::<4, 4>(&keys, queries, scores, &mut pacer),
+                        (2, 8) => self.score_rows::<2, 4>(&keys, queries, scores, &mut pacer),
+                        (2, _) => self.score_rows::<2, 8>(&keys, queries, scores, &mut pacer),
+                        (_, 8) => self.score_rows::<1, 8>(&keys, queries, scores, &mut pacer),
+                        _ => self.score_rows::<1, 16>(&keys, queries, scores, &mut pacer),
                     }
                 }
             }
@@ -300,8 +296,7 @@ impl<P: Products> Worker<'_, '_, P> {
     #[inline(always)]
     unsafe fn score_rows<const ROWS: usize, const KEYS: usize>(
         &self,
-        block: &Block<P::Element>,
-        offset: isize,
+        rows: &KeyRows<'_, P::Element>,
         queries: *const f32,
         scores: *mut f32,
         pacer: &mut Pacer<'_, P::Element>,
@@ -309,18 +304,27 @@ impl<P: Products> Worker<'_, '_, P> {
         let (products, simd) = (self.products, self.products.simd());
         let (lanes, dim) = (P::Simd::LANES, self.job.geometry.head_dim);
         let scale = simd.splat(self.job.scores.scale);
-        for first in (0..block.len).step_by(KEYS) {
+        let size = size_of::<P::Element>();
+        for first in (0..rows.block.len).step_by(KEYS) {
             let mut keys = [std::ptr::null::<P::Element>(); KEYS];
             for (t, key) in keys.iter_mut().enumerate() {
-                *key = block.keys[first + t].wrapping_offset(offset);
+                *key = rows.block.keys[first + t].wrapping_offset(rows.offset);
             }
+            let next = rows.next.get(first..first + KEYS);
             let mut sums = [[simd.splat(0.0); KEYS]; ROWS];
             let mut d = 0;
             let mut query = queries;
             while d < dim {
                 pacer.step(simd);
-                let mut rows = [simd.splat(0.0); ROWS];
-                for (r, row) in rows.iter_mut().enumerate() {
+                if let Some(next) = next
+                    && (d * size).is_multiple_of(LINE)
+                {
+                    for key in next {
+                        simd.prefetch_far(key.wrapping_offset(rows.offset).wrapping_add(d).cast());
+                    }
+                }
+                let mut vectors = [simd.splat(0.0); ROWS];
+                for (r, row) in vectors.iter_mut().enumerate() {
                     // SAFETY: a vector of a packed row.
                     *row = unsafe { simd.load(query.add(r * self.query_words)) };
                 }
@@ -333,7 +337,7 @@ impl<P: Products> Worker<'_, '_, P> {
                             products.load_key_first(keys[t].add(d), dim - d)
                         }
                     };
-                    for (sums, row) in sums.iter_mut().zip(rows) {
+                    for (sums, row) in sums.iter_mut().zip(vectors) {
                         sums[t] = products.multiply(key, row, sums[t]);
                     }
                 }
@@ -371,9 +375,8 @@ impl<P: Products> Worker<'_, '_, P> {
         let is_plain = job.scores.is_plain();
         let mut is_sparse = false;
         for index in 0..block.task.heads {
-            let head = Self::head(index, rows);
             for row in 0..rows {
-                let at = head.index * head.padded + row;
+                let at = index * padded_rows(rows) + row;
                 let scores = self.scores.wrapping_add(at * BLOCK_KEYS);
                 let visible = match (block.is_mixed, job.bits_by_head) {
                     (false, _) => u64::MAX,
@@ -410,20 +413,23 @@ impl<P: Products> Worker<'_, '_, P> {
         is_sparse
     }
 
-    /// Adds weighted values to all rows' sums; meanwhile the next keys come near.
+    /// Adds weighted values to all rows' sums; meanwhile the next keys come near, and the next values are asked for.
     #[inline(always)]
     unsafe fn weigh(
         &self,
         block: &Block<P::Element>,
         rows: usize,
         is_sparse: bool,
-        upcoming: &[*const P::Element],
-        upcoming_heads: usize,
+        upcoming: Option<&Block<P::Element>>,
     ) {
         let (job, products) = (self.job, self.products);
         let geometry = &job.geometry;
         let head_stride = job.kv.v().head_stride();
-        let between = upcoming_heads.saturating_sub(1) * job.kv.k().head_stride().unsigned_abs();
+        let (next_keys, next_values, next_heads) = match upcoming {
+            Some(next) => (&next.keys[..next.len], &next.values[..next.len], next.task.heads),
+            None => (&[][..], &[][..], 1),
+        };
+        let between = (next_heads - 1) * job.kv.k().head_stride().unsigned_abs();
         let span = (between + geometry.head_dim) * size_of::<P::Element>();
         let blocks: usize = if is_sparse {
             rows * column_groups::<P>(geometry.value_dim, 1)
@@ -431,11 +437,11 @@ impl<P: Products> Worker<'_, '_, P> {
             row_blocks(rows).map(|(_, taken)| column_groups::<P>(geometry.value_dim, taken)).sum()
         };
         let steps = block.task.heads * blocks * block.len;
-        let mut pacer = Pacer::new(upcoming, span, steps);
+        let mut pacer = Pacer::new(next_keys, span, steps);
         for index in 0..block.task.heads {
-            let head = Self::head(index, rows);
             let weighing = |row: usize| {
-                let row = head.index * head.padded + row;
+                let upcoming = if row == 0 { next_values } else { &[] };
+                let row = index * padded_rows(rows) + row;
                 Weighing {
                     weights: self.scores.wrapping_add(row * BLOCK_KEYS),
                     values: &block.values,
@@ -443,6 +449,7 @@ impl<P: Products> Worker<'_, '_, P> {
                     out: self.out.wrapping_add(row * job.record()),
                     out_stride: job.record(),
                     len: block.len,
+                    upcoming,
                 }
             };
             // SAFETY: rows of the worker's memory and of its task's records; the block's values are in the problem.
@@ -454,7 +461,7 @@ impl<P: Products> Worker<'_, '_, P> {
                     continue;
                 }
                 for row in 0..rows {
-                    let weights = self.scores.wrapping_add((index * head.padded + row) * BLOCK_KEYS);
+                    let weights = self.scores.wrapping_add((index * padded_rows(rows) + row) * BLOCK_KEYS);
                     products.prepare_weights(weights, block.len);
                 }
                 for (row, taken) in row_blocks(rows) {
@@ -476,9 +483,8 @@ impl<P: Products> Worker<'_, '_, P> {
         let entry = &job.entries[task.entry];
         let words = job.record() - MAX_LANES;
         for index in 0..task.heads {
-            let head = Self::head(index, rows);
             for row in 0..rows {
-                let at = head.index * head.padded + row;
+                let at = index * padded_rows(rows) + row;
                 // SAFETY: a row of the worker's memory, and its record.
                 unsafe {
                     let record = self.out.add(at * job.record());
