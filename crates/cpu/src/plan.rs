@@ -25,12 +25,9 @@ pub(crate) enum Route {
 /// Memory of a worker at most, in words: what the second-level cache of common cores holds.
 const WORKER_WORDS: usize = (1 << 20) / size_of::<f32>();
 
-/// Keys of a block: multiples of the register tile's 6 keys, of 4 and of 8.
-const BLOCKS: [usize; 3] = [24, 48, 96];
-
-/// Keys of a block when none are asked for, the first that leaves a worker's memory below its bound: 48 keys of
-/// weights and a panel of values fit a first-level cache of 32 KiB.
-const DEFAULT_BLOCKS: [usize; 2] = [48, 24];
+/// Keys of a block, the first that leaves a worker's memory below its bound: multiples of the register tile's 6 keys,
+/// of 4 and of 8.
+const BLOCKS: [usize; 3] = [96, 48, 24];
 
 /// Strips of a task at most; more share a packed block no better.
 const MOST_STRIPS: usize = 8;
@@ -141,7 +138,7 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
     let block = match config.block_n {
         Some(block) if BLOCKS.contains(&block) => block,
         Some(block) => return Err(Error::value("config.block_n", block, "one of 24, 48, 96")),
-        None => DEFAULT_BLOCKS.into_iter().find(|&block| fits(1, block)).unwrap_or(24),
+        None => BLOCKS.into_iter().find(|&block| fits(1, block)).unwrap_or(BLOCKS[BLOCKS.len() - 1]),
     };
     let most = (1..=MOST_STRIPS).rev().find(|&strips| fits(strips, block)).unwrap_or(1);
     let total = strips_per_head(shape, rows) * shape.num_kv_heads * shape.batch;
