@@ -1,0 +1,154 @@
+//! Instruction sets, found at run time.
+
+use std::fmt;
+use std::str::FromStr;
+
+use omniflash_core::{Error, Result};
+
+/// Overrides the detected instruction set: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
+pub const ISA_VARIABLE: &str = "OMNIFLASH_CPU_ISA";
+
+/// An instruction set that kernels are compiled for; ordered from the best to the one that runs anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// AVX-512 (F, BW, DQ, VL) with dot products of bf16 pairs.
+    Avx512Bf16,
+    /// AVX-512 (F, BW, DQ, VL).
+    Avx512,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// Advanced SIMD of 64-bit Arm.
+    Neon,
+    /// Portable code, 4 lanes.
+    Scalar,
+}
+
+impl Isa {
+    /// All, best first.
+    pub const ALL: [Isa; 5] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
+
+    /// Whether this processor has the instructions.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && Isa::Avx2.is_available()
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Isa::Scalar => true,
+            #[allow(unreachable_patterns, reason = "which patterns remain depends on the target")]
+            _ => false,
+        }
+    }
+
+    /// All that this processor has, best first; never empty.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// The best that this processor has.
+    pub fn best() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+    }
+
+    /// The one that [`ISA_VARIABLE`] names, else the best.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the variable names none, [`Error::Absent`] when it names one that this processor lacks.
+    pub fn from_environment() -> Result<Isa> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) => name.parse::<Isa>()?.checked(),
+            Err(std::env::VarError::NotPresent) => Ok(Isa::best()),
+            Err(std::env::VarError::NotUnicode(name)) => {
+                Err(Error::value(ISA_VARIABLE, name.to_string_lossy(), names(&Isa::ALL)))
+            }
+        }
+    }
+
+    /// Itself, if this processor has it.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] that lists what this processor has.
+    pub fn checked(self) -> Result<Isa> {
+        if self.is_available() {
+            return Ok(self);
+        }
+        Err(Error::Absent {
+            backend: "cpu".into(),
+            reason: format!("this processor has no {self}, only {}", names(&Isa::available())),
+        })
+    }
+
+    /// The name, as [`ISA_VARIABLE`] and kernel ids have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Scalar => "scalar",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| Error::value(ISA_VARIABLE, name, names(&Isa::ALL)))
+    }
+}
+
+fn names(isas: &[Isa]) -> String {
+    isas.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_parses_back() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
+        }
+        let error = "sse2".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.contains("OMNIFLASH_CPU_ISA is sse2") && error.contains("scalar"), "{error}");
+    }
+
+    #[test]
+    fn the_best_is_the_first_available_and_scalar_always_is() {
+        let available = Isa::available();
+        assert_eq!(available[0], Isa::best());
+        assert_eq!(available.last(), Some(&Isa::Scalar));
+    }
+
+    #[test]
+    fn an_instruction_set_of_another_architecture_is_absent() {
+        let other = if cfg!(target_arch = "aarch64") { Isa::Avx2 } else { Isa::Neon };
+        assert!(matches!(other.checked(), Err(Error::Absent { .. })));
+    }
+}
