@@ -79,11 +79,6 @@ impl<'p> Scores<'p> {
         self.steps.is_empty()
     }
 
-    /// Whether some step reads a tensor.
-    pub(crate) fn reads_tensors(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Bias(_) | Step::Mask(_)))
-    }
-
     /// Applies all steps to a tile.
     ///
     /// # Safety

@@ -12,7 +12,9 @@ const LINE_WORDS: usize = 16;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([f32; LINE_WORDS]);
+struct Line {
+    _words: [f32; LINE_WORDS],
+}
 
 /// Lends `words` words of a worker's memory, aligned to cache lines, whose contents are whatever the last user left.
 ///
@@ -31,7 +33,7 @@ fn lend<R>(place: &Cell<Vec<Line>>, words: usize, f: impl FnOnce(&mut [f32]) -> 
     let mut lines = place.take();
     let count = words.div_ceil(LINE_WORDS);
     if lines.len() < count {
-        lines.resize(count, Line([0.0; LINE_WORDS]));
+        lines.resize(count, Line { _words: [0.0; LINE_WORDS] });
     }
     // SAFETY: lines are arrays of words without padding.
     let memory =

@@ -23,9 +23,12 @@ use crate::simd::{Avx512, PairKernel};
 use crate::simd::{Kernel, Simd, Storage, dispatch};
 
 mod operands;
+#[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod pack;
 mod strip;
+#[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod task;
+#[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod tile;
 
 #[cfg(target_arch = "x86_64")]

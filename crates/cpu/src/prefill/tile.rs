@@ -75,27 +75,39 @@ unsafe fn scores_of_vectors<S: Simd, O: Operands<S>, const N: usize>(
     s: *mut f32,
     maxima: Option<*mut f32>,
 ) {
-    let mut key = begin;
-    // SAFETY: the caller's duties; keys stay below `end`.
-    unsafe {
-        while key + 6 <= end {
-            scores_of_keys::<S, O, N, 6>(simd, key, q, k, s, maxima);
-            key += 6;
+    let mut panel = 0;
+    while panel < k.count {
+        let panels = (panel, k.count.min(panel + QUERY_PANELS));
+        let maxima = maxima.filter(|_| panels.1 == k.count);
+        let mut key = begin;
+        // SAFETY: the caller's duties; keys stay below `end`.
+        unsafe {
+            while key + 6 <= end {
+                scores_of_keys::<S, O, N, 6>(simd, key, panels, q, k, s, maxima);
+                key += 6;
+            }
+            if key + 4 <= end {
+                scores_of_keys::<S, O, N, 4>(simd, key, panels, q, k, s, maxima);
+                key += 4;
+            }
+            if key < end {
+                scores_of_keys::<S, O, N, 2>(simd, key, panels, q, k, s, maxima);
+            }
         }
-        if key + 4 <= end {
-            scores_of_keys::<S, O, N, 4>(simd, key, q, k, s, maxima);
-            key += 4;
-        }
-        if key < end {
-            scores_of_keys::<S, O, N, 2>(simd, key, q, k, s, maxima);
-        }
+        panel = panels.1;
     }
 }
+
+/// Panels of queries that all keys of a block meet before the next ones: 16 KiB, which stay in the first-level cache.
+const QUERY_PANELS: usize = 4;
+
+/// The sums over some panels, on top of those over the panels before.
 
 #[inline(always)]
 unsafe fn scores_of_keys<S: Simd, O: Operands<S>, const N: usize, const B: usize>(
     simd: S,
     key: usize,
+    panels: (usize, usize),
     q: *const f32,
     k: Panels,
     s: *mut f32,
@@ -103,7 +115,15 @@ unsafe fn scores_of_keys<S: Simd, O: Operands<S>, const N: usize, const B: usize
 ) {
     let rows = strip_rows::<S>();
     let mut sums = [[simd.splat(0.0); N]; B];
-    for panel in 0..k.count {
+    if panels.0 > 0 {
+        for b in 0..B {
+            for a in 0..N {
+                // SAFETY: row `key + b` is one of the scores.
+                sums[b][a] = unsafe { simd.load(s.add((key + b) * rows + a * S::LANES)) };
+            }
+        }
+    }
+    for panel in panels.0..panels.1 {
         // SAFETY: the panel is one of the packed ones, and so are its words of queries.
         unsafe {
             let q = q.add(panel * PANEL * rows);
