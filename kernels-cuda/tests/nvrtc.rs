@@ -13,17 +13,24 @@ use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig, combine, verify_page_ta
 
 struct Nvrtc {
     library: Library,
+    /// NVRTC looks for its second part by name only; in a wheel it is found because it is loaded already.
+    _builtins: Option<Library>,
 }
 
 impl Nvrtc {
     fn find() -> Option<Nvrtc> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
         let pythons = std::fs::read_dir(root.join(".venv/lib")).into_iter().flatten().flatten();
-        let wheels = pythons.map(|python| python.path().join("site-packages/nvidia/cu13/lib/libnvrtc.so.13"));
-        let names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from);
-        // SAFETY: NVRTC's initialisers have no effect on this process.
-        let library = wheels.chain(names).find_map(|path| unsafe { Library::new(path) }.ok())?;
-        Some(Nvrtc { library })
+        let folders = pythons.map(|python| python.path().join("site-packages/nvidia/cu13/lib"));
+        for folder in folders.chain([PathBuf::new()]) {
+            // SAFETY: the initialisers of NVRTC's parts have no effect on this process.
+            let load = |name: &str| unsafe { Library::new(folder.join(name)) }.ok();
+            let builtins = load("libnvrtc-builtins.so.13.0");
+            if let Some(library) = load("libnvrtc.so.13") {
+                return Some(Nvrtc { library, _builtins: builtins });
+            }
+        }
+        None
     }
 
     /// Compiles a unit to a cubin.
