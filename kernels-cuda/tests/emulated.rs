@@ -79,9 +79,9 @@ fn values_that_are_not_finite_do_not_reach_rows_that_do_not_see_them() {
 fn pages_of_any_size_unequal_dimensions_and_windows() {
     let window = Mask::SlidingWindow { left: 20, right: 3 };
     let config =
-        ForwardConfig { block_m: 64, block_n: 32, stages: 1, paged: true, ..config(DType::F16, 80, 48) };
+        ForwardConfig { block_m: 64, block_n: 32, stages: 1, paged: true, ..config(DType::F16, 48, 80) };
     let module = forward(&config, &window, &ScoreMod::Identity, 4);
-    let base = Case::<f16>::new(3, 60, 150, 4, 2, 80, 48).masked(window);
+    let base = Case::<f16>::new(3, 60, 150, 4, 2, 48, 80).masked(window);
     for page_size in [1, 5, 16, 64] {
         check(&module, &config, &Case { kv_form: KvForm::Paged(page_size), ..base.clone() });
     }
