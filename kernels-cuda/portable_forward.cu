@@ -202,13 +202,15 @@ OMNIFLASH_DEVICE float quad_sum(float x) {
 OMNIFLASH_DEVICE void online_softmax(float factor, Softmax& softmax, Scores& s, Output& o) {
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
+    float rescale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float row_max = -kInfinity;
 #pragma unroll
       for (int n = 0; n < kN; ++n) row_max = maximum(row_max, maximum(s[m][n][2 * half], s[m][n][2 * half + 1]));
       SoftmaxRow& row = softmax[m][half];
-      const float rescale = row.raise(quad_max(row_max), factor), offset = row.offset(factor);
+      rescale[half] = row.raise(quad_max(row_max), factor);
+      const float offset = row.offset(factor);
       float row_sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
@@ -219,11 +221,12 @@ OMNIFLASH_DEVICE void online_softmax(float factor, Softmax& softmax, Scores& s, 
         }
       }
       row.sum += row_sum;
+    }
+    if (!warp_any(rescale[0] != 1.0f || rescale[1] != 1.0f)) continue;
 #pragma unroll
-      for (int n = 0; n < kV; ++n) {
-        o[m][n][2 * half] *= rescale;
-        o[m][n][2 * half + 1] *= rescale;
-      }
+    for (int n = 0; n < kV; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[m][n][i] *= rescale[i / 2];
     }
   }
 }

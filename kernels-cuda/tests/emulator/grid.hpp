@@ -201,6 +201,16 @@ float shuffle(float value, int lane) {
   });
   return emulator::as_float(result);
 }
+bool warp_any(bool value) {
+  const unsigned word = value;
+  unsigned result;
+  emulator::collective(&word, 1, &result, 1, [](const unsigned(*all)[16], unsigned(*results)[16]) {
+    unsigned any = 0;
+    for (int i = 0; i < 32; ++i) any |= all[i][0];
+    for (int i = 0; i < 32; ++i) results[i][0] = any;
+  });
+  return result != 0;
+}
 float shuffle_xor(float value, int lane_mask) { return shuffle(value, (thread_index() % 32) ^ lane_mask); }
 
 }  // namespace omniflash

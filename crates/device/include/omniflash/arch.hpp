@@ -59,6 +59,7 @@ OMNIFLASH_DEVICE float shuffle_xor(float value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 OMNIFLASH_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+OMNIFLASH_DEVICE bool warp_any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 OMNIFLASH_DEVICE void atomic_min(unsigned long long* address, unsigned long long value) {
   atomicMin(address, value);
 }
@@ -128,6 +129,7 @@ OMNIFLASH_DEVICE float shuffle_xor(float value, int lane_mask) {
   const int lane = __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u));
   return shuffle(value, lane ^ lane_mask);
 }
+OMNIFLASH_DEVICE bool warp_any(bool value) { return __builtin_amdgcn_ballot_w64(value) != 0; }
 OMNIFLASH_DEVICE void atomic_min(unsigned long long* address, unsigned long long value) {
   __hip_atomic_fetch_min(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
@@ -153,6 +155,7 @@ void barrier();
 bool barrier_any(bool value);
 float shuffle_xor(float value, int lane_mask);
 float shuffle(float value, int lane);
+bool warp_any(bool value);
 
 inline void atomic_min(unsigned long long* address, unsigned long long value) {
   if (value < *address) *address = value;

@@ -5,7 +5,11 @@
 
 namespace omniflash {
 
-// A row so far: the largest score, and the sum of exp2(score * factor - offset()).
+// Scores may pass the offset by so much, in units of log2, before what was summed is rescaled: weights then reach 2^8,
+// which 16-bit floats hold with the same relative error as 1. Most pieces need no rescaling then.
+constexpr float kSlack = 8.0f;
+
+// A row so far: its offset's score, at most kSlack below the largest, and the sum of exp2(score * factor - offset()).
 //
 // A row that has seen no key has max -inf and sum 0; its offset is then 0, so that exp2(-inf - 0) is 0 and never NaN.
 struct SoftmaxRow {
@@ -14,8 +18,9 @@ struct SoftmaxRow {
 
   OMNIFLASH_DEVICE float offset(float factor) const { return max == -kInfinity ? 0.0f : max * factor; }
 
-  // Takes the largest score of the next piece; what was summed before has to be multiplied by the result.
+  // Takes the largest score of the next piece; what was summed before has to be multiplied by the result, often 1.
   OMNIFLASH_DEVICE float raise(float piece_max, float factor) {
+    if ((piece_max - max) * factor <= kSlack) return 1.0f;
     const float before = max;
     max = maximum(max, piece_max);
     const float rescale = exp2_of(before, factor, offset(factor));
