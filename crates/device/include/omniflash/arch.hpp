@@ -189,7 +189,11 @@ inline unsigned short float_to_half(float value) {
 
 // Hides where a number comes from: what is computed from it is computed again rather than kept in registers.
 OMNIFLASH_DEVICE int opaque(int value) {
+#if OMNIFLASH_HIP
+  asm volatile("" : "+v"(value));
+#else
   asm volatile("" : "+r"(value));
+#endif
   return value;
 }
 
