@@ -1,0 +1,39 @@
+//! Development tasks: `cargo xtask --help`.
+
+mod codegen;
+mod kernels;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of omniflash")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Writes the files that are generated from Rust.
+    Codegen {
+        /// Fails if a file is not current, and writes nothing.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Builds the kernels of a vendor's manifest and checks what the compiler made of them.
+    #[command(subcommand)]
+    Kernels(Vendor),
+}
+
+#[derive(Subcommand)]
+enum Vendor {
+    /// Builds `kernels-cuda/manifest.toml` with nvcc; no GPU is needed.
+    Cuda(kernels::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Codegen { check } => codegen::run(check),
+        Task::Kernels(Vendor::Cuda(options)) => kernels::run(&options),
+    }
+}
