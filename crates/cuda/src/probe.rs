@@ -26,7 +26,9 @@ const NO_DEVICE: i64 = 100;
 #[non_exhaustive]
 pub enum Absent {
     /// No driver library can be loaded.
-    #[error("the driver library cannot be loaded ({0}); install the NVIDIA driver, or name the library in {LIBRARY_VARIABLE}")]
+    #[error(
+        "the driver library cannot be loaded ({0}); install the NVIDIA driver, or name the library in {LIBRARY_VARIABLE}"
+    )]
     NoLibrary(String),
     /// The driver is older than the backend needs.
     #[error("the driver's CUDA version is {have}, the oldest supported is {need}; update the NVIDIA driver")]
@@ -195,7 +197,10 @@ mod tests {
     #[test]
     fn absence_is_an_error_that_advises() {
         let error = Error::from(Absent::NoDevice);
-        assert!(error.to_string().starts_with("backend cuda is absent: the driver sees no device"), "{error}");
+        assert!(
+            error.to_string().starts_with("backend cuda is absent: the driver sees no device"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmemoryPool, CUmodule, CUstream,
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmemoryPool, CUmodule,
+    CUstream,
 };
 use libloading::Library;
 use omniflash_core::{Error, Result};

@@ -47,7 +47,8 @@ impl Module {
         let _entered = context.enter()?;
         let raw = load_image(context, image)?;
         let mut module = Module { context: Arc::clone(context), raw, function: ptr::null_mut() };
-        let name = CString::new(kernel).map_err(|_| Error::value("kernel", kernel, "a name without zeros"))?;
+        let name =
+            CString::new(kernel).map_err(|_| Error::value("kernel", kernel, "a name without zeros"))?;
         // SAFETY: the function is writable, the module loaded, the name zero-terminated.
         unsafe { context.api().cuModuleGetFunction(&raw mut module.function, raw, name.as_ptr()) }?;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
@@ -165,7 +166,8 @@ fn load_image(context: &Context, image: &[u8]) -> Result<CUmodule> {
     match loaded {
         Ok(()) => Ok(module),
         Err(Error::Driver { api, code, text }) => {
-            let log = String::from_utf8_lossy(log.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned();
+            let log =
+                String::from_utf8_lossy(log.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned();
             let text = if log.trim().is_empty() { text } else { format!("{text}\n{}", log.trim()) };
             Err(Error::Driver { api, code, text })
         }
