@@ -13,3 +13,6 @@ fn toolkits() -> Vec<PathBuf> {
     let named = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os).map(PathBuf::from);
     named.chain([PathBuf::from("/usr/local/cuda")]).collect()
 }
+
+#[cfg(test)]
+mod tests;
