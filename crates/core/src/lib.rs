@@ -30,6 +30,7 @@ mod dtype;
 mod error;
 mod kv_cache;
 mod layout;
+pub mod lower;
 pub mod mask;
 mod options;
 mod owned;

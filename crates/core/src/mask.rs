@@ -101,6 +101,18 @@ pub trait MaskFunction: Send + Sync {
         TileStatus::Unknown
     }
 
+    /// Whether [`visible`](MaskFunction::visible) looks at the batch; `false` saves work where it is evaluated on the
+    /// host.
+    fn varies_by_batch(&self) -> bool {
+        true
+    }
+
+    /// Whether [`visible`](MaskFunction::visible) looks at the head; `false` saves work where it is evaluated on the
+    /// host.
+    fn varies_by_head(&self) -> bool {
+        true
+    }
+
     /// The same mask as source for a GPU's run-time compiler.
     ///
     /// Without it a GPU backend evaluates [`visible`](MaskFunction::visible) on the host and sends the bits.

@@ -103,7 +103,7 @@ pub(crate) fn probe() -> Result<Probe, Absent> {
 }
 
 pub(crate) fn probe_libraries(candidates: &[PathBuf]) -> Result<Probe, Absent> {
-    let library = driver::open_first(candidates).map_err(Absent::NoLibrary)?;
+    let (library, _) = driver::open_first(candidates).map_err(Absent::NoLibrary)?;
     // The version first: an old driver lacks symbols, and its age is the better explanation.
     let version = driver_version(&library)?;
     if version < OLDEST_DRIVER {

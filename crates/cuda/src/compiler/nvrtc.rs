@@ -1,7 +1,8 @@
 //! The run-time compiler, a library that needs no toolkit: about 90 MB, loaded only when a kernel must be compiled.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -114,13 +115,13 @@ struct Functions {
     cubin: BytesOf,
     log_size: SizeOf,
     log: BytesOf,
-    /// Keeps the functions loaded.
-    _library: Library,
+    /// Keep the functions loaded.
+    _libraries: Vec<Library>,
 }
 
 impl Functions {
     fn load(candidates: &[PathBuf]) -> Result<Self, String> {
-        let library = open_first(candidates)?;
+        let (library, path) = open_first(candidates)?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the field's type is that of the library's documentation.
@@ -137,7 +138,7 @@ impl Functions {
             cubin: function!("nvrtcGetCUBIN"),
             log_size: function!("nvrtcGetProgramLogSize"),
             log: function!("nvrtcGetProgramLog"),
-            _library: library,
+            _libraries: [library].into_iter().chain(builtins_beside(path)).collect(),
         })
     }
 
@@ -154,6 +155,17 @@ impl Functions {
     fn unusable(&self, function: &str, code: c_int) -> CompileError {
         CompileError::Unusable(format!("{function} failed with {code}: {}", self.describe(code)))
     }
+}
+
+/// NVRTC loads its builtins by name; those of a package that is not on the loader's path lie beside it and are found
+/// when they are loaded already.
+fn builtins_beside(library: &Path) -> Option<Library> {
+    let folder = library.parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let path = fs::read_dir(folder).ok()?.filter_map(|file| Some(file.ok()?.path())).find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libnvrtc-builtins.so") || name.starts_with("nvrtc-builtins64")
+    })?;
+    Some(open_first(&[path]).ok()?.0)
 }
 
 /// One source text, destroyed on drop.

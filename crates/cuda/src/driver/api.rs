@@ -9,7 +9,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmemoryPool, CUmodule,
@@ -84,6 +84,7 @@ api! {
     cuCtxPopCurrent = "cuCtxPopCurrent_v2"(context: *mut CUcontext);
     cuStreamCreate = "cuStreamCreate"(stream: *mut CUstream, flags: c_uint);
     cuStreamDestroy = "cuStreamDestroy_v2"(stream: CUstream);
+    cuStreamGetId = "cuStreamGetId"(stream: CUstream, id: *mut u64);
     cuStreamSynchronize = "cuStreamSynchronize"(stream: CUstream);
     cuStreamIsCapturing = "cuStreamIsCapturing"(stream: CUstream, status: *mut c_uint);
     cuStreamBeginCapture = "cuStreamBeginCapture_v2"(stream: CUstream, mode: c_uint);
@@ -129,17 +130,17 @@ unsafe fn symbol<F: Copy>(library: &Library, name: &str) -> Option<F> {
     unsafe { library.get::<F>(name) }.ok().map(|function| *function)
 }
 
-/// Loads the first library of `candidates` that can be loaded.
+/// Loads the first library of `candidates` that can be loaded, and says which it was.
 ///
 /// # Errors
 /// What the loader said of each.
-pub(crate) fn open_first(candidates: &[PathBuf]) -> Result<Library, String> {
+pub(crate) fn open_first(candidates: &[PathBuf]) -> Result<(Library, &Path), String> {
     let mut reasons = Vec::new();
     for name in candidates {
         // SAFETY: running the initialisers of the vendor's driver library is what loading it means; the user may
         // name another path, and answers for it.
         match unsafe { Library::new(name) } {
-            Ok(library) => return Ok(library),
+            Ok(library) => return Ok((library, name)),
             Err(error) => reasons.push(format!("{}: {error}", name.display())),
         }
     }

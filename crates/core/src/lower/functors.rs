@@ -1,0 +1,303 @@
+//! From trees to types and bytes.
+
+use std::fmt;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::mask::{Mask, MaskFunction};
+use crate::score_mod::ScoreMod;
+use crate::source::DeviceSource;
+use crate::tensor::TensorRef;
+
+use super::table::MaskTable;
+
+/// Every leaf of the parameters begins at a multiple of this many bytes.
+pub const LEAF_ALIGNMENT: usize = 16;
+
+/// Sides of windows are cut to this, so that 32-bit positions cannot overflow; no sequence is so long.
+const MAX_SIDE: usize = 1 << 30;
+
+/// What a kernel needs to know of a mask and a score modification. See [the module](super) for the layout.
+#[derive(Clone)]
+pub struct FunctorSpec<'m> {
+    /// The C++ type of the mask.
+    pub mask_type: String,
+    /// The C++ type of the score modification.
+    pub score_mod_type: String,
+    /// Sources of users' functors; the i-th is compiled inside `namespace source{i}`.
+    pub sources: Vec<String>,
+    /// The bytes of the members: the mask's leaves, then the score modification's.
+    pub parameters: Vec<u8>,
+    /// Closures that have to be evaluated on the host before a launch.
+    pub tables: Vec<TableSlot<'m>>,
+}
+
+/// A closure without device source: its [`MaskTable`] has to be built, copied to the device and named in the
+/// parameters.
+#[derive(Clone, Copy)]
+pub struct TableSlot<'m> {
+    /// Where in the parameters the table's members belong.
+    pub offset: usize,
+    /// The closure.
+    pub function: &'m dyn MaskFunction,
+}
+
+impl fmt::Debug for TableSlot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TableSlot({})", self.offset)
+    }
+}
+
+impl fmt::Debug for FunctorSpec<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} B", self.mask_type, self.score_mod_type, self.parameters.len())
+    }
+}
+
+impl<'m> FunctorSpec<'m> {
+    /// Lowers a mask and a score modification for `num_heads` query heads.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], in the name of `backend`, for a score modification without device source.
+    pub fn new(
+        mask: &'m Mask<'m>,
+        score_mod: &ScoreMod<'_>,
+        num_heads: usize,
+        backend: &str,
+    ) -> Result<Self> {
+        let mut lowering = Lowering { backend, num_heads, ..Lowering::default() };
+        let mask_type = lowering.mask(&Canonical::of(mask, false));
+        let score_mod_type = lowering.score_mod(score_mod)?;
+        Ok(FunctorSpec {
+            mask_type,
+            score_mod_type,
+            sources: lowering.sources.into_iter().map(|source| source.source).collect(),
+            parameters: lowering.parameters,
+            tables: lowering.tables,
+        })
+    }
+
+    /// Names a table that lies at `address` on the device in the parameters.
+    pub fn set_table(&mut self, slot: usize, table: &MaskTable, address: u64) {
+        let at = self.tables[slot].offset;
+        let members = table.parameters(address);
+        self.parameters[at..at + members.len()].copy_from_slice(&members);
+    }
+}
+
+/// A mask with `None`, double negation and the sugar resolved.
+enum Canonical<'m> {
+    All,
+    Leaf(&'m Mask<'m>),
+    Causal,
+    Window(usize, usize),
+    Chunked(usize),
+    And(Box<Canonical<'m>>, Box<Canonical<'m>>),
+    Or(Box<Canonical<'m>>, Box<Canonical<'m>>),
+    Not(Box<Canonical<'m>>),
+}
+
+impl<'m> Canonical<'m> {
+    fn of(mask: &'m Mask<'m>, negated: bool) -> Self {
+        let positive = match mask {
+            Mask::Not(inner) => return Canonical::of(inner, !negated),
+            Mask::None => Canonical::All,
+            Mask::Causal => Canonical::Causal,
+            Mask::SlidingWindow { left, right } => match (*left >= MAX_SIDE, *right) {
+                (true, 0) => Canonical::Causal,
+                (true, MAX_SIDE..) => Canonical::All,
+                _ => Canonical::Window((*left).min(MAX_SIDE), (*right).min(MAX_SIDE)),
+            },
+            Mask::Chunked { size } => Canonical::Chunked((*size).min(MAX_SIDE)),
+            Mask::ChunkedCausal { size } => Canonical::And(
+                Box::new(Canonical::Chunked((*size).min(MAX_SIDE))),
+                Box::new(Canonical::Causal),
+            ),
+            Mask::And(a, b) => match (Canonical::of(a, false), Canonical::of(b, false)) {
+                (Canonical::All, other) | (other, Canonical::All) => other,
+                (a, b) => Canonical::And(Box::new(a), Box::new(b)),
+            },
+            Mask::Or(a, b) => match (Canonical::of(a, false), Canonical::of(b, false)) {
+                (Canonical::All, _) | (_, Canonical::All) => Canonical::All,
+                (a, b) => Canonical::Or(Box::new(a), Box::new(b)),
+            },
+            Mask::PrefixLm { .. } | Mask::Document { .. } | Mask::Dense(_) | Mask::Custom(_) => {
+                Canonical::Leaf(mask)
+            }
+        };
+        match (positive, negated) {
+            (Canonical::Not(inner), true) => *inner,
+            (positive, true) => Canonical::Not(Box::new(positive)),
+            (positive, false) => positive,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Lowering<'m, 'b> {
+    backend: &'b str,
+    num_heads: usize,
+    sources: Vec<DeviceSource>,
+    parameters: Vec<u8>,
+    tables: Vec<TableSlot<'m>>,
+}
+
+impl<'m> Lowering<'m, '_> {
+    fn mask(&mut self, mask: &Canonical<'m>) -> String {
+        match mask {
+            Canonical::All => self.leaf("NoMask", &[]),
+            Canonical::Causal => self.leaf("Causal", &[]),
+            Canonical::Window(left, right) => {
+                self.leaf("SlidingWindow", &[Member::I32(*left as i32), Member::I32(*right as i32)])
+            }
+            Canonical::Chunked(size) => self.leaf("Chunked", &[Member::I32(*size as i32)]),
+            Canonical::And(a, b) => {
+                let (a, b) = (self.mask(a), self.mask(b));
+                format!("And<{a}, {b}>")
+            }
+            Canonical::Or(a, b) => {
+                let (a, b) = (self.mask(a), self.mask(b));
+                format!("Or<{a}, {b}>")
+            }
+            Canonical::Not(inner) => format!("Not<{}>", self.mask(inner)),
+            Canonical::Leaf(leaf) => self.mask_leaf(leaf),
+        }
+    }
+
+    fn mask_leaf(&mut self, mask: &'m Mask<'m>) -> String {
+        match mask {
+            Mask::PrefixLm { prefix_len } => self.leaf("PrefixLm", &vector(prefix_len)),
+            Mask::Document { ids } => {
+                // One row of ids serves all sequences.
+                let batch_stride = if ids.shape()[0] == 1 { 0 } else { ids.strides()[0] };
+                self.leaf(
+                    "Document",
+                    &[
+                        Member::Address(ids.address()),
+                        Member::I64(batch_stride),
+                        Member::I64(ids.strides()[1]),
+                        Member::I32(i32::try_from(ids.shape()[1]).unwrap_or(i32::MAX)),
+                    ],
+                )
+            }
+            Mask::Dense(tensor) if tensor.dtype() == DType::Bool => self.leaf("DenseMask", &dense(tensor)),
+            Mask::Dense(tensor) => {
+                self.leaf(&format!("AdditiveMask<{}>", cpp_type(tensor.dtype())), &dense(tensor))
+            }
+            Mask::Custom(function) => match function.device_source() {
+                Some(source) => self.user(source),
+                None => {
+                    self.tables.push(TableSlot { offset: self.parameters.len(), function: &**function });
+                    self.leaf("TableMask", &MaskTable::MEMBERS)
+                }
+            },
+            _ => unreachable!("resolved by Canonical::of"),
+        }
+    }
+
+    fn score_mod(&mut self, score_mod: &ScoreMod<'_>) -> Result<String> {
+        Ok(match score_mod {
+            ScoreMod::Identity => self.leaf("Identity", &[]),
+            ScoreMod::Softcap { cap } => self.leaf("Softcap", &[Member::F32(*cap)]),
+            ScoreMod::Alibi { slopes: None } => self.leaf("Alibi", &[Member::I32(self.num_heads as i32)]),
+            ScoreMod::Alibi { slopes: Some(slopes) } => {
+                self.leaf(&format!("AlibiSlopes<{}>", cpp_type(slopes.dtype())), &vector(slopes))
+            }
+            ScoreMod::Bias(bias) => self.leaf(&format!("Bias<{}>", cpp_type(bias.dtype())), &dense(bias)),
+            ScoreMod::Then(a, b) => match (&**a, &**b) {
+                (ScoreMod::Identity, other) | (other, ScoreMod::Identity) => self.score_mod(other)?,
+                (a, b) => {
+                    let (a, b) = (self.score_mod(a)?, self.score_mod(b)?);
+                    format!("Then<{a}, {b}>")
+                }
+            },
+            ScoreMod::Custom(function) => match function.device_source() {
+                Some(source) => self.user(source),
+                None => {
+                    return Err(Error::unsupported(
+                        self.backend,
+                        "a score modification that is only a Rust closure",
+                        "a GPU cannot call it, and its scores would have to be materialised",
+                        "give it device source (ScoreFunction::device_source), or use the CPU backend",
+                    ));
+                }
+            },
+        })
+    }
+
+    /// A user's functor: equal sources are compiled once.
+    fn user(&mut self, source: DeviceSource) -> String {
+        let known = self.sources.iter().position(|other| other.source == source.source);
+        let index = known.unwrap_or(self.sources.len());
+        let type_name = format!("source{index}::{}", source.type_name);
+        self.append(&source.parameters);
+        if known.is_none() {
+            self.sources.push(source);
+        }
+        type_name
+    }
+
+    fn leaf(&mut self, type_name: &str, members: &[Member]) -> String {
+        let mut bytes = Vec::new();
+        for member in members {
+            member.append_to(&mut bytes);
+        }
+        self.append(&bytes);
+        type_name.into()
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.parameters.extend_from_slice(bytes);
+        let padded = self.parameters.len().next_multiple_of(LEAF_ALIGNMENT);
+        // A struct without members still has a size.
+        let extra = if bytes.is_empty() { LEAF_ALIGNMENT } else { 0 };
+        self.parameters.resize(padded + extra, 0);
+    }
+}
+
+/// A member of a leaf; wider ones first, so that no compiler pads.
+#[derive(Clone, Copy)]
+pub(super) enum Member {
+    Address(u64),
+    I64(i64),
+    I32(i32),
+    F32(f32),
+}
+
+impl Member {
+    pub(super) fn append_to(self, bytes: &mut Vec<u8>) {
+        match self {
+            Member::Address(value) => bytes.extend_from_slice(&value.to_ne_bytes()),
+            Member::I64(value) => bytes.extend_from_slice(&value.to_ne_bytes()),
+            Member::I32(value) => bytes.extend_from_slice(&value.to_ne_bytes()),
+            Member::F32(value) => bytes.extend_from_slice(&value.to_ne_bytes()),
+        }
+    }
+}
+
+fn vector(tensor: &TensorRef<'_>) -> [Member; 2] {
+    [Member::Address(tensor.address()), Member::I64(tensor.strides()[0])]
+}
+
+/// A `[batch, (heads,) rows, keys]` tensor; the stride of an axis of extent 1 is 0.
+fn dense(tensor: &TensorRef<'_>) -> [Member; 5] {
+    let (shape, strides) = (tensor.shape(), tensor.strides());
+    let broadcast = |axis: usize| if shape[axis] == 1 { 0 } else { strides[axis] };
+    let heads = if shape.len() == 4 { broadcast(1) } else { 0 };
+    let (rows, keys) = (shape.len() - 2, shape.len() - 1);
+    [
+        Member::Address(tensor.address()),
+        Member::I64(broadcast(0)),
+        Member::I64(heads),
+        Member::I64(broadcast(rows)),
+        Member::I64(strides[keys]),
+    ]
+}
+
+fn cpp_type(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float",
+    }
+}

@@ -1,0 +1,374 @@
+//! The structs that hosts pass to kernels: written here once, in Rust.
+//!
+//! `cargo xtask codegen` writes them as C++ (`include/omniflash/parameters.hpp`); hosts fill them and pass them by
+//! value. All fields have a fixed width, an address is never a flag: tags say what is present.
+
+use std::fmt::Write as _;
+
+use bytemuck::{Pod, Zeroable};
+
+/// An address in the memory of the device; `void *` in C++.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct DeviceAddress(pub u64);
+
+/// A type that a field of a parameter struct can have.
+pub trait ParameterType: Pod {
+    /// The C++ name of the type.
+    const CPP_NAME: &'static str;
+}
+
+macro_rules! parameter_types {
+    ($($rust:ty => $cpp:literal),* $(,)?) => {$(
+        impl ParameterType for $rust {
+            const CPP_NAME: &'static str = $cpp;
+        }
+    )*};
+}
+parameter_types! {
+    DeviceAddress => "void *",
+    i64 => "long long",
+    u64 => "unsigned long long",
+    i32 => "int",
+    u32 => "unsigned",
+    f32 => "float",
+    Rows => "Rows",
+    Indices => "Indices",
+    Table => "Table",
+}
+
+/// A field of a parameter struct, as the C++ compiler must see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// The name, the same in both languages.
+    pub name: &'static str,
+    /// The C++ type.
+    pub cpp_type: &'static str,
+    /// Bytes from the start of the struct.
+    pub offset: usize,
+    /// What it holds.
+    pub doc: &'static str,
+}
+
+/// A parameter struct, as the C++ compiler must see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StructLayout {
+    /// The name, the same in both languages.
+    pub name: &'static str,
+    /// What it holds.
+    pub doc: &'static str,
+    /// Its size in bytes.
+    pub size: usize,
+    /// Its fields in order.
+    pub fields: &'static [Field],
+}
+
+macro_rules! parameter_struct {
+    (
+        #[doc = $doc:literal]
+        pub struct $name:ident { $(#[doc = $field_doc:literal] pub $field:ident: $type:ty,)* }
+    ) => {
+        #[doc = $doc]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+        #[repr(C)]
+        pub struct $name { $(#[doc = $field_doc] pub $field: $type,)* }
+
+        impl $name {
+            /// The layout that the C++ side must have.
+            pub const LAYOUT: StructLayout = StructLayout {
+                name: stringify!($name),
+                doc: $doc,
+                size: size_of::<$name>(),
+                fields: &[$(Field {
+                    name: stringify!($field),
+                    cpp_type: <$type as ParameterType>::CPP_NAME,
+                    offset: std::mem::offset_of!($name, $field),
+                    doc: $field_doc,
+                },)*],
+            };
+        }
+    };
+}
+
+macro_rules! parameter_tag {
+    (
+        #[doc = $doc:literal]
+        pub enum $name:ident { $(#[doc = $value_doc:literal] $value:ident = $number:literal,)* }
+    ) => {
+        #[doc = $doc]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum $name { $(#[doc = $value_doc] $value = $number,)* }
+
+        impl $name {
+            const CPP_DOC: &'static str = $doc;
+            const CPP_VALUES: &'static [(&'static str, u32, &'static str)] =
+                &[$((stringify!($value), $number, $value_doc),)*];
+        }
+
+        impl From<$name> for u32 {
+            fn from(tag: $name) -> u32 {
+                tag as u32
+            }
+        }
+    };
+}
+
+parameter_tag! {
+    /// How the query rows of a sequence are found.
+    pub enum QueryForm {
+        /// Sequence `b` has `seqlen_q` rows from batch index `b` on.
+        Padded = 0,
+        /// As `Padded`, but only the first `query_lengths[b]` rows are valid.
+        PaddedLengths = 1,
+        /// Rows `query_lengths[b]..query_lengths[b + 1]` of the one sequence of rows.
+        Ragged = 2,
+    }
+}
+
+parameter_tag! {
+    /// How the keys and values of a sequence are found.
+    pub enum KeyForm {
+        /// Sequence `b` has `seqlen_k` keys from batch index `b` on.
+        Dense = 0,
+        /// As `Dense`, but only the first `key_lengths[b]` are valid.
+        DenseLengths = 1,
+        /// Keys `key_lengths[b]..key_lengths[b + 1]` of the one sequence of keys.
+        Ragged = 2,
+        /// The first `key_lengths[b]` keys of block `block_table[b]`.
+        Continuous = 3,
+        /// The first `key_lengths[b]` keys of the pages `block_table[b][0..]`.
+        Paged = 4,
+    }
+}
+
+parameter_tag! {
+    /// Where the first query of a sequence stands.
+    pub enum StartForm {
+        /// At key length minus query length: the last query sees the last key.
+        BottomRight = 0,
+        /// At `query_start[b]`.
+        Given = 1,
+    }
+}
+
+parameter_tag! {
+    /// Whether there are attention sinks, and their type.
+    pub enum SinkForm {
+        /// No sinks.
+        Absent = 0,
+        /// f32.
+        F32 = 1,
+        /// f16.
+        F16 = 2,
+        /// bf16.
+        BF16 = 3,
+    }
+}
+
+parameter_tag! {
+    /// Whether the log-sum-exp is written.
+    pub enum LseForm {
+        /// It is not.
+        Absent = 0,
+        /// It is.
+        Written = 1,
+    }
+}
+
+parameter_struct! {
+    /// A tensor of vectors: strides in elements between batches (blocks, pages), rows and heads.
+    pub struct Rows {
+        /// Element 0.
+        pub data: DeviceAddress,
+        /// Between batches; between blocks or pages of a cache; 0 for ragged tensors.
+        pub batch_stride: i64,
+        /// Between rows of a sequence, a block or a page.
+        pub row_stride: i64,
+        /// Between heads.
+        pub head_stride: i64,
+    }
+}
+
+parameter_struct! {
+    /// A vector of 32-bit integers or of sinks.
+    pub struct Indices {
+        /// Element 0.
+        pub data: DeviceAddress,
+        /// Between elements, in elements.
+        pub stride: i64,
+    }
+}
+
+parameter_struct! {
+    /// A matrix of 32-bit integers.
+    pub struct Table {
+        /// Element 0.
+        pub data: DeviceAddress,
+        /// Between rows, in elements.
+        pub row_stride: i64,
+        /// Between columns, in elements.
+        pub column_stride: i64,
+    }
+}
+
+parameter_struct! {
+    /// What every attention kernel is given: forward, combine and naive alike.
+    pub struct AttentionParameters {
+        /// Queries.
+        pub q: Rows,
+        /// Keys.
+        pub k: Rows,
+        /// Values.
+        pub v: Rows,
+        /// Output.
+        pub out: Rows,
+        /// Log-sum-exp, f32; rows are queries.
+        pub lse: Rows,
+        /// f32 `[num_partitions, rows, num_heads, value_dim]`; read and written iff num_partitions > 1.
+        pub partial_out: DeviceAddress,
+        /// f32 `[num_partitions, rows, num_heads]`; read and written iff num_partitions > 1.
+        pub partial_lse: DeviceAddress,
+        /// Rows of the query tensor: batch * seqlen_q, or the total of a ragged batch.
+        pub total_q: i64,
+        /// Lengths `[batch]` or offsets `[batch + 1]` of queries, by `query_form`.
+        pub query_lengths: Indices,
+        /// Lengths `[batch]` or offsets `[batch + 1]` of keys, by `key_form`.
+        pub key_lengths: Indices,
+        /// `[batch]`, by `start_form`.
+        pub query_start: Indices,
+        /// Lookup table `[batch]` or page table `[batch, max_pages]`, by `key_form`.
+        pub block_table: Table,
+        /// `[num_heads]`, by `sink_form`.
+        pub sinks: Indices,
+        /// A `QueryForm`.
+        pub query_form: u32,
+        /// A `KeyForm`.
+        pub key_form: u32,
+        /// A `StartForm`.
+        pub start_form: u32,
+        /// A `SinkForm`.
+        pub sink_form: u32,
+        /// A `LseForm`.
+        pub lse_form: u32,
+        /// Sequences.
+        pub batch: u32,
+        /// Query heads.
+        pub num_heads: u32,
+        /// Query heads that share a key head.
+        pub group_size: u32,
+        /// Elements of a query or key vector.
+        pub head_dim: u32,
+        /// Elements of a value vector.
+        pub value_dim: u32,
+        /// The most query rows of a sequence.
+        pub seqlen_q: u32,
+        /// The most keys of a sequence.
+        pub seqlen_k: u32,
+        /// Keys of a page.
+        pub page_size: u32,
+        /// Query heads whose rows a tile interleaves: 1, or group_size for packed groups.
+        pub heads_per_tile: u32,
+        /// Tiles of rows of the longest sequence: ceil(seqlen_q * heads_per_tile / block_m).
+        pub num_row_tiles: u32,
+        /// Pairs of sequence and head tile whose row tiles are interleaved; see the launch rules.
+        pub section: u32,
+        /// Pieces into which keys are split; 1 for none.
+        pub num_partitions: u32,
+        /// Multiplies every dot product.
+        pub softmax_scale: f32,
+    }
+}
+
+parameter_struct! {
+    /// What the check of page and lookup tables is given.
+    pub struct VerifyParameters {
+        /// Lookup table `[batch]` or page table `[batch, max_pages]`, by `key_form`.
+        pub block_table: Table,
+        /// Lengths `[batch]`.
+        pub key_lengths: Indices,
+        /// u64 `[2]`, set to `u64::MAX` before: the first bad entry `batch index << 32 | page index`, the first sequence with a bad length.
+        pub report: DeviceAddress,
+        /// A `KeyForm`: `Continuous` or `Paged`.
+        pub key_form: u32,
+        /// Sequences.
+        pub batch: u32,
+        /// The most keys of a sequence.
+        pub seqlen_k: u32,
+        /// Keys of a page.
+        pub page_size: u32,
+        /// Blocks or pages of the pool.
+        pub num_blocks: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// All parameter structs, those that others contain first.
+pub const STRUCTS: &[StructLayout] =
+    &[Rows::LAYOUT, Indices::LAYOUT, Table::LAYOUT, AttentionParameters::LAYOUT, VerifyParameters::LAYOUT];
+
+type TagLayout = (&'static str, &'static str, &'static [(&'static str, u32, &'static str)]);
+
+const TAGS: &[TagLayout] = &[
+    ("QueryForm", QueryForm::CPP_DOC, QueryForm::CPP_VALUES),
+    ("KeyForm", KeyForm::CPP_DOC, KeyForm::CPP_VALUES),
+    ("StartForm", StartForm::CPP_DOC, StartForm::CPP_VALUES),
+    ("SinkForm", SinkForm::CPP_DOC, SinkForm::CPP_VALUES),
+    ("LseForm", LseForm::CPP_DOC, LseForm::CPP_VALUES),
+];
+
+/// The text of `parameters.hpp`.
+pub fn cpp_header() -> String {
+    let mut text = String::from(
+        "// The structs that hosts pass to kernels. Generated by `cargo xtask codegen` from\n\
+         // crates/device/src/parameters.rs: change them there.\n#pragma once\n\nnamespace omniflash {\n",
+    );
+    for (name, doc, values) in TAGS {
+        let _ = writeln!(text, "\n//{doc}\nenum class {name} : unsigned {{");
+        for (value, number, doc) in *values {
+            let _ = writeln!(text, "  //{doc}\n  {value} = {number},");
+        }
+        text.push_str("};\n");
+    }
+    for layout in STRUCTS {
+        let _ = writeln!(text, "\n//{}\nstruct {} {{", layout.doc, layout.name);
+        for field in layout.fields {
+            let space = if field.cpp_type.ends_with('*') { "" } else { " " };
+            let _ = writeln!(text, "  //{}\n  {}{space}{};", field.doc, field.cpp_type, field.name);
+        }
+        text.push_str("};\n");
+        let _ = writeln!(text, "static_assert(sizeof({}) == {});", layout.name, layout.size);
+        for field in layout.fields {
+            let _ = writeln!(
+                text,
+                "static_assert(__builtin_offsetof({}, {}) == {});",
+                layout.name, field.name, field.offset
+            );
+        }
+    }
+    text.push_str("\n}  // namespace omniflash\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_in_the_tree_is_current() {
+        assert_eq!(
+            include_str!("../include/omniflash/parameters.hpp"),
+            cpp_header(),
+            "run `cargo xtask codegen`"
+        );
+    }
+
+    #[test]
+    fn no_struct_has_padding_that_the_device_could_lay_out_otherwise() {
+        for layout in STRUCTS {
+            let alignment = 8;
+            assert_eq!(layout.size % alignment, 0, "{}", layout.name);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Instances of the portable forward kernel.
+
+use std::fmt;
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{DType, Error, Result};
+use omniflash_device::TranslationUnit;
+use omniflash_device::parameters::AttentionParameters;
+
+use crate::{LIBRARY, PORTABLE_FORWARD, element_type};
+
+/// The largest head_dim and value_dim of the portable forward kernel.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// Blocks of a launch are counted in 31 bits along x.
+const MAX_GRID_X: u64 = (1 << 31) - 1;
+const MAX_GRID_Y: u64 = 65_535;
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// f16 or bf16 on tensor cores, accumulated in f32.
+    Half,
+    /// f32 as the sum of two tf32 on tensor cores: three products, an error near that of f32.
+    Tf32x3,
+    /// f32 rounded to tf32 on tensor cores: ten bits of mantissa.
+    Tf32,
+    /// f32 by fused multiply-add.
+    Exact,
+}
+
+impl Arithmetic {
+    fn cpp_type(self, dtype: DType) -> String {
+        match self {
+            Arithmetic::Half => format!("HalfProduct<{}>", element_type(dtype)),
+            Arithmetic::Tf32x3 => "Tf32Product<3>".into(),
+            Arithmetic::Tf32 => "Tf32Product<1>".into(),
+            Arithmetic::Exact => "ExactProduct".into(),
+        }
+    }
+}
+
+/// The choices that make one instance of `portable_forward.cu`, beside mask and score modification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ForwardConfig {
+    /// Type of q, k, v and out.
+    pub dtype: DType,
+    /// How products are computed; [`Arithmetic::Half`] iff dtype has 16 bits.
+    pub arithmetic: Arithmetic,
+    /// head_dim, rounded up to a multiple of 16.
+    pub head_dim: usize,
+    /// value_dim, rounded up to a multiple of 16.
+    pub value_dim: usize,
+    /// Query rows of a tile: 16 or 32 for each warp.
+    pub block_m: usize,
+    /// Keys of a tile: a multiple of 32.
+    pub block_n: usize,
+    /// Warps of a block.
+    pub warps: usize,
+    /// Tiles of keys and values in flight: with 1 keys and values take turns, with more whole tiles are prefetched.
+    pub stages: usize,
+    /// Whether keys lie in pages.
+    pub paged: bool,
+    /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
+    pub vector_loads: bool,
+}
+
+impl ForwardConfig {
+    /// The default tile for these dimensions in at most `shared_memory_limit` bytes of shared memory a block.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], in the name of `backend`, for dimensions above [`MAX_HEAD_DIM`].
+    pub fn new(
+        dtype: DType,
+        head_dim: usize,
+        value_dim: usize,
+        shared_memory_limit: usize,
+        backend: &str,
+    ) -> Result<Self> {
+        if head_dim.max(value_dim) > MAX_HEAD_DIM {
+            return Err(Error::unsupported(
+                backend,
+                format!("head_dim {head_dim} with value_dim {value_dim}"),
+                format!("tiles of more than {MAX_HEAD_DIM} columns do not fit"),
+                "use algorithm naive, or the CPU backend",
+            ));
+        }
+        let wide = head_dim.max(value_dim);
+        let tiles: &[(usize, usize, usize, usize)] = match (dtype.size(), wide) {
+            // block_m, block_n, warps, stages: the best first.
+            (2, ..=64) => &[(128, 64, 4, 2), (64, 64, 4, 1)],
+            (2, ..=128) => &[(128, 64, 4, 2), (128, 64, 4, 1), (64, 32, 4, 1)],
+            (2, ..=192) => &[(128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 1)],
+            (2, _) => &[(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 1)],
+            (_, ..=64) => &[(64, 64, 4, 2), (64, 32, 4, 1)],
+            (_, ..=128) => &[(64, 32, 4, 2), (64, 32, 4, 1)],
+            _ => &[(64, 32, 4, 1), (32, 32, 2, 1)],
+        };
+        let arithmetic = if dtype.size() == 2 { Arithmetic::Half } else { Arithmetic::Tf32x3 };
+        let config = |&(block_m, block_n, warps, stages): &(usize, usize, usize, usize)| ForwardConfig {
+            dtype,
+            arithmetic,
+            head_dim: head_dim.next_multiple_of(16),
+            value_dim: value_dim.next_multiple_of(16),
+            block_m,
+            block_n,
+            warps,
+            stages,
+            paged: false,
+            vector_loads: true,
+        };
+        tiles
+            .iter()
+            .map(config)
+            .find(|config| config.shared_memory_bytes() <= shared_memory_limit)
+            .ok_or_else(|| {
+                Error::unsupported(
+                    backend,
+                    format!("head_dim {head_dim} with value_dim {value_dim} in {dtype}"),
+                    format!("no tile fits {shared_memory_limit} bytes of shared memory"),
+                    "use algorithm naive",
+                )
+            })
+    }
+
+    /// Checks that such an instance can be built.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that says what is possible.
+    pub fn check(&self) -> Result<()> {
+        let value = |name: &str, value: usize, expected: &str| {
+            Err(Error::value(format!("config.{name}"), value, expected))
+        };
+        if self.warps == 0 || self.warps > 16 {
+            return value("warps", self.warps, "1 to 16");
+        }
+        if self.block_m != 16 * self.warps && self.block_m != 32 * self.warps {
+            return value("block_m", self.block_m, "16 or 32 rows for each warp");
+        }
+        if self.block_n == 0 || !self.block_n.is_multiple_of(32) || self.block_n > 256 {
+            return value("block_n", self.block_n, "a multiple of 32, up to 256");
+        }
+        if self.stages == 0 || self.stages > 4 {
+            return value("num_pipeline_stages", self.stages, "1 to 4");
+        }
+        for (name, dim) in [("head_dim", self.head_dim), ("value_dim", self.value_dim)] {
+            if dim == 0 || dim > MAX_HEAD_DIM || !dim.is_multiple_of(16) {
+                return value(name, dim, "a multiple of 16, up to 256, as the kernel pads it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Threads of a block.
+    pub fn block_threads(&self) -> u32 {
+        32 * self.warps as u32
+    }
+
+    /// Dynamic shared memory of a block: the query tile, then `stages` tiles of keys, then `stages` of values. The
+    /// output tile reuses it from the start.
+    pub fn shared_memory_bytes(&self) -> usize {
+        let inputs =
+            self.block_m * self.head_dim + self.stages * self.block_n * (self.head_dim + self.value_dim);
+        self.dtype.size() * inputs.max(self.block_m * self.value_dim)
+    }
+
+    /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
+    pub fn num_row_tiles(&self, seqlen_q: usize, heads_per_tile: usize) -> u32 {
+        (seqlen_q * heads_per_tile).div_ceil(self.block_m) as u32
+    }
+
+    /// The blocks of a launch: row tiles of all pairs of sequence and head tile along x, partitions along y.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when there are more than a launch can have.
+    pub fn grid(parameters: &AttentionParameters) -> Result<[u32; 3]> {
+        let pairs =
+            u64::from(parameters.batch) * u64::from(parameters.num_heads / parameters.heads_per_tile.max(1));
+        let x = pairs * u64::from(parameters.num_row_tiles);
+        if x > MAX_GRID_X {
+            return Err(Error::value("q", format!("{x} tiles of rows"), format!("at most {MAX_GRID_X}")));
+        }
+        if u64::from(parameters.num_partitions) > MAX_GRID_Y {
+            return Err(Error::value(
+                "config.num_partitions",
+                parameters.num_partitions,
+                format!("at most {MAX_GRID_Y}"),
+            ));
+        }
+        Ok([x as u32, parameters.num_partitions, 1])
+    }
+
+    /// Bytes of `partial_out` and of `partial_lse`; both 0 without partitions.
+    pub fn workspace_bytes(parameters: &AttentionParameters) -> (usize, usize) {
+        if parameters.num_partitions <= 1 {
+            return (0, 0);
+        }
+        let rows =
+            parameters.num_partitions as usize * parameters.total_q as usize * parameters.num_heads as usize;
+        (4 * rows * parameters.value_dim as usize, 4 * rows)
+    }
+
+    /// The source of the instance.
+    pub fn translation_unit(&self, functors: &FunctorSpec<'_>) -> TranslationUnit {
+        TranslationUnit::new(PORTABLE_FORWARD, LIBRARY, "omniflash_forward")
+            .with_functors(functors)
+            .with_type("Element", element_type(self.dtype))
+            .with_type("Product", self.arithmetic.cpp_type(self.dtype))
+            .with_type("Keys", if self.paged { "PagedKeys" } else { "StridedKeys" })
+            .with_constant("kHeadDim", self.head_dim as i64)
+            .with_constant("kValueDim", self.value_dim as i64)
+            .with_constant("kBlockM", self.block_m as i64)
+            .with_constant("kBlockN", self.block_n as i64)
+            .with_constant("kWarps", self.warps as i64)
+            .with_constant("kStages", self.stages as i64)
+            .with_constant("kVectorLoads", self.vector_loads)
+    }
+}
+
+impl fmt::Display for ForwardConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arithmetic = match self.arithmetic {
+            Arithmetic::Half | Arithmetic::Tf32x3 => "",
+            Arithmetic::Tf32 => "-tf32",
+            Arithmetic::Exact => "-exact",
+        };
+        write!(f, "{}{arithmetic}-d{}", self.dtype, self.head_dim)?;
+        if self.value_dim != self.head_dim {
+            write!(f, "v{}", self.value_dim)?;
+        }
+        write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n, self.warps, self.stages)?;
+        write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
+        f.write_str(if self.vector_loads { "" } else { "-unaligned" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dimension_has_a_tile_on_every_architecture() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (head_dim, value_dim) in (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)]) {
+                for limit in [99 << 10, 163 << 10, 227 << 10] {
+                    let config = ForwardConfig::new(dtype, head_dim, value_dim, limit, "test").unwrap();
+                    assert!(config.check().is_ok() && config.shared_memory_bytes() <= limit, "{config}");
+                }
+            }
+        }
+        assert!(ForwardConfig::new(DType::F16, 264, 64, 227 << 10, "test").is_err());
+    }
+
+    #[test]
+    fn impossible_tiles_are_refused_with_what_is_possible() {
+        let config = ForwardConfig::new(DType::F16, 64, 64, 99 << 10, "test").unwrap();
+        assert!(ForwardConfig { block_m: 48, ..config }.check().is_err());
+        assert!(ForwardConfig { block_n: 48, ..config }.check().is_err());
+        assert!(ForwardConfig { stages: 0, ..config }.check().is_err());
+        assert!(ForwardConfig { head_dim: 72, ..config }.check().is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! The CUDA kernels' sources and what a host must know to build and launch them.
+//!
+//! The `.cu` files lie beside `Cargo.toml`, one a family; [`ForwardConfig`], [`NaiveConfig`], [`combine`] and
+//! [`verify_page_table`] say for each which choices make an instance, and what a launch of it needs. How blocks,
+//! threads, shared memory and workspace are laid out is written in `README.md`.
+
+mod forward;
+mod manifest;
+mod simple;
+
+pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
+pub use manifest::{Instance, Manifest};
+pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
+
+use omniflash_device::SourceFile;
+
+macro_rules! source_file {
+    ($name:literal) => {
+        SourceFile { name: $name, text: include_str!(concat!("../", $name)) }
+    };
+}
+
+/// Files that kernel files include, beside those of `omniflash-device`.
+pub const LIBRARY: &[SourceFile] =
+    &[source_file!("copy.hpp"), source_file!("mma.hpp"), source_file!("product.hpp")];
+
+const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
+const COMBINE: SourceFile = source_file!("combine.cu");
+const NAIVE: SourceFile = source_file!("naive.cu");
+const VERIFY_PAGE_TABLE: SourceFile = source_file!("verify_page_table.cu");
+
+/// The C++ name of an element type.
+fn element_type(dtype: omniflash_core::DType) -> &'static str {
+    match dtype {
+        omniflash_core::DType::F16 => "float16",
+        omniflash_core::DType::BF16 => "bfloat16",
+        _ => "float",
+    }
+}

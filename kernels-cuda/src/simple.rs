@@ -1,0 +1,84 @@
+//! Instances of the kernels beside the forward: naive, combine and the check of page tables.
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{DType, Error, Result};
+use omniflash_device::TranslationUnit;
+use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
+
+use crate::{COMBINE, LIBRARY, NAIVE, VERIFY_PAGE_TABLE, element_type};
+
+/// Blocks, threads and dynamic shared memory of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block_threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_memory_bytes: usize,
+}
+
+/// The choices that make one instance of `naive.cu`, beside mask and score modification: any head_dim and any
+/// alignment, one block a row, f32 arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NaiveConfig {
+    /// Type of q, k, v and out.
+    pub dtype: DType,
+    /// Whether keys lie in pages.
+    pub paged: bool,
+}
+
+impl NaiveConfig {
+    const THREADS: u32 = 128;
+
+    /// The source of the instance.
+    pub fn translation_unit(&self, functors: &FunctorSpec<'_>) -> TranslationUnit {
+        TranslationUnit::new(NAIVE, LIBRARY, "omniflash_naive")
+            .with_functors(functors)
+            .with_type("Element", element_type(self.dtype))
+            .with_type("Keys", if self.paged { "PagedKeys" } else { "StridedKeys" })
+            .with_constant("kThreads", Self::THREADS)
+    }
+
+    /// The launch: one block for each query row and head. `num_partitions` must be 1.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when there are more blocks than a launch can have.
+    pub fn launch(parameters: &AttentionParameters) -> Result<Launch> {
+        let rows = u64::from(parameters.batch) * u64::from(parameters.seqlen_q);
+        launch(rows * u64::from(parameters.num_heads), Self::THREADS)
+    }
+}
+
+/// The source of the kernel that joins partitions, for outputs of `dtype`.
+pub fn combine(dtype: DType) -> TranslationUnit {
+    TranslationUnit::new(COMBINE, LIBRARY, "omniflash_combine").with_type("Element", element_type(dtype))
+}
+
+/// Its launch: a warp for each query row and head.
+///
+/// # Errors
+/// [`Error::Value`] when there are more blocks than a launch can have.
+pub fn combine_launch(parameters: &AttentionParameters) -> Result<Launch> {
+    const WARPS: u32 = 4;
+    let rows = parameters.total_q as u64 * u64::from(parameters.num_heads);
+    launch(rows.div_ceil(u64::from(WARPS)), 32 * WARPS)
+}
+
+fn launch(blocks: u64, block_threads: u32) -> Result<Launch> {
+    let most = i32::MAX as u64;
+    if blocks > most {
+        return Err(Error::value("q", format!("{blocks} blocks of rows"), format!("at most {most}")));
+    }
+    Ok(Launch { grid: [blocks as u32, 1, 1], block_threads, shared_memory_bytes: 0 })
+}
+
+/// The source of the kernel that checks page and lookup tables.
+pub fn verify_page_table() -> TranslationUnit {
+    TranslationUnit::new(VERIFY_PAGE_TABLE, LIBRARY, "omniflash_verify_page_table")
+}
+
+/// Its launch: a block for each sequence.
+pub fn verify_page_table_launch(parameters: &VerifyParameters) -> Launch {
+    Launch { grid: [parameters.batch, 1, 1], block_threads: 128, shared_memory_bytes: 0 }
+}
