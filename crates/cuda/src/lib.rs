@@ -3,4 +3,5 @@
 pub mod compiler;
 pub mod driver;
 mod kernel_store;
+mod plan;
 pub mod probe;

@@ -120,7 +120,7 @@ mod tests {
         functor: "",
         source: "",
         options: &[],
-        prebuilt_name: "",
+        prebuilt_names: &[],
     };
 
     #[test]

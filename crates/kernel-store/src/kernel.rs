@@ -17,8 +17,20 @@ pub struct KernelSource<'a> {
     pub source: &'a str,
     /// Compiler options beside the architecture.
     pub options: &'a [&'a str],
-    /// The file that holds this kernel in a directory of prebuilt kernels, and its name among embedded ones.
-    pub prebuilt_name: &'a str,
+    /// The files that hold this kernel in a directory of prebuilt kernels, and its names among embedded ones, the
+    /// best first; see [`prebuilt_name`].
+    pub prebuilt_names: &'a [&'a str],
+}
+
+/// The file of a prebuilt kernel: its id, a hash of its source and an extension, so that a kernel built from another
+/// version of the source is never taken for this one.
+///
+/// ```
+/// let name = omniflash_kernel_store::prebuilt_name("combine-sm_90-bf16", "source text", "cubin");
+/// assert_eq!(name, "combine-sm_90-bf16-226e8645ec7bdb9f.cubin");
+/// ```
+pub fn prebuilt_name(id: &str, source: &str, extension: &str) -> String {
+    format!("{id}-{}.{extension}", &blake3::hash(source.as_bytes()).to_hex()[..16])
 }
 
 /// A hash of everything that a kernel's machine code depends on.
@@ -111,7 +123,7 @@ mod tests {
     use super::*;
 
     fn source<'a>(source: &'a str, functor: &'a str, options: &'a [&'a str]) -> KernelSource<'a> {
-        KernelSource { id: "k", arch: "sm_90", functor, source, options, prebuilt_name: "k.cubin" }
+        KernelSource { id: "k", arch: "sm_90", functor, source, options, prebuilt_names: &[] }
     }
 
     #[test]

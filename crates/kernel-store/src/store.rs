@@ -152,8 +152,8 @@ impl KernelStore {
 
     /// A kernel of the directory or of the program.
     fn prebuilt(&self, source: &KernelSource<'_>) -> Option<Kernel> {
-        if let Some(directory) = &self.directory {
-            let path = directory.join(source.prebuilt_name);
+        let in_directory = |name: &&str| {
+            let path = self.directory.as_ref()?.join(name);
             match fs::read(&path) {
                 Ok(image) => return Some(Kernel { image: image.into(), origin: Origin::Prebuilt(path) }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -161,11 +161,14 @@ impl KernelStore {
                     tracing::warn!(path = %path.display(), %error, "a prebuilt kernel cannot be read");
                 }
             }
-        }
-        self.embedded
-            .iter()
-            .find(|(name, _)| *name == source.prebuilt_name)
-            .map(|(_, image)| Kernel { image: (*image).into(), origin: Origin::Embedded })
+            None
+        };
+        let in_program = |name: &&str| {
+            let (_, image) = self.embedded.iter().find(|(embedded, _)| embedded == name)?;
+            Some(Kernel { image: (*image).into(), origin: Origin::Embedded })
+        };
+        let names = source.prebuilt_names;
+        names.iter().find_map(in_directory).or_else(|| names.iter().find_map(in_program))
     }
 
     /// A kernel of the cache, by a compiler of this machine; by any, when it has none.
@@ -215,7 +218,10 @@ impl KernelStore {
 
     fn hint(&self, source: &KernelSource<'_>, absent: &[String]) -> String {
         let directory = match &self.directory {
-            Some(directory) => format!("{} is not in {}", source.prebuilt_name, directory.display()),
+            Some(directory) => {
+                let name = source.prebuilt_names.first().unwrap_or(&"it, with a functor of its own,");
+                format!("{name} is not in {}", directory.display())
+            }
             None => format!("{KERNELS_VARIABLE} is not set"),
         };
         let cache = match &self.cache {

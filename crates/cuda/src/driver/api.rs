@@ -7,6 +7,7 @@
 
 #![allow(non_snake_case, reason = "methods have the names of the driver's functions")]
 
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
@@ -141,7 +142,11 @@ pub(crate) fn open_first(candidates: &[PathBuf]) -> Result<(Library, &Path), Str
         // name another path, and answers for it.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok((library, name)),
-            Err(error) => reasons.push(format!("{}: {error}", name.display())),
+            Err(error) => {
+                // The loader's own words are the source of the error.
+                let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                reasons.push(format!("{}: {reason}", name.display()));
+            }
         }
     }
     Err(reasons.join("; "))

@@ -59,7 +59,7 @@ const SOURCE: KernelSource<'_> = KernelSource {
     functor: "Causal",
     source: "kernel",
     options: &["-O3"],
-    prebuilt_name: "fwd-sm_90-bf16-d64.cubin",
+    prebuilt_names: &["fwd-sm_90-bf16-d64.cubin", "fwd-sm_89-bf16-d64.cubin"],
 };
 const IMAGE: &[u8] = b"lenrek";
 
@@ -126,10 +126,13 @@ fn the_directory_comes_before_embedded_kernels_and_both_before_compilers() {
     };
     let embedded = KernelStore::new(options(None)).kernel(&SOURCE).unwrap();
     assert_eq!((&*embedded.image, embedded.origin), (&b"embedded"[..], Origin::Embedded));
-    fs::write(directory.path().join(SOURCE.prebuilt_name), b"prebuilt").unwrap();
+    fs::write(directory.path().join(SOURCE.prebuilt_names[1]), b"older").unwrap();
+    let older = KernelStore::new(options(Some(directory.path().into()))).kernel(&SOURCE).unwrap();
+    assert_eq!(&*older.image, b"older", "a second name in the directory comes before the program");
+    fs::write(directory.path().join(SOURCE.prebuilt_names[0]), b"prebuilt").unwrap();
     let prebuilt = KernelStore::new(options(Some(directory.path().into()))).kernel(&SOURCE).unwrap();
     assert_eq!(&*prebuilt.image, b"prebuilt");
-    let other = KernelSource { prebuilt_name: "other.cubin", ..SOURCE };
+    let other = KernelSource { prebuilt_names: &["other.cubin"], ..SOURCE };
     let compiled = KernelStore::new(options(Some(directory.path().into()))).kernel(&other).unwrap();
     assert!(matches!(compiled.origin, Origin::Compiled { .. }));
 }
