@@ -53,6 +53,7 @@ macro_rules! api {
                 /// # Safety
                 /// What the driver's documentation asks of the arguments.
                 #[allow(clippy::too_many_arguments, reason = "the driver's signature")]
+                #[allow(dead_code, reason = "those that describe errors are called below, without this check")]
                 pub(crate) unsafe fn $name(&self, $($argument: $type),*) -> Result<()> {
                     // SAFETY: the caller's duty.
                     let code = unsafe { (self.$name)($($argument),*) };
@@ -69,7 +70,6 @@ macro_rules! api {
 api! {
     cuGetErrorName = "cuGetErrorName"(code: Code, name: *mut *const c_char);
     cuGetErrorString = "cuGetErrorString"(code: Code, text: *mut *const c_char);
-    cuDriverGetVersion = "cuDriverGetVersion"(version: *mut c_int);
     cuInit = "cuInit"(flags: c_uint);
     cuDeviceGetCount = "cuDeviceGetCount"(count: *mut c_int);
     cuDeviceGet = "cuDeviceGet"(device: *mut CUdevice, ordinal: c_int);
@@ -83,6 +83,7 @@ api! {
     cuCtxGetCurrent = "cuCtxGetCurrent"(context: *mut CUcontext);
     cuCtxPushCurrent = "cuCtxPushCurrent_v2"(context: CUcontext);
     cuCtxPopCurrent = "cuCtxPopCurrent_v2"(context: *mut CUcontext);
+    cuCtxSynchronize = "cuCtxSynchronize"();
     cuStreamCreate = "cuStreamCreate"(stream: *mut CUstream, flags: c_uint);
     cuStreamDestroy = "cuStreamDestroy_v2"(stream: CUstream);
     cuStreamGetId = "cuStreamGetId"(stream: CUstream, id: *mut u64);

@@ -8,24 +8,33 @@ use omniflash_core::{Error, Result, Stream};
 use super::api::OUT_OF_MEMORY;
 use super::{Context, stream};
 
-/// Owned device memory.
-///
-/// Freed on drop after all work on the stream it was made on, which is kept alive for that; on devices without
-/// memory pools, after all work of the device.
+/// Owned device memory, freed on drop.
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
     context: Arc<Context>,
-    stream: Stream,
+    /// The stream after whose work the memory is freed; after all work of the device where there is none.
+    stream: Option<Stream>,
     address: CUdeviceptr,
     bytes: usize,
 }
 
 impl DeviceMemory {
-    /// Allocates; the contents are undefined. Usable by work enqueued on `stream` from now on.
+    /// Memory that is freed after all work then on `stream`, which is kept alive for that.
+    ///
+    /// The contents are undefined; usable by work enqueued on `stream` from now on.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] or [`Error::Driver`].
     pub(crate) fn new(context: &Arc<Context>, bytes: usize, stream: &Stream) -> Result<Self> {
+        let memory = DeviceMemory::kept(context, bytes, stream)?;
+        Ok(memory.bound_to(stream))
+    }
+
+    /// As [`new`](DeviceMemory::new), for memory that may outlive the stream: dropped, it waits for the device.
+    ///
+    /// # Errors
+    /// As [`new`](DeviceMemory::new).
+    pub(crate) fn kept(context: &Arc<Context>, bytes: usize, stream: &Stream) -> Result<Self> {
         let _entered = context.enter()?;
         let mut address = 0;
         // An empty tensor still has an address of its own.
@@ -43,7 +52,17 @@ impl DeviceMemory {
             }
             error => error,
         })?;
-        Ok(DeviceMemory { context: Arc::clone(context), stream: stream.clone(), address, bytes })
+        Ok(DeviceMemory { context: Arc::clone(context), stream: None, address, bytes })
+    }
+
+    fn bound_to(mut self, stream: &Stream) -> Self {
+        self.stream = Some(stream.clone());
+        self
+    }
+
+    /// Frees the memory after all work now on `stream`.
+    pub(crate) fn free_on(self, stream: &Stream) {
+        drop(self.bound_to(stream));
     }
 
     /// The address of the first byte.
@@ -76,12 +95,16 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let freed = self.context.enter().and_then(|_entered| {
-            if self.context.facts().has_memory_pools {
-                // SAFETY: allocated in `new` and freed only here; the stream is kept alive.
-                unsafe { self.context.api().cuMemFreeAsync(self.address, stream::handle(&self.stream)) }
-            } else {
-                // SAFETY: as above; waits for the device.
+        let freed = self.context.enter().and_then(|_entered| match &self.stream {
+            Some(stream) if self.context.facts().has_memory_pools => {
+                // SAFETY: allocated in `kept` and freed only here; the stream is kept alive.
+                unsafe { self.context.api().cuMemFreeAsync(self.address, stream::handle(stream)) }
+            }
+            _ => {
+                // The driver frees memory of a pool at once, whoever still uses it.
+                // SAFETY: the context is current.
+                unsafe { self.context.api().cuCtxSynchronize() }?;
+                // SAFETY: allocated in `kept`, freed only here, and no work uses it any more.
                 unsafe { self.context.api().cuMemFree(self.address) }
             }
         });

@@ -15,6 +15,6 @@ pub(crate) use api::{Api, Code, open_first};
 pub(crate) use context::Context;
 pub use event::Event;
 pub use graph::Graph;
-pub(crate) use memory::DeviceMemory;
+pub(crate) use memory::{DeviceMemory, copy_to_device, copy_to_host};
 pub(crate) use module::{Launch, Module};
-pub(crate) use stream::{StreamHandle, is_capturing};
+pub(crate) use stream::{StreamHandle, is_capturing, stream_id, synchronize};

@@ -63,6 +63,15 @@ pub(crate) fn is_capturing(context: &Context, stream: &Stream) -> Result<bool> {
     Ok(status != 0)
 }
 
+/// The driver's id of a stream, unique in the life of the process.
+pub(crate) fn stream_id(context: &Context, stream: &Stream) -> Result<u64> {
+    let _entered = context.enter()?;
+    let mut id = 0;
+    // SAFETY: `id` is writable; whoever made the stream vouched for its handle.
+    unsafe { context.api().cuStreamGetId(handle(stream), &raw mut id) }?;
+    Ok(id)
+}
+
 /// Waits for all work on the stream; faults of earlier launches are reported here.
 pub(crate) fn synchronize(context: &Context, stream: &Stream) -> Result<()> {
     let _entered = context.enter()?;
