@@ -9,6 +9,7 @@
 //! | [`driver`] | the only foreign calls |
 //! | `plan` | chooses kernel, tiles and partitions: pure, host only |
 //! | `planner` | finds or compiles the chosen kernels, keeps plans |
+//! | `offline` | plans and builds kernels for a device that is not here |
 //! | `launch` | from a problem to parameters, and onto the stream |
 //! | [`compiler`] | NVRTC and nvcc, for kernels that no directory and no cache holds |
 //! | [`interop`] | memory and streams of other libraries |
@@ -20,6 +21,7 @@ pub mod interop;
 mod kernel_store;
 mod launch;
 mod mask_table;
+mod offline;
 mod plan;
 mod planner;
 pub mod probe;
@@ -29,4 +31,5 @@ mod tests;
 
 pub use backend::{CudaBackend, discover};
 pub use kernel_store::kernel_store;
+pub use offline::OfflinePlanner;
 pub use probe::Absent;

@@ -120,7 +120,8 @@ fn a_launch_passes_addresses_strides_and_forms() {
     let options = AttentionOptions::new()
         .mask(Mask::SlidingWindow { left: 63, right: 1 })
         .sinks(sinks.view())
-        .softmax_scale(0.5);
+        .softmax_scale(0.5)
+        .num_partitions(1);
     let kv = KvCache::Dense { k: tensors.k.view(), v: tensors.v.view(), lengths: Some(lengths.view()) };
     let problem =
         AttentionProblem::new(Query::padded(tensors.q.view()), kv, tensors.out.view_mut(), None, &options)
