@@ -5,7 +5,7 @@
 //!
 //! - **Memory** enters as [`TensorRef::from_raw`](omniflash_core::TensorRef::from_raw) and
 //!   [`TensorMut::from_raw`](omniflash_core::TensorMut::from_raw) with the device address and
-//!   [`DeviceId::Cuda`](omniflash_core::DeviceId::Cuda). It is borrowed: its owner frees it, after the stream has
+//!   [`DeviceId::Cuda`]. It is borrowed: its owner frees it, after the stream has
 //!   passed the launch.
 //! - **Streams** enter through [`stream`]. They are borrowed too. Work of the caller on other streams is not waited
 //!   for; the caller orders it with events, as for any kernel.

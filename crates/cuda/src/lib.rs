@@ -1,7 +1,7 @@
 //! The NVIDIA backend of omniflash: found, compiled for and launched at run time.
 //!
 //! No toolkit is needed to build it, and no GPU to run a program that contains it: [`discover`] answers with the GPUs
-//! or with [`Absent`](probe::Absent), which says what is missing.
+//! or with [`Absent`], which says what is missing.
 //!
 //! | module | what it does |
 //! |---|---|

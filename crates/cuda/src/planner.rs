@@ -11,7 +11,7 @@ use omniflash_core::{
 };
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
-use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_name};
+use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table};
 
 use crate::driver::{Launch, Module};
@@ -206,22 +206,14 @@ impl Planner {
 
     fn kernel(&self, id: &str, unit: &TranslationUnit, functor: &str) -> Result<Kernel> {
         let (source, arch) = (unit.source(), arch(&self.facts));
-        // A user's functor is in no prebuilt set.
-        let names: Vec<String> = if unit.functors.is_empty() {
-            arch_family(&self.facts)
-                .map(|other| prebuilt_name(&id.replace(arch.as_str(), &other), &source, "cubin"))
-                .collect()
-        } else {
-            Vec::new()
-        };
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let tags: Vec<String> = arch_family(&self.facts).map(|arch| prebuilt_tag(&arch, &source)).collect();
         self.store.kernel(&KernelSource {
             id,
             arch: &arch,
             functor,
             source: &source,
             options: OPTIONS,
-            prebuilt_names: &names,
+            prebuilt_tags: &tags,
         })
     }
 }

@@ -120,7 +120,7 @@ mod tests {
         functor: "",
         source: "",
         options: &[],
-        prebuilt_names: &[],
+        prebuilt_tags: &[],
     };
 
     #[test]

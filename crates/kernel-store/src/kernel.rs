@@ -17,20 +17,33 @@ pub struct KernelSource<'a> {
     pub source: &'a str,
     /// Compiler options beside the architecture.
     pub options: &'a [&'a str],
-    /// The files that hold this kernel in a directory of prebuilt kernels, and its names among embedded ones, the
-    /// best first; see [`prebuilt_name`].
-    pub prebuilt_names: &'a [&'a str],
+    /// Tags of prebuilt kernels that may stand for this one, the best first; see [`prebuilt_tag`].
+    pub prebuilt_tags: &'a [String],
 }
 
-/// The file of a prebuilt kernel: its id, a hash of its source and an extension, so that a kernel built from another
+/// What a prebuilt kernel is found by: a hash of its architecture and source, so that a kernel built from another
 /// version of the source is never taken for this one.
+pub fn prebuilt_tag(arch: &str, source: &str) -> String {
+    let mut hasher = Hasher::new();
+    hasher.field(arch).field(source);
+    hasher.finish().to_hex()[..16].to_owned()
+}
+
+/// The file of a prebuilt kernel: a name for people, the architecture, then the tag, which alone is looked for.
 ///
 /// ```
-/// let name = omniflash_kernel_store::prebuilt_name("combine-sm_90-bf16", "source text", "cubin");
-/// assert_eq!(name, "combine-sm_90-bf16-226e8645ec7bdb9f.cubin");
+/// use omniflash_kernel_store::{prebuilt_name, prebuilt_tag};
+/// let (tag, name) = (prebuilt_tag("sm_90", "text"), prebuilt_name("combine-bf16", "sm_90", "text", "cubin"));
+/// assert_eq!(name, format!("combine-bf16-sm_90-{tag}.cubin"));
 /// ```
-pub fn prebuilt_name(id: &str, source: &str, extension: &str) -> String {
-    format!("{id}-{}.{extension}", &blake3::hash(source.as_bytes()).to_hex()[..16])
+pub fn prebuilt_name(id: &str, arch: &str, source: &str, extension: &str) -> String {
+    format!("{id}-{arch}-{}.{extension}", prebuilt_tag(arch, source))
+}
+
+/// The tag in the name of a prebuilt kernel.
+pub(crate) fn tag_of(name: &str) -> Option<&str> {
+    let (stem, _extension) = name.rsplit_once('.')?;
+    Some(stem.rsplit_once('-')?.1)
 }
 
 /// A hash of everything that a kernel's machine code depends on.
@@ -123,7 +136,7 @@ mod tests {
     use super::*;
 
     fn source<'a>(source: &'a str, functor: &'a str, options: &'a [&'a str]) -> KernelSource<'a> {
-        KernelSource { id: "k", arch: "sm_90", functor, source, options, prebuilt_names: &[] }
+        KernelSource { id: "k", arch: "sm_90", functor, source, options, prebuilt_tags: &[] }
     }
 
     #[test]

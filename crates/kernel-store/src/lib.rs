@@ -17,5 +17,5 @@ mod store;
 pub use cache::{CACHE_VARIABLE, DiskCache};
 pub use compiler::{CompileError, Compiler};
 pub use entry::CacheEntry;
-pub use kernel::{Kernel, KernelSource, Origin, prebuilt_name};
+pub use kernel::{Kernel, KernelSource, Origin, prebuilt_name, prebuilt_tag};
 pub use store::{KERNELS_VARIABLE, KernelStore, StoreOptions};

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -12,7 +11,7 @@ use omniflash_core::{Error, Result};
 
 use crate::cache::DiskCache;
 use crate::compiler::{CompileError, Compiler};
-use crate::kernel::{Kernel, KernelSource, Key, Origin};
+use crate::kernel::{Kernel, KernelSource, Key, Origin, tag_of};
 
 /// Names a directory of prebuilt kernels.
 pub const KERNELS_VARIABLE: &str = "OMNIFLASH_KERNELS";
@@ -36,11 +35,26 @@ pub struct StoreOptions {
 #[derive(Debug)]
 pub struct KernelStore {
     directory: Option<PathBuf>,
+    /// The files of the directory by their tags, listed once.
+    listing: OnceLock<HashMap<String, PathBuf>>,
     embedded: &'static [(&'static str, &'static [u8])],
     cache: Option<DiskCache>,
-    compilers: Vec<(Box<dyn Compiler>, OnceLock<Result<String, String>>)>,
+    compilers: Vec<FoundCompiler>,
     advice: String,
     flights: Mutex<HashMap<Key, Arc<Flight>>>,
+}
+
+/// A compiler and its version, or why it cannot be used; asked once.
+#[derive(Debug)]
+struct FoundCompiler {
+    compiler: Box<dyn Compiler>,
+    version: OnceLock<Result<String, String>>,
+}
+
+impl FoundCompiler {
+    fn version(&self) -> Result<&str, &str> {
+        self.version.get_or_init(|| self.compiler.version()).as_deref().map_err(String::as_str)
+    }
 }
 
 /// One kernel, being looked for or found.
@@ -62,9 +76,14 @@ impl KernelStore {
     pub fn new(options: StoreOptions) -> Self {
         KernelStore {
             directory: options.directory,
+            listing: OnceLock::new(),
             embedded: options.embedded,
             cache: options.cache,
-            compilers: options.compilers.into_iter().map(|compiler| (compiler, OnceLock::new())).collect(),
+            compilers: options
+                .compilers
+                .into_iter()
+                .map(|compiler| FoundCompiler { compiler, version: OnceLock::new() })
+                .collect(),
             advice: options.advice,
             flights: Mutex::default(),
         }
@@ -77,10 +96,7 @@ impl KernelStore {
 
     /// The compilers with their versions, or why they cannot be used.
     pub fn compilers(&self) -> Vec<(&str, Result<&str, &str>)> {
-        self.compilers
-            .iter()
-            .map(|(compiler, version)| (compiler.name(), version_of(compiler.as_ref(), version)))
-            .collect()
+        self.compilers.iter().map(|found| (found.compiler.name(), found.version())).collect()
     }
 
     /// The compiled kernel of a source; found or compiled once, then from memory.
@@ -124,10 +140,10 @@ impl KernelStore {
         }
         let mut absent = Vec::new();
         let mut present = Vec::new();
-        for (compiler, version) in &self.compilers {
-            match version_of(compiler.as_ref(), version) {
-                Ok(version) => present.push((compiler.as_ref(), version)),
-                Err(reason) => absent.push(format!("{}: {reason}", compiler.name())),
+        for found in &self.compilers {
+            match found.version() {
+                Ok(version) => present.push((found.compiler.as_ref(), version)),
+                Err(reason) => absent.push(format!("{}: {reason}", found.compiler.name())),
             }
         }
         if let Some(kernel) = self.cached(source, &present) {
@@ -143,32 +159,28 @@ impl KernelStore {
                 Err(CompileError::Unusable(reason)) => absent.push(format!("{}: {reason}", compiler.name())),
             }
         }
-        Err(Error::NoKernel {
-            arch: source.arch.into(),
-            id: source.id.into(),
-            hint: self.hint(source, &absent),
-        })
+        Err(Error::NoKernel { arch: source.arch.into(), id: source.id.into(), hint: self.hint(&absent) })
     }
 
     /// A kernel of the directory or of the program.
     fn prebuilt(&self, source: &KernelSource<'_>) -> Option<Kernel> {
-        let in_directory = |name: &&str| {
-            let path = self.directory.as_ref()?.join(name);
-            match fs::read(&path) {
-                Ok(image) => return Some(Kernel { image: image.into(), origin: Origin::Prebuilt(path) }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let listing = self.listing.get_or_init(|| self.directory.as_deref().map(list).unwrap_or_default());
+        let in_directory = |tag: &String| {
+            let path = listing.get(tag)?;
+            match fs::read(path) {
+                Ok(image) => Some(Kernel { image: image.into(), origin: Origin::Prebuilt(path.clone()) }),
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "a prebuilt kernel cannot be read");
+                    None
                 }
             }
-            None
         };
-        let in_program = |name: &&str| {
-            let (_, image) = self.embedded.iter().find(|(embedded, _)| embedded == name)?;
+        let in_program = |tag: &String| {
+            let (_, image) = self.embedded.iter().find(|(name, _)| tag_of(name) == Some(tag))?;
             Some(Kernel { image: (*image).into(), origin: Origin::Embedded })
         };
-        let names = source.prebuilt_names;
-        names.iter().find_map(in_directory).or_else(|| names.iter().find_map(in_program))
+        let tags = source.prebuilt_tags;
+        tags.iter().find_map(in_directory).or_else(|| tags.iter().find_map(in_program))
     }
 
     /// A kernel of the cache, by a compiler of this machine; by any, when it has none.
@@ -216,12 +228,9 @@ impl KernelStore {
         })
     }
 
-    fn hint(&self, source: &KernelSource<'_>, absent: &[String]) -> String {
+    fn hint(&self, absent: &[String]) -> String {
         let directory = match &self.directory {
-            Some(directory) => {
-                let name = source.prebuilt_names.first().unwrap_or(&"it, with a functor of its own,");
-                format!("{name} is not in {}", directory.display())
-            }
+            Some(directory) => format!("it is not in {} (this version of it)", directory.display()),
             None => format!("{KERNELS_VARIABLE} is not set"),
         };
         let cache = match &self.cache {
@@ -234,12 +243,21 @@ impl KernelStore {
     }
 }
 
-/// A compiler's version, asked for once.
-fn version_of<'v>(
-    compiler: &dyn Compiler,
-    version: &'v OnceLock<Result<String, String>>,
-) -> Result<&'v str, &'v str> {
-    version.get_or_init(|| compiler.version()).as_deref().map_err(String::as_str)
+/// The files of a directory of prebuilt kernels by their tags.
+fn list(directory: &Path) -> HashMap<String, PathBuf> {
+    let files = match fs::read_dir(directory) {
+        Ok(files) => files,
+        Err(error) => {
+            tracing::warn!(directory = %directory.display(), %error, "prebuilt kernels cannot be listed");
+            return HashMap::new();
+        }
+    };
+    files
+        .filter_map(|file| {
+            let path = file.ok()?.path();
+            Some((tag_of(path.file_name()?.to_str()?)?.to_owned(), path))
+        })
+        .collect()
 }
 
 #[cfg(test)]

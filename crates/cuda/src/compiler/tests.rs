@@ -10,7 +10,7 @@ const SOURCE: KernelSource<'_> = KernelSource {
     functor: "",
     source: "extern \"C\" __global__ void twice(float *x) { x[threadIdx.x] *= 2.0f; }",
     options: &["-std=c++17"],
-    prebuilt_names: &[],
+    prebuilt_tags: &[],
 };
 
 /// Says why a compiler cannot be tested here.

@@ -59,7 +59,7 @@ const SOURCE: KernelSource<'_> = KernelSource {
     functor: "Causal",
     source: "kernel",
     options: &["-O3"],
-    prebuilt_names: &["fwd-sm_90-bf16-d64.cubin", "fwd-sm_89-bf16-d64.cubin"],
+    prebuilt_tags: &[],
 };
 const IMAGE: &[u8] = b"lenrek";
 
@@ -118,23 +118,33 @@ fn without_any_compiler_the_cache_still_answers() {
 fn the_directory_comes_before_embedded_kernels_and_both_before_compilers() {
     let directory = tempfile::tempdir().unwrap();
     let compiler = Reverser::new(directory.path());
-    let options = |kernels: Option<PathBuf>| StoreOptions {
-        directory: kernels,
-        embedded: &[("fwd-sm_90-bf16-d64.cubin", b"embedded")],
+    let options = |kernels: Option<&Path>| StoreOptions {
+        directory: kernels.map(PathBuf::from),
+        embedded: &[("any-name-sm_90-tag90.cubin", b"embedded")],
         compilers: vec![Box::new(compiler.clone())],
         ..StoreOptions::default()
     };
-    let embedded = KernelStore::new(options(None)).kernel(&SOURCE).unwrap();
+    let tags = ["tag90", "tag89"].map(String::from);
+    let source = KernelSource { prebuilt_tags: &tags, ..SOURCE };
+    let embedded = KernelStore::new(options(None)).kernel(&source).unwrap();
     assert_eq!((&*embedded.image, embedded.origin), (&b"embedded"[..], Origin::Embedded));
-    fs::write(directory.path().join(SOURCE.prebuilt_names[1]), b"older").unwrap();
-    let older = KernelStore::new(options(Some(directory.path().into()))).kernel(&SOURCE).unwrap();
-    assert_eq!(&*older.image, b"older", "a second name in the directory comes before the program");
-    fs::write(directory.path().join(SOURCE.prebuilt_names[0]), b"prebuilt").unwrap();
-    let prebuilt = KernelStore::new(options(Some(directory.path().into()))).kernel(&SOURCE).unwrap();
-    assert_eq!(&*prebuilt.image, b"prebuilt");
-    let other = KernelSource { prebuilt_names: &["other.cubin"], ..SOURCE };
-    let compiled = KernelStore::new(options(Some(directory.path().into()))).kernel(&other).unwrap();
+    let find = |source| KernelStore::new(options(Some(directory.path()))).kernel(source).unwrap();
+    fs::write(directory.path().join("an-older-kernel-tag89.cubin"), b"older").unwrap();
+    assert_eq!(&*find(&source).image, b"older", "a second tag in the directory comes before the program");
+    fs::write(directory.path().join("the-kernel-tag90.cubin"), b"prebuilt").unwrap();
+    assert_eq!(&*find(&source).image, b"prebuilt");
+    let other = ["another".to_owned()];
+    let compiled = find(&KernelSource { prebuilt_tags: &other, ..SOURCE });
     assert!(matches!(compiled.origin, Origin::Compiled { .. }));
+}
+
+#[test]
+fn a_prebuilt_kernel_of_another_source_or_architecture_has_another_tag() {
+    use crate::kernel::{prebuilt_name, prebuilt_tag, tag_of};
+    let tag = prebuilt_tag("sm_90", "source");
+    assert_ne!(tag, prebuilt_tag("sm_90", "source "));
+    assert_ne!(tag, prebuilt_tag("sm_80", "source"));
+    assert_eq!(tag_of(&prebuilt_name("fwd-bf16", "sm_90", "source", "cubin")), Some(tag.as_str()));
 }
 
 #[test]
