@@ -1,0 +1,468 @@
+// Attention by tiles with an online softmax (Dao 2023, "FlashAttention-2"), on mma.sync and cp.async: sm_80 and later.
+//
+//               keys: tiles of kBlockN that the mask does not skip, left to right
+//             +---------+---------+---------+
+//    rows     |         |         |  Partial|   warp 0: 16 kFragments rows     A block has kBlockM rows of one sequence
+//    kBlockM  |  Full   |  Full   |   \     |   warp 1                         and key head. A row is a query and a head:
+//             |         |         |     \   |   ...                            heads of a group may be interleaved.
+//             +---------+---------+---------+
+//                 blockIdx.y cuts the tiles of keys into partitions; combine.cu joins their results.
+//
+// Threads: kWarps warps, all alike. Each owns its rows of S = Q K^T and of O in registers; all copy tiles.
+// Shared memory: [ Q | K slot 0 .. kStages - 1 | V slot 0 .. kStages - 1 ], the output tile over the same from the start.
+// With one slot V(n) is copied during Q K(n)^T and K(n + 1) during P V(n); with two, both of n + 1 during all of n.
+//
+// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
+// kStages and kVectorLoads.
+
+#include "omniflash/keys.hpp"
+#include "omniflash/masks.hpp"
+#include "omniflash/online_softmax.hpp"
+#include "omniflash/schedule.hpp"
+#include "omniflash/score_mods.hpp"
+#include "product.hpp"
+#include "instance.hpp"
+
+namespace omniflash {
+
+using namespace instance;
+
+constexpr int kThreads = 32 * kWarps;
+constexpr int kFragments = kBlockM / (16 * kWarps);
+constexpr int kN = kBlockN / 8, kV = kValueDim / 8;
+static_assert(kFragments * 16 * kWarps == kBlockM && kFragments >= 1, "a warp has whole fragments of 16 rows");
+static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
+static_assert(kStages == 1 || kStages == 2, "one slot or two");
+
+using RowsOfHeadDim = SharedTile<Element, kHeadDim>;
+using RowsOfValueDim = SharedTile<Element, kValueDim>;
+using Scores = float[kFragments][kN][4];
+using Output = float[kFragments][kV][4];
+using Softmax = SoftmaxRow[kFragments][2];
+
+constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kRowBytes;
+constexpr unsigned kKeyBytes = kBlockN * RowsOfHeadDim::kRowBytes;
+constexpr unsigned kValueBytes = kBlockN * RowsOfValueDim::kRowBytes;
+
+OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
+OMNIFLASH_DEVICE RowsOfHeadDim key_tile(int slot) { return {shared_memory() + kQueryBytes + slot * kKeyBytes}; }
+OMNIFLASH_DEVICE RowsOfValueDim value_tile(int slot) {
+  return {shared_memory() + kQueryBytes + kStages * kKeyBytes + slot * kValueBytes};
+}
+OMNIFLASH_DEVICE RowsOfValueDim output_tile() { return {shared_memory()}; }
+
+// Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
+constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
+
+// Copies of whole rows are unrolled; element by element the code would grow too long.
+constexpr int kCopyUnroll = kVectorLoads ? 8 : 1;
+
+// What one block works on.
+struct Block {
+  const AttentionParameters& parameters;
+  const Functors<MaskType, ScoreModType>& functors;
+  Sequence sequence;
+  RowTile rows;
+  Keys keys;
+  int warp_row;     // first row of this warp in the tile
+  float scale;      // of scores before mask and modification; 1 where it is folded
+  float factor;     // of scores in the exponential
+
+  OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                         const Work& work)
+      : parameters(parameters),
+        functors(functors),
+        sequence(parameters, work.batch),
+        rows(parameters, work, sequence, kBlockM),
+        keys(parameters, sequence, work.first_head / parameters.group_size),
+        warp_row(thread_index() / 32 * 16 * kFragments) {
+    // The largest score is the largest product only under a positive factor.
+    const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
+    scale = folded ? 1.0f : parameters.softmax_scale;
+    factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
+  }
+
+  // Whether this warp has any row.
+  OMNIFLASH_DEVICE bool is_active() const { return rows.first_row + warp_row < rows.num_rows; }
+
+  // Row of an accumulator's fragment and half in the sequence; past the end, the last.
+  OMNIFLASH_DEVICE int row(int fragment, int half) const {
+    return minimum(rows.first_row + warp_row + 16 * fragment + 8 * half + lane_index() / 4, rows.num_rows - 1);
+  }
+  OMNIFLASH_DEVICE ScoreIndex index(int row) const {
+    const int query = rows.query(row);
+    return ScoreIndex{sequence.batch, rows.head(row), query, sequence.start + query, 0};
+  }
+
+  // Steps through rows, which are interleaved heads of queries.
+  struct QueryWalker {
+    const Block& block;
+    int row;
+    OMNIFLASH_DEVICE void advance(int rows) { row += rows; }
+    OMNIFLASH_DEVICE const Element* at(bool valid) const {
+      const int i = valid ? row : block.rows.first_row;
+      return block.sequence.template row<const Element>(block.parameters.q, is_ragged(block.parameters),
+                                                        block.rows.query(i), block.rows.head(i));
+    }
+  };
+  OMNIFLASH_DEVICE void copy_queries() const {
+    fill_tile<kThreads, kBlockM, kVectorLoads, 1>(query_tile(), parameters.head_dim, rows.num_rows - rows.first_row,
+                                                  QueryWalker{*this, rows.first_row});
+  }
+  // Keys past the end become zeros: whatever lies there, it is not read.
+  OMNIFLASH_DEVICE void copy_keys(int tile, int slot) const {
+    fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(key_tile(slot), parameters.head_dim,
+                                                            sequence.kv_len - tile * kBlockN,
+                                                            keys.template keys_from<Element>(tile * kBlockN));
+  }
+  OMNIFLASH_DEVICE void copy_values(int tile, int slot) const {
+    fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(value_tile(slot), parameters.value_dim,
+                                                            sequence.kv_len - tile * kBlockN,
+                                                            keys.template values_from<Element>(tile * kBlockN));
+  }
+};
+
+// Scale and score modification.
+OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
+  if constexpr (is_identity<ScoreModType>) {
+    if (block.scale == 1.0f) return;
+#pragma unroll
+    for (int i = 0; i < kFragments * kN * 4; ++i) s[i / (kN * 4)][i / 4 % kN][i % 4] *= block.scale;
+  } else {
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        ScoreIndex at = block.index(block.row(m, half));
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            at.k = minimum(tile * kBlockN + 8 * n + lane_index() % 4 * 2 + i, block.sequence.kv_len - 1);
+            float& score = s[m][n][2 * half + i];
+            score = block.functors.score_mod.apply(score * block.scale, at);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Hides what the mask hides, if it has to be asked, and keys past the end.
+template <class Mask>
+OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int tile, bool ask, Scores& s) {
+  const int kv_len = block.sequence.kv_len, column = lane_index() % 4 * 2;
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      ScoreIndex at = block.index(block.row(m, half));
+      if constexpr (has_bits<Mask> && !has_add<Mask>) {
+#pragma unroll
+        for (int word = 0; word < kBlockN / 32; ++word) {
+          at.k = tile * kBlockN + 32 * word;
+          unsigned bits = band_bits(0, kv_len, at.k);
+          if (ask) bits &= mask.bits(at);
+          bits >>= column;
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            float& score = s[m][4 * word + i / 2][2 * half + i % 2];
+            if (!(bits >> (i / 2 * 8 + i % 2) & 1)) score = -kInfinity;
+          }
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            at.k = tile * kBlockN + 8 * n + column + i;
+            float& score = s[m][n][2 * half + i];
+            if (at.k >= kv_len) {
+              score = -kInfinity;
+            } else if (ask) {
+              score = masked(mask, score, at);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+OMNIFLASH_DEVICE float quad_max(float x) {
+  x = maximum(x, shuffle_xor(x, 1));
+  return maximum(x, shuffle_xor(x, 2));
+}
+OMNIFLASH_DEVICE float quad_sum(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+
+// Scores become weights; what was summed before is rescaled. Sums stay per thread until the end.
+OMNIFLASH_DEVICE void online_softmax(float factor, Softmax& softmax, Scores& s, Output& o) {
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float row_max = -kInfinity;
+#pragma unroll
+      for (int n = 0; n < kN; ++n) row_max = maximum(row_max, maximum(s[m][n][2 * half], s[m][n][2 * half + 1]));
+      SoftmaxRow& row = softmax[m][half];
+      const float rescale = row.raise(quad_max(row_max), factor), offset = row.offset(factor);
+      float row_sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          s[m][n][i] = exp2_of(s[m][n][i], factor, offset);
+          row_sum += s[m][n][i];
+        }
+      }
+      row.sum += row_sum;
+#pragma unroll
+      for (int n = 0; n < kV; ++n) {
+        o[m][n][2 * half] *= rescale;
+        o[m][n][2 * half + 1] *= rescale;
+      }
+    }
+  }
+}
+
+// ---- values that are not finite
+//
+// In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such
+// values are taken out of the tile, and added by hand to the rows that do see them.
+
+constexpr unsigned kExponent = sizeof(Element) == 4 ? 0x7f800000u : __is_same(Element, float16) ? 0x7c00u : 0x7f80u;
+constexpr unsigned kMantissa = (kExponent & -kExponent) - 1;
+
+// The bits of a word that belong to numbers that are not finite.
+OMNIFLASH_DEVICE unsigned non_finite_bits(unsigned word) {
+  if constexpr (sizeof(Element) == 4) {
+    return (word & kExponent) == kExponent ? ~0u : 0u;
+  } else {
+    const unsigned low = (word & kExponent) == kExponent ? 0xffffu : 0u;
+    return (word >> 16 & kExponent) == kExponent ? low | 0xffff0000u : low;
+  }
+}
+
+OMNIFLASH_DEVICE bool has_non_finite(const RowsOfValueDim& values) {
+  unsigned found = 0;
+#pragma unroll 4
+  for (unsigned at = 16 * thread_index(); at < kValueBytes; at += 16 * kThreads) {
+    unsigned words[4];
+    load_shared_16(words, values.address + at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) found |= non_finite_bits(words[i]);
+  }
+  return found != 0;
+}
+
+OMNIFLASH_DEVICE void clear_non_finite(const RowsOfValueDim& values) {
+#pragma unroll 1
+  for (unsigned at = 16 * thread_index(); at < kValueBytes; at += 16 * kThreads) {
+    unsigned words[4];
+    load_shared_16(words, values.address + at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] &= ~non_finite_bits(words[i]);
+    store_shared_16(values.address + at, words);
+  }
+}
+
+OMNIFLASH_DEVICE void add_non_finite(const RowsOfValueDim& values, const Scores& p, Output& o) {
+  const int lane = lane_index(), column = lane % 4 * 2;
+#pragma unroll 1
+  for (int key = 0; key < kBlockN; ++key) {
+    float weight[kFragments][2];
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float mine = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          const float even = p[m][n][2 * half], odd = p[m][n][2 * half + 1];
+          if (n == key / 8) mine = key % 2 == 0 ? even : odd;
+        }
+        weight[m][half] = shuffle(mine, lane / 4 * 4 + key % 8 / 2);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kV; ++n) {
+      unsigned words[2];
+      words[0] = load_shared_4(values.element(key, 8 * n + column));
+      words[1] = sizeof(Element) == 4 ? load_shared_4(values.element(key, 8 * n + column + 1)) : words[0] >> 16;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const unsigned bits = sizeof(Element) == 4 ? words[i] : words[i] & 0xffff;
+        if ((bits & kExponent) != kExponent) continue;
+        const bool is_nan = (bits & kMantissa) != 0;
+        const bool negative = bits >> (8 * sizeof(Element) - 1) & 1;
+        const float value = is_nan ? kInfinity - kInfinity : negative ? -kInfinity : kInfinity;
+#pragma unroll
+        for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            if (weight[m][half] > 0.0f) o[m][n][2 * half + i] += value;
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- results
+
+// Rounds the tile's rows, turns them in shared memory and writes whole chunks.
+OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
+  const RowsOfValueDim out = output_tile();
+  barrier();  // the tile lies over those of the loop
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
+#pragma unroll
+      for (int n = 0; n < kV; ++n) {
+        const unsigned to = out.element(row, 8 * n + lane_index() % 4 * 2);
+        const float low = o[m][n][2 * half], high = o[m][n][2 * half + 1];
+        store_pair<Element>(to, low, high);
+      }
+    }
+  }
+  barrier();
+  struct alignas(16) Chunk {
+    unsigned words[4];
+  };
+  constexpr int kElements = RowsOfValueDim::kChunkElements;
+  const bool ragged = is_ragged(block.parameters);
+#pragma unroll 1
+  for (int i = thread_index(); i < kBlockM * RowsOfValueDim::kChunks; i += kThreads) {
+    const int row = block.rows.first_row + i / RowsOfValueDim::kChunks;
+    const int column = i % RowsOfValueDim::kChunks * kElements, columns = block.parameters.value_dim;
+    if (row >= block.rows.num_rows || column >= columns) continue;
+    Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.rows.query(row), block.rows.head(row)) +
+                  column;
+    Chunk chunk;
+    load_shared_16(chunk.words, out.chunk(i / RowsOfValueDim::kChunks, i % RowsOfValueDim::kChunks));
+    if constexpr (kVectorLoads) {
+      *reinterpret_cast<Chunk*>(to) = chunk;
+    } else {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        if (column + e < columns) to[e] = element_of<Element>(chunk.words, e);
+      }
+    }
+  }
+}
+
+// Writes a partition's part in f32; combine.cu does not read rows whose lse is -inf.
+OMNIFLASH_DEVICE void store_partial_row(const Block& block, int row, const float lse, const float (&o)[kV][4], int half) {
+  const long long at = block_index_y() * block.parameters.total_q * block.parameters.num_heads +
+                       block.sequence.workspace_row(block.parameters, block.rows.query(row), block.rows.head(row));
+  if (lane_index() % 4 == 0) static_cast<float*>(block.parameters.partial_lse)[at] = lse;
+  if (lse == -kInfinity) return;
+  float* out = static_cast<float*>(block.parameters.partial_out) + at * block.parameters.value_dim;
+#pragma unroll
+  for (int n = 0; n < kV; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = 8 * n + lane_index() % 4 * 2 + i;
+      if (column < static_cast<int>(block.parameters.value_dim)) out[column] = o[n][2 * half + i];
+    }
+  }
+}
+
+OMNIFLASH_DEVICE void store(const Block& block, Softmax& softmax, Output& o) {
+  const bool partitioned = block.parameters.num_partitions > 1;
+  const bool wants_lse = static_cast<LseForm>(block.parameters.lse_form) == LseForm::Written;
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int in_tile = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
+      const bool valid = block.rows.first_row + in_tile < block.rows.num_rows;
+      const int row = block.row(m, half), head = block.rows.head(row);
+      // A sink counts once: where the sequence is cut, in combine.cu.
+      const float sink = partitioned ? -kInfinity : sink_log2(block.parameters, head);
+      const SoftmaxRow& state = softmax[m][half];
+      const SoftmaxResult result = finalize(state.offset(block.factor), quad_sum(state.sum), sink);
+#pragma unroll
+      for (int n = 0; n < kV; ++n) {
+        o[m][n][2 * half] *= result.scale;
+        o[m][n][2 * half + 1] *= result.scale;
+      }
+      if (!valid) continue;
+      if (partitioned) {
+        store_partial_row(block, row, result.lse, o[m], half);
+      } else if (wants_lse && lane_index() % 4 == 0) {
+        *block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.rows.query(row), head) =
+            result.lse;
+      }
+    }
+  }
+  if (!partitioned) store_output(block, o);
+}
+
+}  // namespace omniflash
+
+OMNIFLASH_KERNEL(omniflash::kThreads)
+omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
+                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
+  using namespace omniflash;
+  const Block block(parameters, functors, work_of_block(parameters, block_index_x()));
+  if (block.rows.is_empty()) return;
+
+  KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
+  tiles.take_partition(block_index_y(), parameters.num_partitions);
+  TileStatus status, next_status;
+  int tile = tiles.next(tiles.begin, status);
+
+  Output o = {};
+  Softmax softmax;
+  const bool active = block.is_active();
+  if (tile < tiles.end) {
+    block.copy_queries();
+    block.copy_keys(tile, 0);
+    if constexpr (kStages == 2) block.copy_values(tile, 0);
+    copy_commit();
+  }
+  for (int slot = 0; tile < tiles.end; slot = (slot + 1) % kStages, status = next_status) {
+    const int next = tiles.next(tile + 1, next_status);
+    const bool touched = status != TileStatus::Full;
+
+    copy_wait<0>();
+    barrier();  // this tile has landed, and all warps have left the slots of the last one
+    if constexpr (kStages == 1) {
+      block.copy_values(tile, 0);
+    } else if (next < tiles.end) {
+      block.copy_keys(next, 1 - slot);
+      block.copy_values(next, 1 - slot);
+    }
+    copy_commit();
+
+    Scores s = {};
+    if (active) Product::scores(s, query_tile(), block.warp_row, key_tile(slot));
+    if constexpr (kStages == 1) {
+      copy_wait<0>();
+      barrier();  // the values have landed, and all warps have left the keys
+      if (next < tiles.end) block.copy_keys(next, 0);
+      copy_commit();
+    }
+    if (active) {
+      modify(block, tile, s);
+      if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
+      online_softmax(block.factor, softmax, s, o);
+    }
+    if (touched && barrier_any(has_non_finite(value_tile(slot)))) {
+      if (active) add_non_finite(value_tile(slot), s, o);
+      barrier();
+      clear_non_finite(value_tile(slot));
+      barrier();
+    }
+    if (active) Product::values(o, s, value_tile(slot));
+    tile = next;
+  }
+  // Made again, so that the loop's registers need not hold what only results need.
+  store(Block(parameters, functors, work_of_block(parameters, opaque(block_index_x()))), softmax, o);
+}

@@ -9,7 +9,7 @@ mod manifest;
 mod simple;
 
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
-pub use manifest::{Instance, Manifest};
+pub use manifest::{Architecture, Instance, Manifest};
 pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
 
 use omniflash_device::SourceFile;
@@ -22,7 +22,7 @@ macro_rules! source_file {
 
 /// Files that kernel files include, beside those of `omniflash-device`.
 pub const LIBRARY: &[SourceFile] =
-    &[source_file!("copy.hpp"), source_file!("mma.hpp"), source_file!("product.hpp")];
+    &[source_file!("sm80.hpp"), source_file!("tile.hpp"), source_file!("product.hpp")];
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
 const COMBINE: SourceFile = source_file!("combine.cu");

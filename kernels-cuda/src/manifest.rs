@@ -1,18 +1,234 @@
 //! The set of kernels that is built ahead of time.
 
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{DType, Error, Result};
+use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-/// `manifest.toml`: architectures, and instances by family.
+use crate::{Arithmetic, ForwardConfig, NaiveConfig, combine, verify_page_table};
+
+const TEXT: &str = include_str!("../manifest.toml");
+
+/// `manifest.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The architectures that everything is built for: `sm_80`, ...
-    pub architectures: Vec<String>,
+    /// What everything is built for.
+    #[serde(rename = "architecture")]
+    pub architectures: Vec<Architecture>,
+    forward: Vec<ForwardEntry>,
+    naive: Vec<NaiveEntry>,
+    combine: CombineEntry,
+}
+
+/// A target of the compiler.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// `sm_80`, ...
+    pub name: String,
+    /// The most dynamic shared memory that a block can have, in bytes.
+    pub shared_memory: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForwardEntry {
+    dtypes: Vec<String>,
+    head_dims: Vec<(usize, usize)>,
+    masks: Vec<String>,
+    score_mods: Vec<String>,
+    paged: Vec<bool>,
+    #[serde(default = "enabled")]
+    vector_loads: bool,
+    #[serde(default)]
+    arithmetics: Vec<String>,
+}
+
+fn enabled() -> bool {
+    true
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NaiveEntry {
+    dtypes: Vec<String>,
+    masks: Vec<String>,
+    score_mods: Vec<String>,
+    paged: Vec<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CombineEntry {
+    dtypes: Vec<String>,
 }
 
 /// One kernel of the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// The kernel's id without the architecture.
+    /// Names it among those of an architecture; a file name.
     pub id: String,
+    /// Its source.
+    pub unit: TranslationUnit,
+    /// Threads of a block.
+    pub block_threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_memory_bytes: usize,
+    /// Whether it computes on tensor cores.
+    pub uses_tensor_cores: bool,
+}
+
+impl Manifest {
+    /// The manifest of this crate.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when it cannot be read.
+    pub fn load() -> Result<Self> {
+        toml::from_str(TEXT).map_err(|error| Error::value("manifest.toml", error, "a valid manifest"))
+    }
+
+    /// All kernels for an architecture.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a name that is unknown, [`Error::Unsupported`] for a tile that does not fit.
+    pub fn instances(&self, architecture: &Architecture) -> Result<Vec<Instance>> {
+        let mut instances = Vec::new();
+        for entry in &self.forward {
+            entry.append(architecture, &mut instances)?;
+        }
+        for entry in &self.naive {
+            for (dtype, mask, score_mod, paged) in
+                product(&entry.dtypes, &entry.masks, &entry.score_mods, &entry.paged)
+            {
+                let config = NaiveConfig { dtype: dtype.parse()?, paged };
+                instances.push(Instance {
+                    id: format!(
+                        "naive-{dtype}-{}-{}",
+                        if paged { "paged" } else { "strided" },
+                        functor_id(mask, score_mod)
+                    ),
+                    unit: config.translation_unit(&functors(mask, score_mod)),
+                    block_threads: 128,
+                    shared_memory_bytes: 0,
+                    uses_tensor_cores: false,
+                });
+            }
+        }
+        for dtype in &self.combine.dtypes {
+            instances.push(Instance {
+                id: format!("combine-{dtype}"),
+                unit: combine(dtype.parse()?),
+                block_threads: 128,
+                shared_memory_bytes: 0,
+                uses_tensor_cores: false,
+            });
+        }
+        instances.push(Instance {
+            id: "verify_page_table".into(),
+            unit: verify_page_table(),
+            block_threads: 128,
+            shared_memory_bytes: 0,
+            uses_tensor_cores: false,
+        });
+        Ok(instances)
+    }
+}
+
+impl ForwardEntry {
+    fn append(&self, architecture: &Architecture, instances: &mut Vec<Instance>) -> Result<()> {
+        for &(head_dim, value_dim) in &self.head_dims {
+            for (dtype, mask, score_mod, paged) in
+                product(&self.dtypes, &self.masks, &self.score_mods, &self.paged)
+            {
+                let dtype: DType = dtype.parse()?;
+                let default = ForwardConfig::new(
+                    dtype,
+                    head_dim,
+                    value_dim,
+                    architecture.shared_memory,
+                    &architecture.name,
+                )?;
+                for arithmetic in self.arithmetics(default.arithmetic)? {
+                    let config =
+                        ForwardConfig { paged, arithmetic, vector_loads: self.vector_loads, ..default };
+                    instances.push(Instance {
+                        id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
+                        unit: config.translation_unit(&functors(mask, score_mod)),
+                        block_threads: config.block_threads(),
+                        shared_memory_bytes: config.shared_memory_bytes(),
+                        uses_tensor_cores: arithmetic != Arithmetic::Exact,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn arithmetics(&self, default: Arithmetic) -> Result<Vec<Arithmetic>> {
+        if self.arithmetics.is_empty() {
+            return Ok(vec![default]);
+        }
+        self.arithmetics
+            .iter()
+            .map(|name| match name.as_str() {
+                "exact" => Ok(Arithmetic::Exact),
+                "tf32" => Ok(Arithmetic::Tf32),
+                "tf32x3" => Ok(Arithmetic::Tf32x3),
+                _ => Err(Error::value("manifest.toml arithmetics", name, "exact, tf32 or tf32x3")),
+            })
+            .collect()
+    }
+}
+
+/// Functors of a type whose parameters come with a launch.
+fn functors(mask: &str, score_mod: &str) -> FunctorSpec<'static> {
+    FunctorSpec {
+        mask_type: mask.into(),
+        score_mod_type: score_mod.into(),
+        sources: Vec::new(),
+        parameters: Vec::new(),
+        tables: Vec::new(),
+    }
+}
+
+/// A part of a file name: `And<Causal, TableMask>` is `And.Causal.TableMask`.
+fn functor_id(mask: &str, score_mod: &str) -> String {
+    format!("{mask}-{score_mod}").replace(", ", ".").replace('<', ".").replace('>', "")
+}
+
+fn product<'e>(
+    dtypes: &'e [String],
+    masks: &'e [String],
+    score_mods: &'e [String],
+    paged: &'e [bool],
+) -> impl Iterator<Item = (&'e str, &'e str, &'e str, bool)> {
+    dtypes.iter().flat_map(move |dtype| {
+        masks.iter().flat_map(move |mask| {
+            score_mods.iter().flat_map(move |score_mod| {
+                paged.iter().map(move |&paged| (dtype.as_str(), mask.as_str(), score_mod.as_str(), paged))
+            })
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instance_has_an_id_of_its_own_and_fits_its_architecture() {
+        let manifest = Manifest::load().unwrap();
+        for architecture in &manifest.architectures {
+            let instances = manifest.instances(architecture).unwrap();
+            let mut ids: Vec<&str> = instances.iter().map(|instance| instance.id.as_str()).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            assert_eq!(ids.len(), instances.len());
+            for instance in &instances {
+                assert!(instance.shared_memory_bytes <= architecture.shared_memory, "{}", instance.id);
+                assert!(!instance.unit.source().contains("#include"), "{}", instance.id);
+            }
+        }
+    }
 }

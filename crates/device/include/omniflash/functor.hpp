@@ -1,1 +1,120 @@
+// What a kernel asks of a mask and a score modification, and what it assumes where a functor does not answer.
+//
+// A mask has keep(ScoreIndex); optional are status(TileRect), range(RowRange, KeyRange&), bits(ScoreIndex),
+// add(ScoreIndex) and kHeadInvariant. A score modification has apply(score, ScoreIndex). See the README.
 #pragma once
+
+#include "omniflash/numeric.hpp"
+
+namespace omniflash {
+
+// One score. Positions are global; row is the query's row in its sequence.
+struct ScoreIndex {
+  int batch, head, row, q, k;
+};
+
+// A rectangle of scores of one head: half-open ranges of positions, neither empty.
+struct TileRect {
+  int batch, head, q_begin, q_end, k_begin, k_end;
+};
+
+// Rows of one head: a half-open range of positions, not empty.
+struct RowRange {
+  int batch, head, q_begin, q_end;
+};
+
+// A half-open range of keys; empty where begin >= end.
+struct KeyRange {
+  int begin, end;
+};
+
+enum class TileStatus : int {
+  Skip,     // no score is visible
+  Full,     // all are
+  Partial,  // some are, or nothing is known
+};
+
+// ---- joins of statuses
+
+OMNIFLASH_DEVICE TileStatus both(TileStatus a, TileStatus b) {
+  if (a == TileStatus::Skip || b == TileStatus::Skip) return TileStatus::Skip;
+  return a == TileStatus::Full ? b : b == TileStatus::Full ? a : TileStatus::Partial;
+}
+OMNIFLASH_DEVICE TileStatus opposite(TileStatus status) {
+  return status == TileStatus::Skip ? TileStatus::Full : status == TileStatus::Full ? TileStatus::Skip : status;
+}
+OMNIFLASH_DEVICE TileStatus either(TileStatus a, TileStatus b) { return opposite(both(opposite(a), opposite(b))); }
+// Of two tiles side by side.
+OMNIFLASH_DEVICE TileStatus across(TileStatus a, TileStatus b) { return a == b ? a : TileStatus::Partial; }
+
+// ---- what a mask offers
+
+template <class Mask>
+constexpr bool has_bits = requires(const Mask& mask, const ScoreIndex& at) { mask.bits(at); };
+
+template <class Mask>
+constexpr bool has_add = requires(const Mask& mask, const ScoreIndex& at) { mask.add(at); };
+
+template <class Mask>
+constexpr bool head_invariant = [] {
+  if constexpr (requires { Mask::kHeadInvariant; }) {
+    return Mask::kHeadInvariant;
+  } else {
+    return false;
+  }
+}();
+
+template <class Mask>
+OMNIFLASH_DEVICE TileStatus status_of(const Mask& mask, const TileRect& tile) {
+  if constexpr (requires { mask.status(tile); }) {
+    return mask.status(tile);
+  } else {
+    return TileStatus::Partial;
+  }
+}
+
+template <class Mask>
+OMNIFLASH_DEVICE void shrink_range(const Mask& mask, const RowRange& rows, KeyRange& keys) {
+  if constexpr (requires { mask.range(rows, keys); }) mask.range(rows, keys);
+}
+
+template <class Mask>
+OMNIFLASH_DEVICE float added_by(const Mask& mask, const ScoreIndex& at) {
+  if constexpr (has_add<Mask>) {
+    return mask.add(at);
+  } else {
+    return 0.0f;
+  }
+}
+
+// ---- bits of 32 keys
+
+// The lowest count bits, 0 <= count.
+OMNIFLASH_DEVICE unsigned low_bits(int count) { return count >= 32 ? ~0u : (1u << count) - 1; }
+
+// Of the 32 keys from k on, those in begin..end.
+OMNIFLASH_DEVICE unsigned band_bits(int begin, int end, int k) {
+  const unsigned below_end = end <= k ? 0u : low_bits(end - k);
+  return begin <= k ? below_end : below_end & ~low_bits(begin - k);
+}
+
+// A kernel's second argument: what the host packs.
+template <class Mask, class ScoreMod>
+struct Functors {
+  alignas(16) Mask mask;
+  alignas(16) ScoreMod score_mod;
+};
+
+// The score after the mask.
+template <class Mask>
+OMNIFLASH_DEVICE float masked(const Mask& mask, float score, const ScoreIndex& at) {
+  if (!mask.keep(at)) return -kInfinity;
+  if constexpr (has_add<Mask>) {
+    const float added = mask.add(at);
+    // Not a sum: a hidden key may have a score of NaN.
+    return added == -kInfinity ? added : score + added;
+  }
+  return score;
+}
+
+}  // namespace omniflash

@@ -1,1 +1,188 @@
+// The built-in masks, and the joins that masks are composed with.
+//
+// Members lie as core's lowering packs them; joins align each leaf to 16 bytes.
 #pragma once
+
+#include "omniflash/functor.hpp"
+
+namespace omniflash {
+
+struct NoMask {
+  static constexpr bool kHeadInvariant = true;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex&) const { return true; }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect&) const { return TileStatus::Full; }
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex&) const { return ~0u; }
+};
+
+// A mask under which a query sees the keys begin(batch, q)..end(batch, q), both never falling as q grows.
+template <class Mask>
+struct IntervalMask {
+  static constexpr bool kHeadInvariant = true;
+
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const {
+    return self().begin(at.batch, at.q) <= at.k && at.k < self().end(at.batch, at.q);
+  }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const {
+    const int first = tile.q_begin, last = tile.q_end - 1;
+    if (tile.k_end <= self().begin(tile.batch, first) || self().end(tile.batch, last) <= tile.k_begin) {
+      return TileStatus::Skip;
+    }
+    const bool full = self().begin(tile.batch, last) <= tile.k_begin && tile.k_end <= self().end(tile.batch, first);
+    return full ? TileStatus::Full : TileStatus::Partial;
+  }
+  OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const {
+    keys.begin = maximum(keys.begin, self().begin(rows.batch, rows.q_begin));
+    keys.end = minimum(keys.end, self().end(rows.batch, rows.q_end - 1));
+  }
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const {
+    return band_bits(self().begin(at.batch, at.q), self().end(at.batch, at.q), at.k);
+  }
+
+ private:
+  OMNIFLASH_DEVICE const Mask& self() const { return static_cast<const Mask&>(*this); }
+};
+
+struct Causal : IntervalMask<Causal> {
+  OMNIFLASH_DEVICE int begin(int, int) const { return 0; }
+  OMNIFLASH_DEVICE int end(int, int q) const { return q + 1; }
+};
+
+struct SlidingWindow : IntervalMask<SlidingWindow> {
+  int left, right;
+  OMNIFLASH_DEVICE int begin(int, int q) const { return q - left; }
+  OMNIFLASH_DEVICE int end(int, int q) const { return q + right + 1; }
+};
+
+struct Chunked : IntervalMask<Chunked> {
+  int size;
+  OMNIFLASH_DEVICE int begin(int, int q) const { return floor_divide(q, size) * size; }
+  OMNIFLASH_DEVICE int end(int batch, int q) const { return begin(batch, q) + size; }
+};
+
+struct PrefixLm : IntervalMask<PrefixLm> {
+  const int* prefix_len;
+  long long stride;
+  OMNIFLASH_DEVICE int begin(int, int) const { return 0; }
+  OMNIFLASH_DEVICE int end(int batch, int q) const { return maximum(prefix_len[batch * stride], q + 1); }
+};
+
+struct Document {
+  static constexpr bool kHeadInvariant = true;
+  const int* ids;
+  long long batch_stride, stride;
+  int columns;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const {
+    if (at.q < 0 || at.q >= columns || at.k >= columns) return false;
+    const int* row = ids + at.batch * batch_stride;
+    return row[at.q * stride] == row[at.k * stride];
+  }
+};
+
+struct DenseMask {
+  const unsigned char* data;
+  long long batch_stride, head_stride, row_stride, key_stride;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const {
+    return data[at.batch * batch_stride + at.head * head_stride + at.row * row_stride + at.k * key_stride] != 0;
+  }
+};
+
+template <class T>
+struct AdditiveMask {
+  const T* data;
+  long long batch_stride, head_stride, row_stride, key_stride;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex&) const { return true; }
+  OMNIFLASH_DEVICE float add(const ScoreIndex& at) const {
+    return to_float(
+        data[at.batch * batch_stride + at.head * head_stride + at.row * row_stride + at.k * key_stride]);
+  }
+};
+
+// A mask that the host has evaluated: a status for every block of 64 rows and 64 keys, and for partial blocks a row
+// of two words for each query. Hidden outside of the table.
+struct TableMask {
+  static constexpr int kBlock = 64, kSkip = -2, kFull = -1;
+  const int* planes;        // of each sequence and head
+  const int* blocks;        // [plane][q block][k block]: kSkip, kFull, or which words
+  const unsigned* words;    // [partial block][row][2]
+  int q_begin, q_blocks, k_blocks, heads;
+
+  OMNIFLASH_DEVICE int block(int batch, int head, int q_block, int k_block) const {
+    if (q_block < 0 || q_block >= q_blocks || k_block >= k_blocks) return kSkip;
+    const long long plane = planes[batch * heads + head];
+    return blocks[(plane * q_blocks + q_block) * k_blocks + k_block];
+  }
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const {
+    const int row = at.q - q_begin;
+    const int index = block(at.batch, at.head, floor_divide(row, kBlock), at.k / kBlock);
+    if (index < 0) return index == kFull ? ~0u : 0u;
+    return words[(static_cast<long long>(index) * kBlock + row % kBlock) * 2 + at.k % kBlock / 32];
+  }
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return bits(at) >> at.k % 32 & 1; }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const {
+    const int first = floor_divide(tile.q_begin - q_begin, kBlock), last = floor_divide(tile.q_end - 1 - q_begin, kBlock);
+    bool skip = true, full = true;
+    for (int q_block = first; q_block <= last; ++q_block) {
+      for (int k_block = tile.k_begin / kBlock; k_block <= (tile.k_end - 1) / kBlock; ++k_block) {
+        const int index = block(tile.batch, tile.head, q_block, k_block);
+        skip = skip && index == kSkip;
+        full = full && index == kFull;
+      }
+    }
+    return skip ? TileStatus::Skip : full ? TileStatus::Full : TileStatus::Partial;
+  }
+};
+
+template <class A, class B>
+struct And {
+  static constexpr bool kHeadInvariant = head_invariant<A> && head_invariant<B>;
+  alignas(16) A a;
+  alignas(16) B b;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return a.keep(at) && b.keep(at); }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const {
+    return both(status_of(a, tile), status_of(b, tile));
+  }
+  OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const {
+    shrink_range(a, rows, keys);
+    shrink_range(b, rows, keys);
+  }
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const requires(has_bits<A> && has_bits<B>) {
+    return a.bits(at) & b.bits(at);
+  }
+  OMNIFLASH_DEVICE float add(const ScoreIndex& at) const requires(has_add<A> || has_add<B>) {
+    return added_by(a, at) + added_by(b, at);
+  }
+};
+
+template <class A, class B>
+struct Or {
+  static constexpr bool kHeadInvariant = head_invariant<A> && head_invariant<B>;
+  alignas(16) A a;
+  alignas(16) B b;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return a.keep(at) || b.keep(at); }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const {
+    return either(status_of(a, tile), status_of(b, tile));
+  }
+  OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const {
+    KeyRange by_a = keys, by_b = keys;
+    shrink_range(a, rows, by_a);
+    shrink_range(b, rows, by_b);
+    const bool none_by_a = by_a.begin >= by_a.end, none_by_b = by_b.begin >= by_b.end;
+    keys = none_by_a   ? by_b
+           : none_by_b ? by_a
+                       : KeyRange{minimum(by_a.begin, by_b.begin), maximum(by_a.end, by_b.end)};
+  }
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const requires(has_bits<A> && has_bits<B>) {
+    return a.bits(at) | b.bits(at);
+  }
+};
+
+template <class A>
+struct Not {
+  static constexpr bool kHeadInvariant = head_invariant<A>;
+  alignas(16) A a;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return !a.keep(at); }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return opposite(status_of(a, tile)); }
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const requires has_bits<A> { return ~a.bits(at); }
+};
+
+}  // namespace omniflash

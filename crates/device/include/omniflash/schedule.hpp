@@ -1,1 +1,102 @@
+// Which rows and keys a block of threads works on.
 #pragma once
+
+#include "omniflash/functor.hpp"
+#include "omniflash/sequence.hpp"
+
+namespace omniflash {
+
+// A sequence, a tile of heads and a tile of rows.
+struct Work {
+  int batch, first_head, row_tile;
+};
+
+// Blocks along x: pairs of sequence and head tile in sections; in a section the last row tiles of all pairs come first,
+// because under a causal mask they are the longest.
+OMNIFLASH_DEVICE Work work_of_block(const AttentionParameters& parameters, unsigned block) {
+  const unsigned head_tiles = parameters.num_heads / parameters.heads_per_tile;
+  const unsigned pairs = parameters.batch * head_tiles, row_tiles = parameters.num_row_tiles;
+  const unsigned section = block / (row_tiles * parameters.section);
+  const unsigned first_pair = section * parameters.section;
+  const unsigned pairs_here = minimum(parameters.section, pairs - first_pair);
+  const unsigned within = block - first_pair * row_tiles;
+  const unsigned pair = first_pair + within % pairs_here;
+  return Work{static_cast<int>(pair / head_tiles), static_cast<int>(pair % head_tiles * parameters.heads_per_tile),
+              static_cast<int>(row_tiles - 1 - within / pairs_here)};
+}
+
+// The rows of one tile: queries of a sequence, with the heads of the tile interleaved.
+struct RowTile {
+  int first_row, num_rows;  // rows of the whole sequence: q_len * heads
+  int first_head, heads;
+
+  OMNIFLASH_DEVICE RowTile(const AttentionParameters& parameters, const Work& work, const Sequence& sequence, int block_m)
+      : first_row(work.row_tile * block_m),
+        num_rows(sequence.q_len * static_cast<int>(parameters.heads_per_tile)),
+        first_head(work.first_head),
+        heads(parameters.heads_per_tile) {}
+
+  OMNIFLASH_DEVICE bool is_empty() const { return first_row >= num_rows; }
+  OMNIFLASH_DEVICE int query(int row) const { return heads == 1 ? row : row / heads; }
+  OMNIFLASH_DEVICE int head(int row) const { return heads == 1 ? first_head : first_head + row % heads; }
+};
+
+// The keys that a tile of rows may see, in tiles of block_n, and what is known of each.
+template <class Mask>
+struct KeyTiles {
+  const Mask& mask;
+  TileRect rect;  // of the tile asked for last; its head is the first
+  int heads;      // heads that the mask has to be asked for
+  int block_n, kv_len;
+  int begin, end;
+
+  OMNIFLASH_DEVICE KeyTiles(const Mask& mask, const Sequence& sequence, const RowTile& rows, int block_m, int block_n)
+      : mask(mask), heads(head_invariant<Mask> ? 1 : rows.heads), block_n(block_n), kv_len(sequence.kv_len) {
+    const int last_row = minimum(rows.first_row + block_m, rows.num_rows) - 1;
+    rect.batch = sequence.batch;
+    rect.head = rows.first_head;
+    rect.q_begin = sequence.start + rows.query(rows.first_row);
+    rect.q_end = sequence.start + rows.query(last_row) + 1;
+    KeyRange visible{kv_len, 0};
+    for (int i = 0; i < heads; ++i) {
+      KeyRange keys{0, kv_len};
+      shrink_range(mask, RowRange{rect.batch, rect.head + i, rect.q_begin, rect.q_end}, keys);
+      if (keys.begin < keys.end) {
+        visible.begin = minimum(visible.begin, keys.begin);
+        visible.end = maximum(visible.end, keys.end);
+      }
+    }
+    begin = visible.begin / block_n;
+    end = visible.begin < visible.end ? ceil_divide(visible.end, block_n) : begin;
+  }
+
+  // Leaves one of the equal runs that the tiles are cut into.
+  OMNIFLASH_DEVICE void take_partition(int partition, int num_partitions) {
+    const int run = ceil_divide(end - begin, num_partitions), last = end;
+    begin = minimum(begin + partition * run, last);
+    end = minimum(begin + run, last);
+  }
+
+  OMNIFLASH_DEVICE TileStatus status(int tile) {
+    rect.k_begin = tile * block_n;
+    rect.k_end = minimum(rect.k_begin + block_n, kv_len);
+    TileStatus status = status_of(mask, rect);
+    for (int i = 1; i < heads; ++i) {
+      TileRect of_head = rect;
+      of_head.head += i;
+      status = across(status, status_of(mask, of_head));
+    }
+    return status;
+  }
+
+  // The first tile from `tile` on that is not skipped, `end` if there is none, and its status.
+  OMNIFLASH_DEVICE int next(int tile, TileStatus& status_of_next) {
+    for (; tile < end; ++tile) {
+      status_of_next = status(tile);
+      if (status_of_next != TileStatus::Skip) break;
+    }
+    return tile;
+  }
+};
+
+}  // namespace omniflash

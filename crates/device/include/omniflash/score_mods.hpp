@@ -1,1 +1,66 @@
+// The built-in score modifications; they see scores already multiplied by softmax_scale.
 #pragma once
+
+#include "omniflash/functor.hpp"
+
+namespace omniflash {
+
+struct Identity {
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex&) const { return score; }
+};
+
+struct Softcap {
+  float cap;
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex&) const {
+    return cap * tanh_of(score * reciprocal(cap));
+  }
+};
+
+// With the default slopes: a geometric sequence from 2^(-8 / P), P the largest power of two up to num_heads, then every
+// second slope of 2 P heads.
+struct Alibi {
+  int num_heads;
+  OMNIFLASH_DEVICE float slope(int head) const {
+    const int power = 1 << (31 - __builtin_clz(num_heads));
+    const float numerator = head < power ? -8.0f * (head + 1) : -4.0f * (2 * (head - power) + 1);
+    return exp2(numerator / power);
+  }
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const {
+    return score + slope(at.head) * (at.k - at.q);
+  }
+};
+
+template <class T>
+struct AlibiSlopes {
+  const T* slopes;
+  long long stride;
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const {
+    return score + to_float(slopes[at.head * stride]) * (at.k - at.q);
+  }
+};
+
+template <class T>
+struct Bias {
+  const T* data;
+  long long batch_stride, head_stride, row_stride, key_stride;
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const {
+    return score + to_float(data[at.batch * batch_stride + at.head * head_stride + at.row * row_stride +
+                                 at.k * key_stride]);
+  }
+};
+
+template <class A, class B>
+struct Then {
+  alignas(16) A first;
+  alignas(16) B second;
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const {
+    return second.apply(first.apply(score, at), at);
+  }
+};
+
+template <class ScoreMod>
+constexpr bool is_identity = false;
+template <>
+inline constexpr bool is_identity<Identity> = true;
+
+}  // namespace omniflash

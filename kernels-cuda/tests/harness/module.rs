@@ -1,0 +1,99 @@
+//! A kernel as a shared library of the host.
+
+use std::ffi::c_void;
+use std::process::Command;
+
+use omniflash_device::{SourceFile, TranslationUnit};
+use omniflash_kernels_cuda::LIBRARY;
+
+/// How the entry is called from its arguments.
+pub const FORWARD: &str = "static void call_entry() {
+  using namespace omniflash;
+  ENTRY(*static_cast<const AttentionParameters*>(argument_0),
+        *static_cast<const Functors<MaskType, ScoreModType>*>(argument_1));
+}";
+pub const COMBINE: &str =
+    "static void call_entry() { ENTRY(*static_cast<const omniflash::AttentionParameters*>(argument_0)); }";
+pub const VERIFY: &str =
+    "static void call_entry() { ENTRY(*static_cast<const omniflash::VerifyParameters*>(argument_0)); }";
+
+const EMULATED: SourceFile = SourceFile { name: "sm80.hpp", text: include_str!("../emulator/sm80.hpp") };
+const GRID: &str = include_str!("../emulator/grid.hpp");
+
+pub struct Module {
+    library: libloading::Library,
+    _directory: tempfile::TempDir,
+}
+
+impl Module {
+    /// Compiles a unit, its instructions replaced by emulated ones.
+    pub fn build(unit: &TranslationUnit, call: &str) -> Module {
+        let library: Vec<SourceFile> =
+            LIBRARY.iter().map(|file| if file.name == EMULATED.name { EMULATED } else { *file }).collect();
+        // Tests end soon; a unit borrows its library for ever.
+        let unit = TranslationUnit { library: library.leak(), ..unit.clone() };
+        let text = format!(
+            "{}\n{GRID}\n{}\n",
+            unit.source(),
+            call.replace("ENTRY", unit.entry)
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let (source, output) = (directory.path().join("kernel.cpp"), directory.path().join("kernel.so"));
+        // The standard headers of the grid come first: some would end up inside a namespace of the unit otherwise.
+        std::fs::write(&source, text).unwrap();
+        let compiled = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
+            .args(["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-ffp-contract=off"])
+            .arg("-o")
+            .args([&output, &source])
+            .output()
+            .expect("a C++ compiler is on PATH");
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        // SAFETY: the library has no initialisers with effects.
+        let library = unsafe { libloading::Library::new(&output) }.unwrap();
+        Module { library, _directory: directory }
+    }
+
+    /// Runs a grid.
+    pub fn run<P>(
+        &self,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: usize,
+        parameters: &P,
+        functors: &[u8],
+        last_warp_first: bool,
+    ) {
+        type Emulate = unsafe extern "C" fn(
+            u32,
+            u32,
+            i32,
+            usize,
+            *const c_void,
+            *const c_void,
+            bool,
+        ) -> i32;
+        // Members of functors are aligned to 16 bytes.
+        let aligned: Vec<u128> = functors
+            .chunks(16)
+            .map(|chunk| {
+                let mut bytes = [0; 16];
+                bytes[..chunk.len()].copy_from_slice(chunk);
+                u128::from_ne_bytes(bytes)
+            })
+            .collect();
+        // SAFETY: `emulate` of grid.hpp has this type; the arguments outlive the call.
+        let errors = unsafe {
+            let emulate: libloading::Symbol<'_, Emulate> = self.library.get(b"emulate").unwrap();
+            emulate(
+                grid[0],
+                grid[1],
+                threads as i32,
+                shared_bytes,
+                std::ptr::from_ref(parameters).cast(),
+                aligned.as_ptr().cast(),
+                last_warp_first,
+            )
+        };
+        assert_eq!(errors, 0, "the emulator found errors");
+    }
+}

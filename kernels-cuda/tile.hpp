@@ -1,0 +1,100 @@
+// Tiles of rows in shared memory: where a row's 16-byte chunks lie, and how a tile is filled.
+#pragma once
+
+#include "sm80.hpp"
+
+namespace omniflash {
+
+// A tile whose rows have kColumns elements. Chunks of a row are permuted so that the same chunk of eight consecutive
+// rows meets all banks, whatever the pitch: a pitch of 8n chunks needs a permutation of 8, one of 8n + 4 has two phases
+// of its own, one of an even number four.
+template <class Element, int kColumns>
+struct SharedTile {
+  static constexpr int kChunkElements = 16 / sizeof(Element);
+  static constexpr int kChunks = kColumns / kChunkElements;
+  static constexpr int kRowBytes = kChunks * 16;
+  static_assert(kColumns % kChunkElements == 0 && kChunks % 2 == 0, "rows are whole pairs of chunks");
+
+  unsigned address;
+
+  static OMNIFLASH_DEVICE constexpr int permuted(int row, int chunk) {
+    if constexpr (kChunks % 8 == 0) {
+      return chunk ^ (row & 7);
+    } else if constexpr (kChunks % 4 == 0) {
+      return chunk ^ ((row >> 1) & 3);
+    } else {
+      return chunk ^ ((row >> 2) & 1);
+    }
+  }
+  OMNIFLASH_DEVICE unsigned chunk(int row, int chunk) const {
+    return address + row * kRowBytes + permuted(row, chunk) * 16;
+  }
+  // The address of one element.
+  OMNIFLASH_DEVICE unsigned element(int row, int column) const {
+    return chunk(row, column / kChunkElements) + column % kChunkElements * sizeof(Element);
+  }
+};
+
+// Writes two neighbours, rounded.
+template <class Element>
+OMNIFLASH_DEVICE void store_pair(unsigned to, float low, float high) {
+  if constexpr (sizeof(Element) == 4) {
+    store_shared_8(to, __builtin_bit_cast(unsigned, low), __builtin_bit_cast(unsigned, high));
+  } else {
+    store_shared_4(to, pack<Element>(low, high));
+  }
+}
+
+// Element i of a chunk.
+template <class Element>
+OMNIFLASH_DEVICE Element element_of(const unsigned (&words)[4], int i) {
+  if constexpr (sizeof(Element) == 4) {
+    return __builtin_bit_cast(Element, words[i]);
+  } else {
+    return Element{static_cast<unsigned short>(words[i / 2] >> i % 2 * 16)};
+  }
+}
+
+// Fills one chunk: from global memory, or with zeros where there is no row or no column.
+template <bool kVector, class Element>
+OMNIFLASH_DEVICE void fill_chunk(unsigned to, const Element* row, int column, int columns, bool valid) {
+  if constexpr (kVector) {
+    copy_async_16(to, row + column, valid && column < columns);
+  } else {
+    constexpr int kElements = 16 / sizeof(Element);
+    union {
+      Element elements[kElements];
+      unsigned words[4];
+    } chunk{};
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      if (valid && column + i < columns) chunk.elements[i] = row[column + i];
+    }
+    store_shared_16(to, chunk.words);
+  }
+}
+
+// Fills kRows rows with kThreads threads. A thread keeps its column of chunks and steps down the rows; threads that do
+// not make up a whole row have nothing to do. The walker stands at row 0: advance(rows) moves it, at(valid) is the
+// address of its row. Rows from num_valid on are zeros.
+template <int kThreads, int kRows, bool kVector, int kUnroll, class Element, int kColumns, class Walker>
+OMNIFLASH_DEVICE void fill_tile(const SharedTile<Element, kColumns>& tile, int columns, int num_valid, Walker walker) {
+  using Tile = SharedTile<Element, kColumns>;
+  constexpr int kStep = kThreads / Tile::kChunks;
+  static_assert(kStep >= 1, "a row has at most as many chunks as there are threads");
+  const int chunk = thread_index() % Tile::kChunks;
+  int row = thread_index() / Tile::kChunks;
+  if (kThreads % Tile::kChunks != 0 && row >= kStep) return;
+  walker.advance(row);
+#pragma unroll kUnroll
+  for (int pass = 0; pass < (kRows + kStep - 1) / kStep; ++pass) {
+    if (kRows % kStep == 0 || row < kRows) {
+      const bool valid = row < num_valid;
+      fill_chunk<kVector>(tile.chunk(row, chunk), walker.at(valid), chunk * Tile::kChunkElements, columns, valid);
+    }
+    row += kStep;
+    walker.advance(kStep);
+  }
+}
+
+}  // namespace omniflash
