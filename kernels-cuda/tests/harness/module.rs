@@ -32,11 +32,7 @@ impl Module {
             LIBRARY.iter().map(|file| if file.name == EMULATED.name { EMULATED } else { *file }).collect();
         // Tests end soon; a unit borrows its library for ever.
         let unit = TranslationUnit { library: library.leak(), ..unit.clone() };
-        let text = format!(
-            "{}\n{GRID}\n{}\n",
-            unit.source(),
-            call.replace("ENTRY", unit.entry)
-        );
+        let text = format!("{}\n{GRID}\n{}\n", unit.source(), call.replace("ENTRY", unit.entry));
         let directory = tempfile::tempdir().unwrap();
         let (source, output) = (directory.path().join("kernel.cpp"), directory.path().join("kernel.so"));
         // The standard headers of the grid come first: some would end up inside a namespace of the unit otherwise.
@@ -63,15 +59,7 @@ impl Module {
         functors: &[u8],
         last_warp_first: bool,
     ) {
-        type Emulate = unsafe extern "C" fn(
-            u32,
-            u32,
-            i32,
-            usize,
-            *const c_void,
-            *const c_void,
-            bool,
-        ) -> i32;
+        type Emulate = unsafe extern "C" fn(u32, u32, i32, usize, *const c_void, *const c_void, bool) -> i32;
         // Members of functors are aligned to 16 bytes.
         let aligned: Vec<u128> = functors
             .chunks(16)
