@@ -14,6 +14,9 @@
 //! | [`compiler`] | NVRTC and nvcc, for kernels that no directory and no cache holds |
 //! | [`interop`] | memory and streams of other libraries |
 
+#[cfg(test)]
+extern crate self as omniflash_cuda;
+
 mod backend;
 pub mod compiler;
 pub mod driver;

@@ -65,6 +65,7 @@ impl Fake {
             .arg(&path)
             .arg(&source)
             .args(defines.iter().map(|define| format!("-D{define}")))
+            .arg("-ldl")
             .output();
         match run {
             Ok(output) if output.status.success() => {}
@@ -89,10 +90,12 @@ impl Fake {
     }
 
     pub(super) fn backend_with_image(&self, image: &'static [u8]) -> CudaBackend {
-        let store = KernelStore::new(StoreOptions {
-            compilers: vec![Box::new(AnyCompiler(image))],
-            ..StoreOptions::default()
-        });
+        self.backend_with_compiler(AnyCompiler(image))
+    }
+
+    pub(super) fn backend_with_compiler(&self, compiler: impl Compiler + 'static) -> CudaBackend {
+        let store =
+            KernelStore::new(StoreOptions { compilers: vec![Box::new(compiler)], ..StoreOptions::default() });
         CudaBackend::of_probe(self.probe().unwrap(), &Arc::new(store)).remove(0)
     }
 

@@ -1,5 +1,7 @@
 // A driver without a device, for tests: host memory in the place of device memory, and a record of what was asked.
 // -DVERSION=, -DDEVICES= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out.
+// An image `emulated:PATH` names a library with a kernel for the host, which launches then run.
+#include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,7 +25,9 @@ typedef struct {
   unsigned char functor[64];
 } FakeLaunch;
 
-typedef struct { char name[64]; int shared_limit; } Function;
+typedef int (*Emulate)(unsigned, unsigned, int, size_t, const void *, const void *, _Bool);
+typedef struct { Emulate emulate; size_t functor_bytes; } Module;
+typedef struct { char name[64]; int shared_limit; Module module; } Function;
 typedef struct { char name[64]; unsigned long count; int failure; } Counter;
 
 static Counter counters[96];
@@ -136,23 +140,30 @@ int cuMemsetD8Async(uint64_t pointer, unsigned char value, size_t bytes, void *s
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { (void)stream; CALL; NOT_CAPTURED; memcpy((void *)to, from, bytes); return 0; }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { (void)stream; CALL; NOT_CAPTURED; memcpy(to, (void *)from, bytes); return 0; }
 
-int cuModuleLoadDataEx(void **module, const char *image, unsigned count, const unsigned *options, void **values) {
+int cuModuleLoadDataEx(Module **module, const char *image, unsigned count, const unsigned *options, void **values) {
   CALL; NEED_CONTEXT; NOT_CAPTURED;
   if (!strcmp(image, "damaged")) {
     if (count == 2 && options[0] == 5 && options[1] == 6) strncpy(values[0], "ptxas fatal: no such thing", (size_t)values[1]);
     return 218;
   }
-  *module = malloc(1); live_objects++;
+  *module = calloc(1, sizeof(Module)); live_objects++;
+  if (!strncmp(image, "emulated:", 9)) {
+    void *library = dlopen(image + 9, RTLD_NOW | RTLD_LOCAL);
+    if (!library) return 209;
+    (*module)->emulate = (Emulate)dlsym(library, "emulate");
+    (*module)->functor_bytes = ((size_t(*)(void))dlsym(library, "functor_bytes"))();
+  }
   return 0;
 }
 int cuModuleUnload(void *module) { CALL; NEED_CONTEXT; free(module); live_objects--; return 0; }
-int cuModuleGetFunction(Function **function, void *module, const char *name) {
-  (void)module; CALL;
+int cuModuleGetFunction(Function **function, Module *module, const char *name) {
+  CALL;
   static Function functions[64];
   static size_t count;
   *function = &functions[count++ % 64];
   strncpy((*function)->name, name, 63);
   (*function)->shared_limit = 48 << 10;
+  (*function)->module = *module;
   return 0;
 }
 int cuFuncSetAttribute(Function *function, unsigned attribute, int value) { CALL; if (attribute != 8) return 1; function->shared_limit = value; return 0; }
@@ -170,5 +181,9 @@ int cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsig
   launch->block = block; launch->shared = shared; launch->stream = (uint64_t)stream;
   memcpy(launch->parameters, parameters[0], parameter_bytes);
   if (strcmp(function->name, "omniflash_combine") && functor_bytes) memcpy(launch->functor, parameters[1], functor_bytes);
-  return 0;
+  if (!function->module.emulate) return 0;
+  static _Alignas(16) unsigned char functor[1024];
+  if (function->module.functor_bytes) memcpy(functor, parameters[1], function->module.functor_bytes);
+  // A kernel that the emulator finds at fault: CUDA_ERROR_LAUNCH_FAILED.
+  return function->module.emulate(x, y, block, shared, parameters[0], functor, 0) ? 719 : 0;
 }

@@ -1,5 +1,6 @@
 //! The host side on a fake driver: what is asked of it, in which order, and what is never asked.
 
+mod emulated;
 mod fake;
 
 use bytemuck::Zeroable;
