@@ -31,7 +31,7 @@ struct Row {
     if (!functors.mask.keep(index)) return -kInfinity;
     const Element* k = keys.template keys_from<Element>(j).at(true);
     float dot = 0.0f;
-    for (unsigned d = 0; d < parameters.head_dim; ++d) dot = __builtin_fmaf(to_float(q[d]), to_float(k[d]), dot);
+    for (unsigned d = 0; d < parameters.head_dim; ++d) dot = fused_multiply_add(to_float(q[d]), to_float(k[d]), dot);
     return masked(functors.mask, functors.score_mod.apply(dot * parameters.softmax_scale, index), index);
   }
 };
@@ -91,7 +91,7 @@ omniflash_naive(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
         const float weight = shared[k];
         if (weight != 0.0f) {
           const Element* v = keys.template values_from<Element>(tile + k).at(true);
-          value = __builtin_fmaf(weight, to_float(v[column]), value);
+          value = fused_multiply_add(weight, to_float(v[column]), value);
         }
       }
     }

@@ -233,7 +233,7 @@ OMNIFLASH_DEVICE void online_softmax(float factor, Softmax& softmax, Scores& s, 
 // In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such
 // values are taken out of the tile, and added by hand to the rows that do see them.
 
-constexpr unsigned kExponent = sizeof(Element) == 4 ? 0x7f800000u : __is_same(Element, float16) ? 0x7c00u : 0x7f80u;
+constexpr unsigned kExponent = exponent_bits<Element>;
 constexpr unsigned kMantissa = (kExponent & -kExponent) - 1;
 
 // The bits of a word that belong to numbers that are not finite.

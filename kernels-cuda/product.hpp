@@ -186,7 +186,7 @@ struct ExactProduct {
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
             for (int d = 0; d < 4; ++d) {
-              acc[m][n][i] = __builtin_fmaf(__builtin_bit_cast(float, a[m][i / 2][d]),
+              acc[m][n][i] = fused_multiply_add(__builtin_bit_cast(float, a[m][i / 2][d]),
                                             __builtin_bit_cast(float, b[i % 2][d]), acc[m][n][i]);
             }
           }
@@ -217,10 +217,10 @@ struct ExactProduct {
           const float v1 = __builtin_bit_cast(float, load_shared_4(from + 4));
 #pragma unroll
           for (int m = 0; m < kFragments; ++m) {
-            acc[m][n][0] = __builtin_fmaf(weight[m][0], v0, acc[m][n][0]);
-            acc[m][n][1] = __builtin_fmaf(weight[m][0], v1, acc[m][n][1]);
-            acc[m][n][2] = __builtin_fmaf(weight[m][1], v0, acc[m][n][2]);
-            acc[m][n][3] = __builtin_fmaf(weight[m][1], v1, acc[m][n][3]);
+            acc[m][n][0] = fused_multiply_add(weight[m][0], v0, acc[m][n][0]);
+            acc[m][n][1] = fused_multiply_add(weight[m][0], v1, acc[m][n][1]);
+            acc[m][n][2] = fused_multiply_add(weight[m][1], v0, acc[m][n][2]);
+            acc[m][n][3] = fused_multiply_add(weight[m][1], v1, acc[m][n][3]);
           }
         }
       }

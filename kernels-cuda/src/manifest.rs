@@ -43,6 +43,8 @@ struct ForwardEntry {
     vector_loads: bool,
     #[serde(default)]
     arithmetics: Vec<String>,
+    #[serde(default)]
+    accepted_spill_bytes: u32,
 }
 
 fn enabled() -> bool {
@@ -77,6 +79,8 @@ pub struct Instance {
     pub shared_memory_bytes: usize,
     /// Whether it computes on tensor cores.
     pub uses_tensor_cores: bool,
+    /// Bytes of spilled registers that are known and do no harm.
+    pub accepted_spill_bytes: u32,
 }
 
 impl Manifest {
@@ -112,6 +116,7 @@ impl Manifest {
                     block_threads: 128,
                     shared_memory_bytes: 0,
                     uses_tensor_cores: false,
+                    accepted_spill_bytes: 0,
                 });
             }
         }
@@ -122,6 +127,7 @@ impl Manifest {
                 block_threads: 128,
                 shared_memory_bytes: 0,
                 uses_tensor_cores: false,
+                accepted_spill_bytes: 0,
             });
         }
         instances.push(Instance {
@@ -130,6 +136,7 @@ impl Manifest {
             block_threads: 128,
             shared_memory_bytes: 0,
             uses_tensor_cores: false,
+            accepted_spill_bytes: 0,
         });
         Ok(instances)
     }
@@ -158,6 +165,7 @@ impl ForwardEntry {
                         block_threads: config.block_threads(),
                         shared_memory_bytes: config.shared_memory_bytes(),
                         uses_tensor_cores: arithmetic != Arithmetic::Exact,
+                        accepted_spill_bytes: self.accepted_spill_bytes,
                     });
                 }
             }

@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask --help`.
 
 mod codegen;
+mod kernels;
 
 use clap::{Parser, Subcommand};
 
@@ -19,10 +20,20 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Builds the kernels of a vendor's manifest and checks what the compiler made of them.
+    #[command(subcommand)]
+    Kernels(Vendor),
+}
+
+#[derive(Subcommand)]
+enum Vendor {
+    /// Builds `kernels-cuda/manifest.toml` with nvcc; no GPU is needed.
+    Cuda(kernels::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Codegen { check } => codegen::run(check),
+        Task::Kernels(Vendor::Cuda(options)) => kernels::run(&options),
     }
 }

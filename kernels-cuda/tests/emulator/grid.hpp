@@ -210,7 +210,7 @@ static const void *argument_0, *argument_1;
 static void call_entry();
 
 // Runs a grid; the number of errors.
-extern "C" int emulate(unsigned grid_x, unsigned grid_y, int num_threads, size_t shared_bytes, const void* parameters,
+extern "C" __attribute__((visibility("default"))) int emulate(unsigned grid_x, unsigned grid_y, int num_threads, size_t shared_bytes, const void* parameters,
                        const void* functors, bool last_warp_first) {
   auto& grid = omniflash::emulator::grid();
   grid.num_threads = num_threads;

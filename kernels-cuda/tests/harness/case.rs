@@ -18,14 +18,14 @@ use omniflash_kernels_cuda::{
 use super::module::{COMBINE, FORWARD, Module, VERIFY};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum QForm {
+pub(crate) enum QForm {
     Padded,
     Lengths,
     Ragged,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum KvForm {
+pub(crate) enum KvForm {
     Dense,
     Lengths,
     Ragged,
@@ -34,38 +34,38 @@ pub enum KvForm {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Tolerance {
+pub(crate) enum Tolerance {
     OfDtype,
     Exact,
     Tf32,
 }
 
 #[derive(Clone, Debug)]
-pub struct Case<'a, T> {
-    pub batch: usize,
-    pub seqlen_q: usize,
-    pub seqlen_k: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub value_dim: usize,
-    pub q_form: QForm,
-    pub kv_form: KvForm,
-    pub mask: Mask<'a>,
-    pub score_mod: ScoreMod<'a>,
-    pub sinks: bool,
-    pub partitions: usize,
-    pub pack_groups: bool,
-    pub section: u32,
-    pub softmax_scale: f32,
+pub(crate) struct Case<'a, T> {
+    pub(crate) batch: usize,
+    pub(crate) seqlen_q: usize,
+    pub(crate) seqlen_k: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) q_form: QForm,
+    pub(crate) kv_form: KvForm,
+    pub(crate) mask: Mask<'a>,
+    pub(crate) score_mod: ScoreMod<'a>,
+    pub(crate) sinks: bool,
+    pub(crate) partitions: usize,
+    pub(crate) pack_groups: bool,
+    pub(crate) section: u32,
+    pub(crate) softmax_scale: f32,
     /// Some values are NaN or infinite; rows that see one are not compared.
-    pub bad_values: bool,
-    pub tolerance: Tolerance,
-    pub element: std::marker::PhantomData<T>,
+    pub(crate) bad_values: bool,
+    pub(crate) tolerance: Tolerance,
+    pub(crate) element: std::marker::PhantomData<T>,
 }
 
 impl<'a, T> Case<'a, T> {
-    pub fn new(
+    pub(crate) fn new(
         batch: usize,
         seqlen_q: usize,
         seqlen_k: usize,
@@ -97,11 +97,11 @@ impl<'a, T> Case<'a, T> {
         }
     }
 
-    pub fn masked(self, mask: Mask<'a>) -> Self {
+    pub(crate) fn masked(self, mask: Mask<'a>) -> Self {
         Case { mask, ..self }
     }
 
-    pub fn modified(self, score_mod: ScoreMod<'a>) -> Self {
+    pub(crate) fn modified(self, score_mod: ScoreMod<'a>) -> Self {
         Case { score_mod, ..self }
     }
 }
@@ -381,7 +381,7 @@ fn parameters<T: Float>(
 const UNTOUCHED: f32 = -77.0;
 
 /// Runs a case with both orders of warps, and compares with the reference.
-pub fn check<T: Float>(module: &Module, config: &ForwardConfig, case: &Case<'_, T>) {
+pub(crate) fn check<T: Float>(module: &Module, config: &ForwardConfig, case: &Case<'_, T>) {
     for last_warp_first in [false, true] {
         compare(case, |problem, functors| {
             let mut p = parameters(case, problem, config.block_m);
@@ -413,7 +413,7 @@ fn combine_module(dtype: DType) -> &'static Module {
     MODULES[index].get_or_init(|| Module::build(&combine(dtype), COMBINE))
 }
 
-pub fn check_naive<T: Float>(case: &Case<'_, T>) {
+pub(crate) fn check_naive<T: Float>(case: &Case<'_, T>) {
     let functors = FunctorSpec::new(&case.mask, &case.score_mod, case.heads, "test").unwrap();
     let config = NaiveConfig { dtype: T::DTYPE, paged: matches!(case.kv_form, KvForm::Paged(_)) };
     let module = Module::build(&config.translation_unit(&functors), FORWARD);
@@ -517,7 +517,7 @@ fn compare_values<T: Float>(
     }
 }
 
-pub fn check_verify_page_table() {
+pub(crate) fn check_verify_page_table() {
     let module = Module::build(&verify_page_table(), VERIFY);
     let table = [0i32, 4, -1, 9, 2, 1, 3, 0, 0];
     let run = |lengths: [i32; 3], num_blocks: u32| {

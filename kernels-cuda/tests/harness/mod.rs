@@ -3,5 +3,5 @@
 mod case;
 mod module;
 
-pub use case::{Case, KvForm, QForm, Tolerance, check, check_naive, check_verify_page_table};
-pub use module::{FORWARD, Module};
+pub(crate) use case::{Case, KvForm, QForm, Tolerance, check, check_naive, check_verify_page_table};
+pub(crate) use module::{FORWARD, Module};

@@ -2,43 +2,54 @@
 
 use std::ffi::c_void;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use omniflash_device::{SourceFile, TranslationUnit};
 use omniflash_kernels_cuda::LIBRARY;
 
 /// How the entry is called from its arguments.
-pub const FORWARD: &str = "static void call_entry() {
+pub(crate) const FORWARD: &str = "static void call_entry() {
   using namespace omniflash;
   ENTRY(*static_cast<const AttentionParameters*>(argument_0),
         *static_cast<const Functors<MaskType, ScoreModType>*>(argument_1));
 }";
-pub const COMBINE: &str =
+pub(crate) const COMBINE: &str =
     "static void call_entry() { ENTRY(*static_cast<const omniflash::AttentionParameters*>(argument_0)); }";
-pub const VERIFY: &str =
+pub(crate) const VERIFY: &str =
     "static void call_entry() { ENTRY(*static_cast<const omniflash::VerifyParameters*>(argument_0)); }";
 
 const EMULATED: SourceFile = SourceFile { name: "sm80.hpp", text: include_str!("../emulator/sm80.hpp") };
 const GRID: &str = include_str!("../emulator/grid.hpp");
 
-pub struct Module {
+pub(crate) struct Module {
     library: libloading::Library,
+    /// One grid of a module at a time.
+    running: Mutex<()>,
     _directory: tempfile::TempDir,
 }
 
 impl Module {
     /// Compiles a unit, its instructions replaced by emulated ones.
-    pub fn build(unit: &TranslationUnit, call: &str) -> Module {
+    pub(crate) fn build(unit: &TranslationUnit, call: &str) -> Module {
         let library: Vec<SourceFile> =
             LIBRARY.iter().map(|file| if file.name == EMULATED.name { EMULATED } else { *file }).collect();
+<<<<<<< HEAD
         // Tests end soon; a unit borrows its library for ever.
         let unit = TranslationUnit { library: library.leak(), ..unit.clone() };
+=======
+        // Tests end soon; a unit borrows its files for ever. Not every kernel includes what the grid needs.
+        let text = format!("#include \"sm80.hpp\"\n{}", unit.file.text).leak();
+        let file = SourceFile { name: unit.file.name, text };
+        let unit = TranslationUnit { file, library: library.leak(), ..unit.clone() };
+>>>>>>> device
         let text = format!("{}\n{GRID}\n{}\n", unit.source(), call.replace("ENTRY", unit.entry));
         let directory = tempfile::tempdir().unwrap();
         let (source, output) = (directory.path().join("kernel.cpp"), directory.path().join("kernel.so"));
-        // The standard headers of the grid come first: some would end up inside a namespace of the unit otherwise.
         std::fs::write(&source, text).unwrap();
         let compiled = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
             .args(["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-ffp-contract=off"])
+            // Otherwise all modules share the one grid of the process.
+            .args(["-fno-gnu-unique", "-fvisibility=hidden"])
             .arg("-o")
             .args([&output, &source])
             .output()
@@ -46,11 +57,11 @@ impl Module {
         assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
         // SAFETY: the library has no initialisers with effects.
         let library = unsafe { libloading::Library::new(&output) }.unwrap();
-        Module { library, _directory: directory }
+        Module { library, running: Mutex::new(()), _directory: directory }
     }
 
     /// Runs a grid.
-    pub fn run<P>(
+    pub(crate) fn run<P>(
         &self,
         grid: [u32; 3],
         threads: u32,
@@ -69,6 +80,7 @@ impl Module {
                 u128::from_ne_bytes(bytes)
             })
             .collect();
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `emulate` of grid.hpp has this type; the arguments outlive the call.
         let errors = unsafe {
             let emulate: libloading::Symbol<'_, Emulate> = self.library.get(b"emulate").unwrap();

@@ -33,6 +33,13 @@
 #define OMNIFLASH_PARAMETER const
 #endif
 
+// NVRTC has no offsetof without a header; nvcc checks the same text.
+#if !defined(__CUDACC_RTC__)
+#define OMNIFLASH_CHECK_OFFSET(type, member, offset) static_assert(__builtin_offsetof(type, member) == offset)
+#else
+#define OMNIFLASH_CHECK_OFFSET(type, member, offset) static_assert(true)
+#endif
+
 namespace omniflash {
 
 #if OMNIFLASH_HIP && defined(__AMDGCN_WAVEFRONT_SIZE)
@@ -55,6 +62,10 @@ OMNIFLASH_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xfff
 OMNIFLASH_DEVICE void atomic_min(unsigned long long* address, unsigned long long value) {
   atomicMin(address, value);
 }
+
+OMNIFLASH_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+OMNIFLASH_DEVICE float float_max(float a, float b) { return fmaxf(a, b); }
+OMNIFLASH_DEVICE int leading_zeros(unsigned value) { return __clz(value); }
 
 // 2^x, log2(x), 1 / x with a relative error of about 2^-22; subnormal numbers are taken as 0.
 OMNIFLASH_DEVICE float exp2(float x) {
@@ -180,6 +191,10 @@ OMNIFLASH_DEVICE int opaque(int value) {
 }
 
 #if !OMNIFLASH_CUDA
+
+OMNIFLASH_DEVICE float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+OMNIFLASH_DEVICE float float_max(float a, float b) { return __builtin_fmaxf(a, b); }
+OMNIFLASH_DEVICE int leading_zeros(unsigned value) { return value == 0 ? 32 : __builtin_clz(value); }
 
 OMNIFLASH_DEVICE unsigned short float_to_bfloat(float value) {
   const unsigned bits = __builtin_bit_cast(unsigned, value);

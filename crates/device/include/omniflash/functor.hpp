@@ -56,13 +56,7 @@ template <class Mask>
 constexpr bool has_add = requires(const Mask& mask, const ScoreIndex& at) { mask.add(at); };
 
 template <class Mask>
-constexpr bool head_invariant = [] {
-  if constexpr (requires { Mask::kHeadInvariant; }) {
-    return Mask::kHeadInvariant;
-  } else {
-    return false;
-  }
-}();
+constexpr bool head_invariant = requires { requires Mask::kHeadInvariant; };
 
 template <class Mask>
 OMNIFLASH_DEVICE TileStatus status_of(const Mask& mask, const TileRect& tile) {

@@ -76,7 +76,7 @@ struct PagedKeys {
         v_stride(parameters.v.row_stride),
         v_base(kv_head * parameters.v.head_stride),
         page_size(parameters.page_size),
-        page_shift((page_size & (page_size - 1)) == 0 ? 31 - __builtin_clz(page_size) : -1) {}
+        page_shift((page_size & (page_size - 1)) == 0 ? 31 - leading_zeros(page_size) : -1) {}
 
   // Stands at one vector and steps to later ones; the table is read where the vector is asked for and exists.
   template <class Element>

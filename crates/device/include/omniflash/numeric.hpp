@@ -15,7 +15,7 @@ struct bfloat16 {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kInfinity = __builtin_inff();
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);
 
 OMNIFLASH_DEVICE float to_float(float value) { return value; }
 OMNIFLASH_DEVICE float to_float(float16 value) { return half_to_float(value.bits); }
@@ -38,6 +38,14 @@ OMNIFLASH_DEVICE bfloat16 from_float<bfloat16>(float value) {
   return bfloat16{float_to_bfloat(value)};
 }
 
+// The exponent's bits of a number; all are set in those that are not finite.
+template <class T>
+constexpr unsigned exponent_bits = 0x7f800000u;
+template <>
+inline constexpr unsigned exponent_bits<float16> = 0x7c00u;
+template <>
+inline constexpr unsigned exponent_bits<bfloat16> = 0x7f80u;
+
 // Two 16-bit values in one word, the first in the lower half.
 template <class T>
 OMNIFLASH_DEVICE unsigned pack(float low, float high);
@@ -59,7 +67,7 @@ OMNIFLASH_DEVICE constexpr T maximum(T a, T b) {
   return a < b ? b : a;
 }
 // The larger number; the other where one is NaN.
-OMNIFLASH_DEVICE float maximum(float a, float b) { return __builtin_fmaxf(a, b); }
+OMNIFLASH_DEVICE float maximum(float a, float b) { return float_max(a, b); }
 
 OMNIFLASH_DEVICE constexpr int ceil_divide(int dividend, int divisor) { return (dividend + divisor - 1) / divisor; }
 
@@ -70,7 +78,7 @@ OMNIFLASH_DEVICE int floor_divide(int dividend, int divisor) {
 
 // exp2(score * factor - offset) and tanh without a library.
 OMNIFLASH_DEVICE float exp2_of(float score, float factor, float offset) {
-  return exp2(__builtin_fmaf(score, factor, -offset));
+  return exp2(fused_multiply_add(score, factor, -offset));
 }
 // Absolute error about 2^-22; saturates at both ends.
 OMNIFLASH_DEVICE float tanh_of(float x) { return 1.0f - 2.0f * reciprocal(1.0f + exp2(x * (2.0f * kLog2E))); }

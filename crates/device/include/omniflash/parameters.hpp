@@ -2,6 +2,8 @@
 // crates/device/src/parameters.rs: change them there.
 #pragma once
 
+#include "omniflash/arch.hpp"
+
 namespace omniflash {
 
 // How the query rows of a sequence are found.
@@ -68,10 +70,10 @@ struct Rows {
   long long head_stride;
 };
 static_assert(sizeof(Rows) == 32);
-static_assert(__builtin_offsetof(Rows, data) == 0);
-static_assert(__builtin_offsetof(Rows, batch_stride) == 8);
-static_assert(__builtin_offsetof(Rows, row_stride) == 16);
-static_assert(__builtin_offsetof(Rows, head_stride) == 24);
+OMNIFLASH_CHECK_OFFSET(Rows, data, 0);
+OMNIFLASH_CHECK_OFFSET(Rows, batch_stride, 8);
+OMNIFLASH_CHECK_OFFSET(Rows, row_stride, 16);
+OMNIFLASH_CHECK_OFFSET(Rows, head_stride, 24);
 
 // A vector of 32-bit integers or of sinks.
 struct Indices {
@@ -81,8 +83,8 @@ struct Indices {
   long long stride;
 };
 static_assert(sizeof(Indices) == 16);
-static_assert(__builtin_offsetof(Indices, data) == 0);
-static_assert(__builtin_offsetof(Indices, stride) == 8);
+OMNIFLASH_CHECK_OFFSET(Indices, data, 0);
+OMNIFLASH_CHECK_OFFSET(Indices, stride, 8);
 
 // A matrix of 32-bit integers.
 struct Table {
@@ -94,9 +96,9 @@ struct Table {
   long long column_stride;
 };
 static_assert(sizeof(Table) == 24);
-static_assert(__builtin_offsetof(Table, data) == 0);
-static_assert(__builtin_offsetof(Table, row_stride) == 8);
-static_assert(__builtin_offsetof(Table, column_stride) == 16);
+OMNIFLASH_CHECK_OFFSET(Table, data, 0);
+OMNIFLASH_CHECK_OFFSET(Table, row_stride, 8);
+OMNIFLASH_CHECK_OFFSET(Table, column_stride, 16);
 
 // What every attention kernel is given: forward, combine and naive alike.
 struct AttentionParameters {
@@ -164,37 +166,37 @@ struct AttentionParameters {
   float softmax_scale;
 };
 static_assert(sizeof(AttentionParameters) == 344);
-static_assert(__builtin_offsetof(AttentionParameters, q) == 0);
-static_assert(__builtin_offsetof(AttentionParameters, k) == 32);
-static_assert(__builtin_offsetof(AttentionParameters, v) == 64);
-static_assert(__builtin_offsetof(AttentionParameters, out) == 96);
-static_assert(__builtin_offsetof(AttentionParameters, lse) == 128);
-static_assert(__builtin_offsetof(AttentionParameters, partial_out) == 160);
-static_assert(__builtin_offsetof(AttentionParameters, partial_lse) == 168);
-static_assert(__builtin_offsetof(AttentionParameters, total_q) == 176);
-static_assert(__builtin_offsetof(AttentionParameters, query_lengths) == 184);
-static_assert(__builtin_offsetof(AttentionParameters, key_lengths) == 200);
-static_assert(__builtin_offsetof(AttentionParameters, query_start) == 216);
-static_assert(__builtin_offsetof(AttentionParameters, block_table) == 232);
-static_assert(__builtin_offsetof(AttentionParameters, sinks) == 256);
-static_assert(__builtin_offsetof(AttentionParameters, query_form) == 272);
-static_assert(__builtin_offsetof(AttentionParameters, key_form) == 276);
-static_assert(__builtin_offsetof(AttentionParameters, start_form) == 280);
-static_assert(__builtin_offsetof(AttentionParameters, sink_form) == 284);
-static_assert(__builtin_offsetof(AttentionParameters, lse_form) == 288);
-static_assert(__builtin_offsetof(AttentionParameters, batch) == 292);
-static_assert(__builtin_offsetof(AttentionParameters, num_heads) == 296);
-static_assert(__builtin_offsetof(AttentionParameters, group_size) == 300);
-static_assert(__builtin_offsetof(AttentionParameters, head_dim) == 304);
-static_assert(__builtin_offsetof(AttentionParameters, value_dim) == 308);
-static_assert(__builtin_offsetof(AttentionParameters, seqlen_q) == 312);
-static_assert(__builtin_offsetof(AttentionParameters, seqlen_k) == 316);
-static_assert(__builtin_offsetof(AttentionParameters, page_size) == 320);
-static_assert(__builtin_offsetof(AttentionParameters, heads_per_tile) == 324);
-static_assert(__builtin_offsetof(AttentionParameters, num_row_tiles) == 328);
-static_assert(__builtin_offsetof(AttentionParameters, section) == 332);
-static_assert(__builtin_offsetof(AttentionParameters, num_partitions) == 336);
-static_assert(__builtin_offsetof(AttentionParameters, softmax_scale) == 340);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, q, 0);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, k, 32);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, v, 64);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, out, 96);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, lse, 128);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, partial_out, 160);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, partial_lse, 168);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, total_q, 176);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_lengths, 184);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, key_lengths, 200);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_start, 216);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, block_table, 232);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, sinks, 256);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_form, 272);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, key_form, 276);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, start_form, 280);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, sink_form, 284);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, lse_form, 288);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, batch, 292);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_heads, 296);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, group_size, 300);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, head_dim, 304);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, value_dim, 308);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, seqlen_q, 312);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, seqlen_k, 316);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, page_size, 320);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, heads_per_tile, 324);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_row_tiles, 328);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, section, 332);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_partitions, 336);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, softmax_scale, 340);
 
 // What the check of page and lookup tables is given.
 struct VerifyParameters {
@@ -218,14 +220,14 @@ struct VerifyParameters {
   unsigned reserved;
 };
 static_assert(sizeof(VerifyParameters) == 72);
-static_assert(__builtin_offsetof(VerifyParameters, block_table) == 0);
-static_assert(__builtin_offsetof(VerifyParameters, key_lengths) == 24);
-static_assert(__builtin_offsetof(VerifyParameters, report) == 40);
-static_assert(__builtin_offsetof(VerifyParameters, key_form) == 48);
-static_assert(__builtin_offsetof(VerifyParameters, batch) == 52);
-static_assert(__builtin_offsetof(VerifyParameters, seqlen_k) == 56);
-static_assert(__builtin_offsetof(VerifyParameters, page_size) == 60);
-static_assert(__builtin_offsetof(VerifyParameters, num_blocks) == 64);
-static_assert(__builtin_offsetof(VerifyParameters, reserved) == 68);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, block_table, 0);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, key_lengths, 24);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, report, 40);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, key_form, 48);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, batch, 52);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, seqlen_k, 56);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, page_size, 60);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, num_blocks, 64);
+OMNIFLASH_CHECK_OFFSET(VerifyParameters, reserved, 68);
 
 }  // namespace omniflash

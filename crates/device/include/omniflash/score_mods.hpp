@@ -21,7 +21,7 @@ struct Softcap {
 struct Alibi {
   int num_heads;
   OMNIFLASH_DEVICE float slope(int head) const {
-    const int power = 1 << (31 - __builtin_clz(num_heads));
+    const int power = 1 << (31 - leading_zeros(num_heads));
     const float numerator = head < power ? -8.0f * (head + 1) : -4.0f * (2 * (head - power) + 1);
     return exp2(numerator / power);
   }

@@ -1,0 +1,307 @@
+//! The device's masks and score modifications as host C++, against the ones in Rust: one generated file holds many
+//! trees, a C++ compiler makes it a library, and every answer is compared.
+
+use std::ffi::c_void;
+use std::fmt::Write as _;
+use std::process::Command;
+
+use half::bf16;
+use omniflash_core::lower::{FunctorSpec, MaskTable, TableExtent};
+use omniflash_core::{Mask, ScoreIndex, ScoreMod, TensorRef, Tile, TileStatus};
+use omniflash_device::HEADERS;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::{Config, TestRunner};
+
+const BATCH: usize = 2;
+const HEADS: usize = 6;
+const ROWS: i64 = 40;
+const KEYS: i64 = 100;
+/// Position of row 0.
+const START: i64 = KEYS - ROWS - 5;
+
+/// The tensors that trees refer to.
+struct Tensors {
+    prefix: [u32; BATCH],
+    ids: Vec<i32>,
+    bools: Vec<u8>,
+    floats: Vec<f32>,
+    slopes: [bf16; HEADS],
+}
+
+impl Tensors {
+    fn new() -> Self {
+        let scores = (BATCH as i64 * ROWS * KEYS) as usize;
+        Tensors {
+            prefix: [33, 0],
+            ids: (0..BATCH as i32 * KEYS as i32).map(|i| i * i % 7).collect(),
+            bools: (0..scores).map(|i| u8::from(i * 31 % 11 > 4)).collect(),
+            floats: (0..scores).map(|i| if i % 13 == 0 { f32::NEG_INFINITY } else { (i % 17) as f32 }).collect(),
+            slopes: std::array::from_fn(|h| bf16::from_f32(0.5 / (h + 1) as f32)),
+        }
+    }
+}
+
+fn leaf(tensors: &'static Tensors) -> impl Strategy<Value = Mask<'static>> {
+    let (rows, keys) = (ROWS as usize, KEYS as usize);
+    prop_oneof![
+        Just(Mask::None),
+        Just(Mask::Causal),
+        (0usize..60, 0usize..60).prop_map(|(left, right)| Mask::SlidingWindow { left, right }),
+        (0usize..60).prop_map(|left| Mask::SlidingWindow { left, right: usize::MAX }),
+        (1usize..50).prop_map(|size| Mask::Chunked { size }),
+        (1usize..50).prop_map(|size| Mask::ChunkedCausal { size }),
+        Just(Mask::PrefixLm { prefix_len: TensorRef::from_slice(&tensors.prefix, &[BATCH]).unwrap() }),
+        Just(Mask::Document { ids: TensorRef::from_slice(&tensors.ids, &[BATCH, keys]).unwrap() }),
+        Just(Mask::Dense(TensorRef::from_slice(&tensors.bools, &[BATCH, rows, keys]).unwrap())),
+        Just(Mask::from_fn(|b, h, q, k| (q * 7 + k * 3 + (b + h / 3) as i64) % 5 != 0)),
+    ]
+}
+
+fn tree(tensors: &'static Tensors) -> impl Strategy<Value = Mask<'static>> {
+    leaf(tensors).prop_recursive(3, 10, 2, |inner| {
+        prop_oneof![
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| a.and(b)),
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| a.or(b)),
+            inner.prop_map(|mask| !mask),
+        ]
+    })
+}
+
+fn score_mods(tensors: &'static Tensors) -> Vec<ScoreMod<'static>> {
+    let (rows, keys) = (ROWS as usize, KEYS as usize);
+    let slopes = TensorRef::from_slice(&tensors.slopes, &[HEADS]).unwrap();
+    let finite: &'static [f32] = (0..BATCH * rows * keys).map(|i| (i % 19) as f32 - 9.0).collect::<Vec<_>>().leak();
+    let bias = TensorRef::from_slice(finite, &[BATCH, 1, rows, keys]).unwrap();
+    let row_bias = TensorRef::from_slice(&finite[..keys], &[1, 1, 1, keys]).unwrap();
+    vec![
+        ScoreMod::Identity,
+        ScoreMod::Softcap { cap: 5.0 },
+        ScoreMod::Alibi { slopes: None },
+        ScoreMod::Alibi { slopes: Some(slopes) },
+        ScoreMod::Bias(bias.clone()),
+        ScoreMod::Softcap { cap: 2.0 }.then(ScoreMod::Alibi { slopes: None }).then(ScoreMod::Bias(row_bias)),
+        ScoreMod::Bias(bias).then(ScoreMod::Softcap { cap: 3.0 }),
+    ]
+}
+
+/// A pair of functors in both languages.
+struct Pair {
+    mask: Mask<'static>,
+    score_mod: ScoreMod<'static>,
+    parameters: Vec<u128>,
+    bytes: usize,
+    /// Keeps the words that the parameters point to.
+    _tables: Vec<Vec<u32>>,
+    cpp_type: String,
+}
+
+impl Pair {
+    fn new(mask: Mask<'static>, score_mod: ScoreMod<'static>) -> Self {
+        let mut spec = FunctorSpec::new(&mask, &score_mod, HEADS, "test").unwrap();
+        let extent =
+            TableExtent { batch: BATCH, heads: HEADS, q_begin: START, q_end: START + ROWS, k_end: KEYS };
+        let mut tables = Vec::new();
+        for slot in 0..spec.tables.len() {
+            let table = MaskTable::build(spec.tables[slot].function, &extent);
+            let words = table.data();
+            spec.set_table(slot, &table, words.as_ptr().expose_provenance() as u64);
+            tables.push(words);
+        }
+        let parameters = spec
+            .parameters
+            .chunks(16)
+            .map(|chunk| u128::from_ne_bytes(chunk.try_into().expect("leaves are whole units of 16 bytes")))
+            .collect();
+        let cpp_type = format!("Functors<{}, {}>", spec.mask_type, spec.score_mod_type);
+        let bytes = spec.parameters.len();
+        drop(spec);
+        Pair { mask, score_mod, parameters, bytes, _tables: tables, cpp_type }
+    }
+}
+
+/// What C++ answers; the layout is that of `Answers` in the generated file.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Answers {
+    size: i32,
+    keep: i32,
+    bit: i32,
+    status: i32,
+    begin: i32,
+    end: i32,
+    added: f32,
+    applied: f32,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Question {
+    batch: i32,
+    head: i32,
+    row: i32,
+    q: i32,
+    k: i32,
+    q_begin: i32,
+    q_end: i32,
+    k_begin: i32,
+    k_end: i32,
+    score: f32,
+}
+
+type Ask = unsafe extern "C" fn(i32, *const c_void, *const Question, *mut Answers);
+
+fn generated(pairs: &[Pair]) -> String {
+    let mut text = String::from("#include \"omniflash/masks.hpp\"\n#include \"omniflash/score_mods.hpp\"\n");
+    text.push_str(
+        "namespace omniflash {
+struct Question { ScoreIndex at; int q_begin, q_end, k_begin, k_end; float score; };
+struct Answers { int size, keep, bit, status, begin, end; float added, applied; };
+template <class F> void answer(const void* parameters, const Question& question, Answers& answers) {
+  const F& f = *static_cast<const F*>(parameters);
+  const ScoreIndex& at = question.at;
+  answers.size = sizeof(F);
+  answers.keep = f.mask.keep(at);
+  answers.bit = -1;
+  if constexpr (has_bits<decltype(f.mask)>) {
+    ScoreIndex word = at;
+    word.k = at.k / 32 * 32;
+    answers.bit = f.mask.bits(word) >> at.k % 32 & 1;
+  }
+  answers.status = static_cast<int>(status_of(f.mask, TileRect{at.batch, at.head, question.q_begin, question.q_end,
+                                                              question.k_begin, question.k_end}));
+  KeyRange keys{0, KEYS};
+  shrink_range(f.mask, RowRange{at.batch, at.head, question.q_begin, question.q_end}, keys);
+  answers.begin = keys.begin;
+  answers.end = keys.end;
+  answers.added = added_by(f.mask, at);
+  answers.applied = f.score_mod.apply(question.score, at);
+}
+}
+using namespace omniflash;
+extern \"C\" void ask(int pair, const void* parameters, const Question* question, Answers* answers) {
+  switch (pair) {
+"
+        .replace("KEYS", &KEYS.to_string())
+        .as_str(),
+    );
+    for (i, pair) in pairs.iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "    case {i}: {{ using F = {}; static_assert(sizeof(F) == {}); answer<F>(parameters, *question, *answers); break; }}",
+            pair.cpp_type, pair.bytes
+        );
+    }
+    text.push_str("  }\n}\n");
+    text
+}
+
+fn compile(text: &str) -> (tempfile::TempDir, libloading::Library) {
+    let directory = tempfile::tempdir().unwrap();
+    for header in HEADERS {
+        let path = directory.path().join(header.name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, header.text).unwrap();
+    }
+    let (source, output) = (directory.path().join("functors.cpp"), directory.path().join("functors.so"));
+    std::fs::write(&source, text).unwrap();
+    let compiled = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
+        .args(["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-comment", "-fPIC", "-shared", "-ffp-contract=off", "-I"])
+        .arg(directory.path())
+        .arg("-o")
+        .args([&output, &source])
+        .output()
+        .expect("a C++ compiler is on PATH");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    // SAFETY: the library has no initialisers.
+    let library = unsafe { libloading::Library::new(&output) }.unwrap();
+    (directory, library)
+}
+
+#[test]
+fn the_functors_of_both_languages_agree() {
+    let tensors: &'static Tensors = Box::leak(Box::new(Tensors::new()));
+    let mut runner = TestRunner::new_with_rng(
+        Config::default(),
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
+    let mut pairs: Vec<Pair> = (0..60)
+        .map(|_| tree(tensors).new_tree(&mut runner).unwrap().current())
+        .map(|mask| Pair::new(mask, ScoreMod::Identity))
+        .collect();
+    let floats = TensorRef::from_slice(&tensors.floats, &[BATCH, ROWS as usize, KEYS as usize]).unwrap();
+    pairs.push(Pair::new(Mask::Dense(floats.clone()), ScoreMod::Identity));
+    pairs.push(Pair::new(Mask::Causal.and(Mask::Dense(floats)), ScoreMod::Identity));
+    pairs.extend(score_mods(tensors).into_iter().map(|score_mod| Pair::new(Mask::Causal, score_mod)));
+    let (_directory, library) = compile(&generated(&pairs));
+    // SAFETY: the generated function has this type.
+    let ask: libloading::Symbol<'_, Ask> = unsafe { library.get(b"ask") }.unwrap();
+
+    let question = (0..BATCH, 0..HEADS, (0..ROWS, 0..KEYS), (0..ROWS, 1..ROWS), (0..KEYS, 1..KEYS), -8.0f32..8.0);
+    for _ in 0..400 {
+        let (batch, head, (row, k), (first_row, rows), (k_begin, keys), score) =
+            question.new_tree(&mut runner).unwrap().current();
+        let asked = Question {
+            batch: batch as i32,
+            head: head as i32,
+            row: row as i32,
+            q: (START + row) as i32,
+            k: k as i32,
+            q_begin: (START + first_row) as i32,
+            q_end: (START + (first_row + rows).min(ROWS)) as i32,
+            k_begin: k_begin as i32,
+            k_end: (k_begin + keys).min(KEYS) as i32,
+            score,
+        };
+        for (i, pair) in pairs.iter().enumerate() {
+            let mut answers = Answers::default();
+            // SAFETY: the parameters are those of functor i, aligned to 16 bytes; the tensors they name live on.
+            unsafe { ask(i as i32, pair.parameters.as_ptr().cast(), &asked, &mut answers) };
+            compare(pair, &asked, &answers);
+        }
+    }
+}
+
+fn compare(pair: &Pair, asked: &Question, answers: &Answers) {
+    let context = || format!("{} {} {asked:?} {answers:?}", pair.mask, pair.score_mod);
+    let (batch, head) = (asked.batch as usize, asked.head as usize);
+    let at = ScoreIndex { batch, head, row: asked.row as usize, q: asked.q.into(), k: asked.k.into() };
+    let visible = pair.mask.visible(&at);
+    let additive = pair.mask.additive(&at);
+    assert_eq!(answers.keep != 0 && answers.added != f32::NEG_INFINITY, visible, "{}", context());
+    if visible {
+        assert_eq!(answers.added, additive, "{}", context());
+    }
+    assert!(answers.bit == -1 || answers.bit == answers.keep, "{}", context());
+
+    // Statuses and ranges, against every pair of the tile and of its rows.
+    let sees = |q: i64, k: i64| {
+        pair.mask.visible(&ScoreIndex { batch, head, row: (q - START) as usize, q, k })
+    };
+    let queries = || i64::from(asked.q_begin)..i64::from(asked.q_end);
+    let tile = Tile {
+        batch,
+        head,
+        q_begin: asked.q_begin.into(),
+        q_end: asked.q_end.into(),
+        k_begin: asked.k_begin.into(),
+        k_end: asked.k_end.into(),
+    };
+    let mut all = queries().flat_map(|q| (tile.k_begin..tile.k_end).map(move |k| (q, k)));
+    match answers.status {
+        0 => assert!(!all.any(|(q, k)| sees(q, k)), "not skipped: {}", context()),
+        1 => assert!(all.all(|(q, k)| sees(q, k)), "not full: {}", context()),
+        _ => {
+            let host = pair.mask.tile_status(&tile);
+            let known = matches!(host, TileStatus::Skip | TileStatus::Full);
+            assert!(!known, "the host knows {host:?}: {}", context());
+        }
+    }
+    let outside = (0..KEYS).filter(|k| *k < answers.begin.into() || *k >= answers.end.into());
+    for k in outside {
+        assert!(!queries().any(|q| sees(q, k)), "key {k} is outside of the range: {}", context());
+    }
+
+    let expected = pair.score_mod.apply(asked.score, &at, HEADS);
+    assert!((answers.applied - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{expected}: {}", context());
+}

@@ -1,0 +1,197 @@
+//! `cargo xtask kernels cuda`.
+
+mod resources;
+mod toolkit;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use omniflash_kernels_cuda::{Architecture, Instance, Manifest};
+
+use crate::codegen::workspace_root;
+use resources::Resources;
+use toolkit::Toolkit;
+
+/// Registers of a multiprocessor; a block must fit.
+const REGISTERS: u32 = 65_536;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only these architectures: `sm_90`, ...
+    #[arg(long = "arch")]
+    architectures: Vec<String>,
+    /// Only kernels whose id contains this.
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Checks only: keeps no compiled kernel.
+    #[arg(long)]
+    check: bool,
+    /// Where compiled kernels go, in a folder for each architecture [default: target/kernels/cuda].
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Compilers at a time [default: the processors].
+    #[arg(long)]
+    jobs: Option<usize>,
+}
+
+/// One kernel to build.
+struct Task {
+    architecture: Architecture,
+    instance: Instance,
+}
+
+/// What became of it.
+struct Outcome {
+    resources: Resources,
+    bytes: u64,
+    elapsed: Duration,
+    problems: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let toolkit = Toolkit::find(&workspace_root())?;
+    let tasks = tasks(options)?;
+    let default_output = || workspace_root().join("target/kernels/cuda");
+    let output = options.output.clone().unwrap_or_else(default_output);
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    println_table_header();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.min(tasks.len()) {
+            scope.spawn(|| {
+                while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let name = format!("{} {}", task.architecture.name, task.instance.id);
+                    let problems = match build(&toolkit, task, &output, options.check) {
+                        Ok(outcome) => {
+                            println_row(task, &outcome);
+                            outcome.problems
+                        }
+                        Err(error) => vec![format!("{error:#}")],
+                    };
+                    let problems = problems.into_iter().map(|problem| format!("{name}: {problem}"));
+                    failures.lock().expect("no thread panics while it holds the list").extend(problems);
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no thread panics while it holds the list");
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("{} of {} kernels fail their gates:\n{}", failures.len(), tasks.len(), failures.join("\n"));
+}
+
+fn tasks(options: &Options) -> anyhow::Result<Vec<Task>> {
+    let manifest = Manifest::load()?;
+    for name in &options.architectures {
+        if !manifest.architectures.iter().any(|architecture| architecture.name == *name) {
+            bail!("{name} is not an architecture of manifest.toml");
+        }
+    }
+    let mut tasks = Vec::new();
+    for architecture in &manifest.architectures {
+        if !options.architectures.is_empty() && !options.architectures.contains(&architecture.name) {
+            continue;
+        }
+        for instance in manifest.instances(architecture)? {
+            if instance.id.contains(&options.filter) {
+                tasks.push(Task { architecture: architecture.clone(), instance });
+            }
+        }
+    }
+    if tasks.is_empty() {
+        bail!("no kernel has an id with {:?}", options.filter);
+    }
+    Ok(tasks)
+}
+
+fn build(toolkit: &Toolkit, task: &Task, output: &Path, check: bool) -> anyhow::Result<Outcome> {
+    let folder = output.join(&task.architecture.name);
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let source = folder.join(format!("{}.cu", task.instance.id));
+    let cubin = folder.join(format!("{}.cubin", task.instance.id));
+    fs::write(&source, task.instance.unit.source())
+        .with_context(|| format!("writing {}", source.display()))?;
+    let begin = Instant::now();
+    let compiled = Command::new(&toolkit.nvcc)
+        .args(["-std=c++20", "-O3", "-cubin", "-Xptxas", "-v"])
+        .arg(format!("-arch={}", task.architecture.name))
+        .arg("-o")
+        .args([&cubin, &source])
+        .output()
+        .with_context(|| format!("starting {}", toolkit.nvcc.display()))?;
+    let elapsed = begin.elapsed();
+    let log = String::from_utf8_lossy(&compiled.stderr).into_owned();
+    if !compiled.status.success() {
+        bail!("does not compile:\n{log}");
+    }
+    let resources = Resources::parse(&log)?;
+    let disassembled = toolkit.disassemble(&cubin)?;
+    let outcome = Outcome {
+        bytes: fs::metadata(&cubin)?.len(),
+        elapsed,
+        problems: problems(task, &resources, &log, &disassembled),
+        resources,
+    };
+    fs::remove_file(&source)?;
+    if check {
+        fs::remove_file(&cubin)?;
+    }
+    Ok(outcome)
+}
+
+/// What the gates say.
+fn problems(task: &Task, resources: &Resources, log: &str, disassembled: &str) -> Vec<String> {
+    let (instance, mut problems) = (&task.instance, Vec::new());
+    if resources.spill_bytes > instance.accepted_spill_bytes {
+        problems.push(format!(
+            "spills {} bytes, accepted are {}",
+            resources.spill_bytes, instance.accepted_spill_bytes
+        ));
+    }
+    if resources.registers * instance.block_threads > REGISTERS {
+        problems.push(format!("{} registers do not fit {} threads", resources.registers, instance.block_threads));
+    }
+    let shared = resources.shared_bytes as usize + instance.shared_memory_bytes;
+    if shared > task.architecture.shared_memory {
+        problems.push(format!("{shared} bytes of shared memory, {} are there", task.architecture.shared_memory));
+    }
+    let has_matrix_products = disassembled.contains("HMMA");
+    if has_matrix_products != instance.uses_tensor_cores {
+        let found = if has_matrix_products { "HMMA where none is expected" } else { "no HMMA" };
+        problems.push(found.into());
+    }
+    if !disassembled.contains(instance.unit.entry) {
+        problems.push(format!("no entry {}", instance.unit.entry));
+    }
+    let warnings = log.lines().filter(|line| line.contains("warning") || line.contains("C75"));
+    problems.extend(warnings.map(|line| line.trim().to_owned()));
+    problems
+}
+
+#[allow(clippy::print_stdout)] // the table is the task's result
+fn println_table_header() {
+    println!("{:<7} {:>5} {:>6} {:>6} {:>7} {:>7} {:>6}  kernel", "arch", "regs", "spill", "stack", "shared", "cubin", "s");
+}
+
+#[allow(clippy::print_stdout)] // as above
+fn println_row(task: &Task, outcome: &Outcome) {
+    println!(
+        "{:<7} {:>5} {:>6} {:>6} {:>7} {:>7} {:>6.1}  {}{}",
+        task.architecture.name,
+        outcome.resources.registers,
+        outcome.resources.spill_bytes,
+        outcome.resources.stack_bytes,
+        outcome.resources.shared_bytes as usize + task.instance.shared_memory_bytes,
+        outcome.bytes,
+        outcome.elapsed.as_secs_f64(),
+        task.instance.id,
+        if outcome.problems.is_empty() { "" } else { "  FAILS" },
+    );
+}
