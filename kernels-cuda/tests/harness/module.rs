@@ -33,15 +33,10 @@ impl Module {
     pub(crate) fn build(unit: &TranslationUnit, call: &str) -> Module {
         let library: Vec<SourceFile> =
             LIBRARY.iter().map(|file| if file.name == EMULATED.name { EMULATED } else { *file }).collect();
-<<<<<<< HEAD
-        // Tests end soon; a unit borrows its library for ever.
-        let unit = TranslationUnit { library: library.leak(), ..unit.clone() };
-=======
         // Tests end soon; a unit borrows its files for ever. Not every kernel includes what the grid needs.
         let text = format!("#include \"sm80.hpp\"\n{}", unit.file.text).leak();
         let file = SourceFile { name: unit.file.name, text };
         let unit = TranslationUnit { file, library: library.leak(), ..unit.clone() };
->>>>>>> device
         let text = format!("{}\n{GRID}\n{}\n", unit.source(), call.replace("ENTRY", unit.entry));
         let directory = tempfile::tempdir().unwrap();
         let (source, output) = (directory.path().join("kernel.cpp"), directory.path().join("kernel.so"));
@@ -70,7 +65,15 @@ impl Module {
         functors: &[u8],
         last_warp_first: bool,
     ) {
-        type Emulate = unsafe extern "C" fn(u32, u32, i32, usize, *const c_void, *const c_void, bool) -> i32;
+        type Emulate = unsafe extern "C" fn(
+            u32,
+            u32,
+            i32,
+            usize,
+            *const c_void,
+            *const c_void,
+            bool,
+        ) -> i32;
         // Members of functors are aligned to 16 bytes.
         let aligned: Vec<u128> = functors
             .chunks(16)

@@ -14,21 +14,6 @@ use crate::driver::open_first;
 /// Names another run-time compiler library than the system's.
 pub const NVRTC_VARIABLE: &str = "OMNIFLASH_NVRTC_LIBRARY";
 
-/// nvcc takes these builtins from its host compiler, and NVRTC has none. Sources name their lines themselves.
-const HOST_BUILTINS: &str = "\
-#define __builtin_inff() __builtin_bit_cast(float, 0x7f800000)
-#define __builtin_fmaxf fmaxf
-#define __builtin_fmaf fmaf
-#define __builtin_clz __clz
-#define __builtin_offsetof(type, member) __INTADDR__(&(((type *)0)->member))
-template <class A, class B> struct omniflash_same { static constexpr bool value = false; };
-template <class A> struct omniflash_same<A, A> { static constexpr bool value = true; };
-#define __is_same(a, b) omniflash_same<a, b>::value
-";
-
-/// Lambdas of constants are device code too.
-const DEFAULT_DEVICE: &str = "--device-as-default-execution-space";
-
 /// NVRTC, loaded when first asked for its version.
 #[derive(Debug)]
 pub struct Nvrtc {
@@ -74,8 +59,7 @@ impl Compiler for Nvrtc {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both are writable.
         match unsafe { (functions.version)(&raw mut major, &raw mut minor) } {
-            // The builtins are part of what the output depends on.
-            SUCCESS => Ok(format!("{major}.{minor} with builtins 1")),
+            SUCCESS => Ok(format!("{major}.{minor}")),
             code => Err(format!("nvrtcVersion failed with {code}: {}", functions.describe(code))),
         }
     }
@@ -83,8 +67,7 @@ impl Compiler for Nvrtc {
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
         let functions = self.functions().map_err(|reason| CompileError::Unusable(reason.into()))?;
         let program = Program::new(functions, source)?;
-        let options: Vec<CString> = [format!("--gpu-architecture={}", source.arch), DEFAULT_DEVICE.into()]
-            .into_iter()
+        let options: Vec<CString> = std::iter::once(format!("--gpu-architecture={}", source.arch))
             .chain(source.options.iter().map(|option| (*option).to_owned()))
             .map(|option| c_string(&option))
             .collect::<Result<_, _>>()?;
@@ -193,7 +176,7 @@ struct Program<'f> {
 
 impl<'f> Program<'f> {
     fn new(functions: &'f Functions, source: &KernelSource<'_>) -> Result<Self, CompileError> {
-        let (text, name) = (c_string(&[HOST_BUILTINS, source.source].concat())?, c_string(source.id)?);
+        let (text, name) = (c_string(source.source)?, c_string(source.id)?);
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is writable, the strings are zero-terminated, and there are no headers.
         let code = unsafe {
