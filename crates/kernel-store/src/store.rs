@@ -19,7 +19,8 @@ pub const KERNELS_VARIABLE: &str = "OMNIFLASH_KERNELS";
 /// Where a store looks for kernels, in the order of the fields.
 #[derive(Debug, Default)]
 pub struct StoreOptions {
-    /// A directory of prebuilt kernels.
+    /// A directory of prebuilt kernels, or of folders with them; files are named by
+    /// [`prebuilt_name`](crate::prebuilt_name).
     pub directory: Option<PathBuf>,
     /// Names and images of kernels in the program.
     pub embedded: &'static [(&'static str, &'static [u8])],
@@ -243,20 +244,22 @@ impl KernelStore {
     }
 }
 
-/// The files of a directory of prebuilt kernels by their tags.
+/// The files of a directory of prebuilt kernels, and of the folders in it, by their tags.
 fn list(directory: &Path) -> HashMap<String, PathBuf> {
-    let files = match fs::read_dir(directory) {
-        Ok(files) => files,
-        Err(error) => {
-            tracing::warn!(directory = %directory.display(), %error, "prebuilt kernels cannot be listed");
-            return HashMap::new();
+    let paths = |folder: &Path| -> Vec<PathBuf> {
+        match fs::read_dir(folder) {
+            Ok(files) => files.filter_map(|file| Some(file.ok()?.path())).collect(),
+            Err(error) => {
+                tracing::warn!(folder = %folder.display(), %error, "prebuilt kernels cannot be listed");
+                Vec::new()
+            }
         }
     };
+    let (folders, mut files): (Vec<_>, Vec<_>) = paths(directory).into_iter().partition(|path| path.is_dir());
+    files.extend(folders.iter().flat_map(|folder| paths(folder)));
     files
-        .filter_map(|file| {
-            let path = file.ok()?.path();
-            Some((tag_of(path.file_name()?.to_str()?)?.to_owned(), path))
-        })
+        .into_iter()
+        .filter_map(|path| Some((tag_of(path.file_name()?.to_str()?)?.to_owned(), path)))
         .collect()
 }
 

@@ -129,7 +129,8 @@ fn the_directory_comes_before_embedded_kernels_and_both_before_compilers() {
     let embedded = KernelStore::new(options(None)).kernel(&source).unwrap();
     assert_eq!((&*embedded.image, embedded.origin), (&b"embedded"[..], Origin::Embedded));
     let find = |source| KernelStore::new(options(Some(directory.path()))).kernel(source).unwrap();
-    fs::write(directory.path().join("an-older-kernel-tag89.cubin"), b"older").unwrap();
+    fs::create_dir(directory.path().join("sm_89")).unwrap();
+    fs::write(directory.path().join("sm_89/an-older-kernel-tag89.cubin"), b"older").unwrap();
     assert_eq!(&*find(&source).image, b"older", "a second tag in the directory comes before the program");
     fs::write(directory.path().join("the-kernel-tag90.cubin"), b"prebuilt").unwrap();
     assert_eq!(&*find(&source).image, b"prebuilt");
