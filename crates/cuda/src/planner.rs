@@ -88,8 +88,7 @@ impl Planner {
 
     /// The kernel that a problem would be computed by; finds and compiles none.
     pub(crate) fn choose(&self, problem: &AttentionProblem<'_>) -> Result<(Choice, PlanKey)> {
-        let functors = self.functors(problem)?;
-        let key = PlanKey::new(problem, &functors);
+        let key = PlanKey::new(problem, self.functors(problem)?);
         Ok((self.choose_for(&key)?, key))
     }
 
@@ -111,13 +110,12 @@ impl Planner {
 
     /// A plan with its kernels.
     pub(crate) fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
-        let functors = self.functors(problem)?;
-        let key = PlanKey::new(problem, &functors);
+        let key = PlanKey::new(problem, self.functors(problem)?);
         if let Some(plan) = lock(&self.plans).get(&key) {
             return Ok(plan.clone());
         }
         let choice = self.choose_for(&key)?;
-        let plan = self.plan_with(&key, choice, &functors)?;
+        let plan = self.plan_with(&key, choice, &self.functors(problem)?)?;
         let mut plans = lock(&self.plans);
         if plans.len() >= MOST_PLANS {
             plans.clear();
@@ -219,13 +217,13 @@ impl Planner {
 }
 
 impl PlanKey {
-    pub(crate) fn new(problem: &AttentionProblem<'_>, functors: &FunctorSpec<'_>) -> Self {
+    fn new(problem: &AttentionProblem<'_>, functors: FunctorSpec<'_>) -> Self {
         PlanKey {
             shape: *problem.shape(),
             config: *problem.config(),
-            mask_type: functors.mask_type.clone(),
-            score_mod_type: functors.score_mod_type.clone(),
-            sources: functors.sources.clone(),
+            mask_type: functors.mask_type,
+            score_mod_type: functors.score_mod_type,
+            sources: functors.sources,
             is_aligned: is_aligned(problem),
         }
     }

@@ -21,18 +21,16 @@ impl Nvcc {
 
     /// The first program that runs, with what it says of its version.
     fn present(&self) -> Result<(&PathBuf, String), String> {
-        let mut reasons = Vec::new();
         for program in &self.programs {
             match Command::new(program).arg("--version").output() {
                 Ok(output) if output.status.success() => {
-                    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                    return Ok((program, text));
+                    return Ok((program, String::from_utf8_lossy(&output.stdout).into_owned()));
                 }
-                Ok(output) => reasons.push(format!("{}: {}", program.display(), output.status)),
-                Err(error) => reasons.push(format!("{}: {error}", program.display())),
+                _ => {}
             }
         }
-        Err(reasons.join("; "))
+        let names: Vec<String> = self.programs.iter().map(|program| program.display().to_string()).collect();
+        Err(format!("none of {} runs", names.join(", ")))
     }
 }
 

@@ -135,7 +135,7 @@ unsafe fn symbol<F: Copy>(library: &Library, name: &str) -> Option<F> {
 /// Loads the first library of `candidates` that can be loaded, and says which it was.
 ///
 /// # Errors
-/// What the loader said of each.
+/// The names tried, with what the loader said of the first that it found, else of the first.
 pub(crate) fn open_first(candidates: &[PathBuf]) -> Result<(Library, &Path), String> {
     let mut reasons = Vec::new();
     for name in candidates {
@@ -143,14 +143,14 @@ pub(crate) fn open_first(candidates: &[PathBuf]) -> Result<(Library, &Path), Str
         // name another path, and answers for it.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok((library, name)),
-            Err(error) => {
-                // The loader's own words are the source of the error.
-                let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-                reasons.push(format!("{}: {reason}", name.display()));
-            }
+            // The loader's own words are the source of the error.
+            Err(error) => reasons.push(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
         }
     }
-    Err(reasons.join("; "))
+    let is_found = |reason: &&String| !reason.contains("No such file");
+    let reason = reasons.iter().find(is_found).or(reasons.first()).map_or("", String::as_str);
+    let names: Vec<String> = candidates.iter().map(|name| name.display().to_string()).collect();
+    Err(format!("none of {} can be loaded: {reason}", names.join(", ")))
 }
 
 impl Api {

@@ -130,7 +130,10 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let unloaded = self.context.enter().and_then(|_entered| {
-            // SAFETY: loaded in `load`, unloaded only here; whoever launches keeps the module until its work is done.
+            // Kernels of the module may still be running.
+            // SAFETY: the context is current.
+            unsafe { self.context.api().cuCtxSynchronize() }?;
+            // SAFETY: loaded in `load`, unloaded only here, and no kernel of it is running any more.
             unsafe { self.context.api().cuModuleUnload(self.raw) }
         });
         if let Err(error) = unloaded {
