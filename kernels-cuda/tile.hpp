@@ -82,8 +82,9 @@ OMNIFLASH_DEVICE void fill_tile(const SharedTile<Element, kColumns>& tile, int c
   using Tile = SharedTile<Element, kColumns>;
   constexpr int kStep = kThreads / Tile::kChunks;
   static_assert(kStep >= 1, "a row has at most as many chunks as there are threads");
-  const int chunk = thread_index() % Tile::kChunks;
-  int row = thread_index() / Tile::kChunks;
+  // Opaque, so that products with strides are made here and do not stay in registers.
+  const int thread = opaque(thread_index()), step = opaque(kStep), chunk = thread % Tile::kChunks;
+  int row = thread / Tile::kChunks;
   if (kThreads % Tile::kChunks != 0 && row >= kStep) return;
   walker.advance(row);
 #pragma unroll kUnroll
@@ -93,7 +94,7 @@ OMNIFLASH_DEVICE void fill_tile(const SharedTile<Element, kColumns>& tile, int c
       fill_chunk<kVector>(tile.chunk(row, chunk), walker.at(valid), chunk * Tile::kChunkElements, columns, valid);
     }
     row += kStep;
-    walker.advance(kStep);
+    walker.advance(step);
   }
 }
 

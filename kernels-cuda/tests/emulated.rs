@@ -1,6 +1,8 @@
 //! Kernels on a host: compiled with the C++ compiler, their instructions emulated, their results compared with the
 //! float64 reference. Proves index arithmetic, fragments, masks, copies and barriers without a GPU.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // all of it is test code
+
 mod harness;
 
 use half::{bf16, f16};
@@ -43,7 +45,11 @@ fn causal_attention_aligns_bottom_right_and_empties_rows_without_keys() {
     check(&module, &config, &base);
     check(&module, &config, &Case { seqlen_q: 130, seqlen_k: 70, ..base.clone() });
     check(&module, &config, &Case { seqlen_q: 33, seqlen_k: 257, partitions: 2, ..base.clone() });
-    check(&module, &config, &Case { q_form: QForm::Lengths, kv_form: KvForm::Lengths, batch: 3, section: 4, ..base });
+    check(
+        &module,
+        &config,
+        &Case { q_form: QForm::Lengths, kv_form: KvForm::Lengths, batch: 3, section: 4, ..base },
+    );
 }
 
 #[test]
@@ -52,11 +58,19 @@ fn values_that_are_not_finite_do_not_reach_rows_that_do_not_see_them() {
         if dtype_is_f32 {
             let config = config(DType::F32, 32, 32);
             let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 1);
-            check(&module, &config, &Case { bad_values: true, ..Case::<f32>::new(1, 90, 90, 1, 1, 32, 32).masked(Mask::Causal) });
+            check(
+                &module,
+                &config,
+                &Case { bad_values: true, ..Case::<f32>::new(1, 90, 90, 1, 1, 32, 32).masked(Mask::Causal) },
+            );
         } else {
             let config = config(DType::F16, 32, 32);
             let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 1);
-            check(&module, &config, &Case { bad_values: true, ..Case::<f16>::new(1, 90, 90, 1, 1, 32, 32).masked(Mask::Causal) });
+            check(
+                &module,
+                &config,
+                &Case { bad_values: true, ..Case::<f16>::new(1, 90, 90, 1, 1, 32, 32).masked(Mask::Causal) },
+            );
         }
     }
 }
@@ -64,24 +78,34 @@ fn values_that_are_not_finite_do_not_reach_rows_that_do_not_see_them() {
 #[test]
 fn pages_of_any_size_unequal_dimensions_and_windows() {
     let window = Mask::SlidingWindow { left: 20, right: 3 };
-    let config = ForwardConfig { block_m: 64, block_n: 32, stages: 1, paged: true, ..config(DType::F16, 80, 48) };
+    let config =
+        ForwardConfig { block_m: 64, block_n: 32, stages: 1, paged: true, ..config(DType::F16, 48, 80) };
     let module = forward(&config, &window, &ScoreMod::Identity, 4);
-    let base = Case::<f16>::new(3, 60, 150, 4, 2, 80, 48).masked(window);
+    let base = Case::<f16>::new(3, 60, 150, 4, 2, 48, 80).masked(window);
     for page_size in [1, 5, 16, 64] {
         check(&module, &config, &Case { kv_form: KvForm::Paged(page_size), ..base.clone() });
     }
-    check(&module, &config, &Case { kv_form: KvForm::Paged(7), q_form: QForm::Ragged, partitions: 2, ..base.clone() });
+    check(
+        &module,
+        &config,
+        &Case { kv_form: KvForm::Paged(7), q_form: QForm::Ragged, partitions: 2, ..base.clone() },
+    );
     check(&module, &config, &Case { kv_form: KvForm::Paged(8), seqlen_q: 2, pack_groups: true, ..base });
 }
 
 #[test]
 fn single_precision_keeps_its_accuracy_on_tensor_cores() {
-    let base = Case { softmax_scale: -0.25, ..Case::<f32>::new(2, 70, 90, 2, 1, 64, 64).masked(Mask::Causal) };
+    let base =
+        Case { softmax_scale: -0.25, ..Case::<f32>::new(2, 70, 90, 2, 1, 64, 64).masked(Mask::Causal) };
     let default = config(DType::F32, 64, 64);
     let module = forward(&default, &Mask::Causal, &ScoreMod::Identity, 2);
     check(&module, &default, &base);
     check(&module, &default, &Case { softmax_scale: 0.0, ..base.clone() });
-    check(&module, &default, &Case { kv_form: KvForm::Ragged, q_form: QForm::Ragged, partitions: 2, ..base.clone() });
+    check(
+        &module,
+        &default,
+        &Case { kv_form: KvForm::Ragged, q_form: QForm::Ragged, partitions: 2, ..base.clone() },
+    );
     let rounded = ForwardConfig { arithmetic: Arithmetic::Tf32, ..default };
     let module = forward(&rounded, &Mask::Causal, &ScoreMod::Identity, 2);
     check(&module, &rounded, &Case { tolerance: Tolerance::Tf32, ..base });
@@ -142,7 +166,8 @@ fn tensors_mask_and_bias_where_they_broadcast() {
     check(&module, &config, &both);
     check(&module, &config, &Case { pack_groups: true, bad_values: true, ..both });
 
-    let additive = Mask::Dense(TensorRef::from_slice(&floats, &[1, heads, sq, sk]).unwrap()).and(Mask::Causal);
+    let additive =
+        Mask::Dense(TensorRef::from_slice(&floats, &[1, heads, sq, sk]).unwrap()).and(Mask::Causal);
     let module = forward(&config, &additive, &ScoreMod::Identity, heads);
     check(&module, &config, &base.masked(additive));
 }
@@ -188,7 +213,13 @@ fn functors_of_users_take_the_way_of_the_built_in_ones() {
 #[test]
 fn the_naive_kernel_agrees_and_sees_no_hidden_value() {
     let mask = Mask::SlidingWindow { left: 30, right: 0 };
-    let base = Case { kv_form: KvForm::Paged(6), q_form: QForm::Ragged, sinks: true, bad_values: true, ..Case::<bf16>::new(2, 20, 70, 2, 1, 40, 136).masked(mask) };
+    let base = Case {
+        kv_form: KvForm::Paged(6),
+        q_form: QForm::Ragged,
+        sinks: true,
+        bad_values: true,
+        ..Case::<bf16>::new(2, 20, 70, 2, 1, 40, 136).masked(mask)
+    };
     harness::check_naive(&base);
 }
 

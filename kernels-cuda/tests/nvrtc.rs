@@ -1,6 +1,8 @@
 //! The run-time compiler takes every kernel with no header and no include path. Skipped where NVRTC is not installed
 //! (`ci/install-nvcc` installs it); no GPU is needed.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // all of it is test code
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -88,8 +90,10 @@ impl MaskFunction for User {
     }
 }
 
-const GOOD: &str = "struct User { int n; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return at.k % n; } };";
-const BAD: &str = "struct User { int n;\n OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return att.k; } };";
+const GOOD: &str =
+    "struct User { int n; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return at.k % n; } };";
+const BAD: &str =
+    "struct User { int n;\n OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return att.k; } };";
 
 #[test]
 fn every_kernel_compiles_at_run_time_without_headers() {

@@ -88,7 +88,11 @@ pub fn run(backend: &dyn Backend, problem: &AttentionProblem<'_>, stream: &Strea
     launched.and(synchronized)
 }
 
-fn check_device(backend: &dyn Backend, problem: &AttentionProblem<'_>) -> Result<()> {
+/// Checks that a problem's tensors are in the memory of a backend.
+///
+/// # Errors
+/// [`Error::Device`].
+pub fn check_device(backend: &dyn Backend, problem: &AttentionProblem<'_>) -> Result<()> {
     let (found, expected) = (problem.shape().device, backend.info().device);
     if found == expected {
         return Ok(());

@@ -1,5 +1,6 @@
 //! Queries, and the forms in which keys and values are kept.
 
+use crate::owned::Tensor;
 use crate::tensor::TensorRef;
 
 /// The queries of a batch.
@@ -52,6 +53,12 @@ impl<'a> From<TensorRef<'a>> for Query<'a> {
 impl<'a> From<&TensorRef<'a>> for Query<'a> {
     fn from(q: &TensorRef<'a>) -> Self {
         Query::padded(q.clone())
+    }
+}
+
+impl<'a> From<&'a Tensor> for Query<'a> {
+    fn from(q: &'a Tensor) -> Self {
+        Query::padded(q.view())
     }
 }
 
@@ -159,6 +166,12 @@ impl<'a> From<(TensorRef<'a>, TensorRef<'a>)> for KvCache<'a> {
 impl<'a> From<(&TensorRef<'a>, &TensorRef<'a>)> for KvCache<'a> {
     fn from((k, v): (&TensorRef<'a>, &TensorRef<'a>)) -> Self {
         KvCache::dense(k.clone(), v.clone())
+    }
+}
+
+impl<'a> From<(&'a Tensor, &'a Tensor)> for KvCache<'a> {
+    fn from((k, v): (&'a Tensor, &'a Tensor)) -> Self {
+        KvCache::dense(k.view(), v.view())
     }
 }
 

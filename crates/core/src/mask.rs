@@ -1,7 +1,7 @@
 //! Which keys a query sees, and which tiles of scores need no look at all.
 //!
 //! A [`Mask`] is a tree of built-in masks, tensors and user functions joined by [`and`](Mask::and),
-//! [`or`](Mask::or) and [`!`](Mask::not). Backends match on the tree, so it is at once what the caller says and what
+//! [`or`](Mask::or) and `!`. Backends match on the tree, so it is at once what the caller says and what
 //! a kernel is chosen by.
 //!
 //! Positions are global: a query row `i` of sequence `b` sits at `q = query_start[b] + i`, which may be negative, and

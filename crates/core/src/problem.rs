@@ -90,7 +90,7 @@ impl<'a> AttentionProblem<'a> {
     /// | `lse` | `[batch, num_heads, seqlen_q]`, ragged `[num_heads, total_q]`; f32; given iff asked for |
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::Dtype`], [`Error::Value`], [`Error::Device`] or [`Error::Overlap`], naming the
+    /// [`Error::Shape`](crate::Error::Shape), [`Error::Dtype`](crate::Error::Dtype), [`Error::Value`](crate::Error::Value), [`Error::Device`](crate::Error::Device) or [`Error::Overlap`](crate::Error::Overlap), naming the
     /// argument, what it is and what was expected.
     pub fn new(
         query: Query<'a>,
@@ -120,7 +120,7 @@ impl<'a> AttentionProblem<'a> {
     /// The shape of the output for these inputs: what to allocate before [`new`](AttentionProblem::new).
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Dtype`] when the inputs do not fit together.
+    /// [`Error::Shape`](crate::Error::Shape) or [`Error::Dtype`](crate::Error::Dtype) when the inputs do not fit together.
     pub fn output_shape(query: &Query<'_>, kv: &KvCache<'_>) -> Result<OutputShape> {
         let shape = validate::shape_of(query, kv)?;
         let (out, lse) = if shape.ragged_q {
@@ -192,8 +192,8 @@ impl<'a> AttentionProblem<'a> {
     /// Checks every length, offset and table entry that a launch would read; for problems in host memory.
     ///
     /// # Errors
-    /// [`Error::Value`] naming the entry: a length beyond its tensor, offsets that fall or leave the tensor, a page
-    /// or block id outside the pool. [`Error::Device`] when the tensors are not in host memory.
+    /// [`Error::Value`](crate::Error::Value) naming the entry: a length beyond its tensor, offsets that fall or leave the tensor, a page
+    /// or block id outside the pool. [`Error::Device`](crate::Error::Device) when the tensors are not in host memory.
     pub fn check_indices(&self) -> Result<()> {
         indices::check(self)
     }
@@ -216,7 +216,7 @@ pub struct OutputShape {
 /// trusts them on a GPU. Host memory only here; GPU backends offer the same check as a kernel.
 ///
 /// # Errors
-/// [`Error::Value`] naming the entry, [`Error::Device`] for tensors of a device.
+/// [`Error::Value`](crate::Error::Value) naming the entry, [`Error::Device`](crate::Error::Device) for tensors of a device.
 pub fn verify_page_table(problem: &AttentionProblem<'_>) -> Result<()> {
     problem.check_indices()
 }

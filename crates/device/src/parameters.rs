@@ -341,11 +341,8 @@ pub fn cpp_header() -> String {
         text.push_str("};\n");
         let _ = writeln!(text, "static_assert(sizeof({}) == {});", layout.name, layout.size);
         for field in layout.fields {
-            let _ = writeln!(
-                text,
-                "OMNIFLASH_CHECK_OFFSET({}, {}, {});",
-                layout.name, field.name, field.offset
-            );
+            let _ =
+                writeln!(text, "OMNIFLASH_CHECK_OFFSET({}, {}, {});", layout.name, field.name, field.offset);
         }
     }
     text.push_str("\n}  // namespace omniflash\n");

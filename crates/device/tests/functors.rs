@@ -1,6 +1,8 @@
 //! The device's masks and score modifications as host C++, against the ones in Rust: one generated file holds many
 //! trees, a C++ compiler makes it a library, and every answer is compared.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // all of it is test code
+
 use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::process::Command;
@@ -36,7 +38,9 @@ impl Tensors {
             prefix: [33, 0],
             ids: (0..BATCH as i32 * KEYS as i32).map(|i| i * i % 7).collect(),
             bools: (0..scores).map(|i| u8::from(i * 31 % 11 > 4)).collect(),
-            floats: (0..scores).map(|i| if i % 13 == 0 { f32::NEG_INFINITY } else { (i % 17) as f32 }).collect(),
+            floats: (0..scores)
+                .map(|i| if i % 13 == 0 { f32::NEG_INFINITY } else { (i % 17) as f32 })
+                .collect(),
             slopes: std::array::from_fn(|h| bf16::from_f32(0.5 / (h + 1) as f32)),
         }
     }
@@ -71,7 +75,8 @@ fn tree(tensors: &'static Tensors) -> impl Strategy<Value = Mask<'static>> {
 fn score_mods(tensors: &'static Tensors) -> Vec<ScoreMod<'static>> {
     let (rows, keys) = (ROWS as usize, KEYS as usize);
     let slopes = TensorRef::from_slice(&tensors.slopes, &[HEADS]).unwrap();
-    let finite: &'static [f32] = (0..BATCH * rows * keys).map(|i| (i % 19) as f32 - 9.0).collect::<Vec<_>>().leak();
+    let finite: &'static [f32] =
+        (0..BATCH * rows * keys).map(|i| (i % 19) as f32 - 9.0).collect::<Vec<_>>().leak();
     let bias = TensorRef::from_slice(finite, &[BATCH, 1, rows, keys]).unwrap();
     let row_bias = TensorRef::from_slice(&finite[..keys], &[1, 1, 1, keys]).unwrap();
     vec![
@@ -206,7 +211,17 @@ fn compile(text: &str) -> (tempfile::TempDir, libloading::Library) {
     let (source, output) = (directory.path().join("functors.cpp"), directory.path().join("functors.so"));
     std::fs::write(&source, text).unwrap();
     let compiled = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
-        .args(["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-comment", "-fPIC", "-shared", "-ffp-contract=off", "-I"])
+        .args([
+            "-std=c++20",
+            "-O1",
+            "-Wall",
+            "-Werror",
+            "-Wno-comment",
+            "-fPIC",
+            "-shared",
+            "-ffp-contract=off",
+            "-I",
+        ])
         .arg(directory.path())
         .arg("-o")
         .args([&output, &source])
@@ -237,7 +252,8 @@ fn the_functors_of_both_languages_agree() {
     // SAFETY: the generated function has this type.
     let ask: libloading::Symbol<'_, Ask> = unsafe { library.get(b"ask") }.unwrap();
 
-    let question = (0..BATCH, 0..HEADS, (0..ROWS, 0..KEYS), (0..ROWS, 1..ROWS), (0..KEYS, 1..KEYS), -8.0f32..8.0);
+    let question =
+        (0..BATCH, 0..HEADS, (0..ROWS, 0..KEYS), (0..ROWS, 1..ROWS), (0..KEYS, 1..KEYS), -8.0f32..8.0);
     for _ in 0..400 {
         let (batch, head, (row, k), (first_row, rows), (k_begin, keys), score) =
             question.new_tree(&mut runner).unwrap().current();
@@ -275,9 +291,8 @@ fn compare(pair: &Pair, asked: &Question, answers: &Answers) {
     assert!(answers.bit == -1 || answers.bit == answers.keep, "{}", context());
 
     // Statuses and ranges, against every pair of the tile and of its rows.
-    let sees = |q: i64, k: i64| {
-        pair.mask.visible(&ScoreIndex { batch, head, row: (q - START) as usize, q, k })
-    };
+    let sees =
+        |q: i64, k: i64| pair.mask.visible(&ScoreIndex { batch, head, row: (q - START) as usize, q, k });
     let queries = || i64::from(asked.q_begin)..i64::from(asked.q_end);
     let tile = Tile {
         batch,
@@ -303,5 +318,9 @@ fn compare(pair: &Pair, asked: &Question, answers: &Answers) {
     }
 
     let expected = pair.score_mod.apply(asked.score, &at, HEADS);
-    assert!((answers.applied - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{expected}: {}", context());
+    assert!(
+        (answers.applied - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+        "{expected}: {}",
+        context()
+    );
 }

@@ -159,11 +159,13 @@ fn problems(task: &Task, resources: &Resources, log: &str, disassembled: &str) -
         ));
     }
     if resources.registers * instance.block_threads > REGISTERS {
-        problems.push(format!("{} registers do not fit {} threads", resources.registers, instance.block_threads));
+        problems
+            .push(format!("{} registers do not fit {} threads", resources.registers, instance.block_threads));
     }
     let shared = resources.shared_bytes as usize + instance.shared_memory_bytes;
     if shared > task.architecture.shared_memory {
-        problems.push(format!("{shared} bytes of shared memory, {} are there", task.architecture.shared_memory));
+        problems
+            .push(format!("{shared} bytes of shared memory, {} are there", task.architecture.shared_memory));
     }
     let has_matrix_products = disassembled.contains("HMMA");
     if has_matrix_products != instance.uses_tensor_cores {
@@ -180,7 +182,10 @@ fn problems(task: &Task, resources: &Resources, log: &str, disassembled: &str) -
 
 #[allow(clippy::print_stdout)] // the table is the task's result
 fn println_table_header() {
-    println!("{:<7} {:>5} {:>6} {:>6} {:>7} {:>7} {:>6}  kernel", "arch", "regs", "spill", "stack", "shared", "cubin", "s");
+    println!(
+        "{:<7} {:>5} {:>6} {:>6} {:>7} {:>7} {:>6}  kernel",
+        "arch", "regs", "spill", "stack", "shared", "cubin", "s"
+    );
 }
 
 #[allow(clippy::print_stdout)] // as above

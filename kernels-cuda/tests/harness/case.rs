@@ -8,8 +8,8 @@ use omniflash_core::{
     reference,
 };
 use omniflash_device::parameters::{
-    AttentionParameters, DeviceAddress, Indices, KeyForm, LseForm, QueryForm, Rows, SinkForm, StartForm, Table,
-    VerifyParameters,
+    AttentionParameters, DeviceAddress, Indices, KeyForm, LseForm, QueryForm, Rows, SinkForm, StartForm,
+    Table, VerifyParameters,
 };
 use omniflash_kernels_cuda::{
     ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch,
@@ -149,7 +149,12 @@ impl<T: Float> Data<T> {
             kv_lens[0] = case.seqlen_k.saturating_sub(1);
         }
         let offsets = |lens: &[usize]| -> Vec<usize> {
-            std::iter::once(0).chain(lens.iter().scan(0, |sum, len| { *sum += len; Some(*sum) })).collect()
+            std::iter::once(0)
+                .chain(lens.iter().scan(0, |sum, len| {
+                    *sum += len;
+                    Some(*sum)
+                }))
+                .collect()
         };
         let (rows, q_lengths) = match case.q_form {
             QForm::Ragged => (q_lens.iter().sum::<usize>(), offsets(&q_lens)),
@@ -167,9 +172,9 @@ impl<T: Float> Data<T> {
             KvForm::Paged(page_size) => (case.batch * max_pages + 3, page_size),
         };
         let table: Vec<i32> = match case.kv_form {
-            KvForm::Continuous => {
-                (0..case.batch).map(|b| if kv_lens[b] == 0 { -7 } else { (case.batch + 1 - b) as i32 }).collect()
-            }
+            KvForm::Continuous => (0..case.batch)
+                .map(|b| if kv_lens[b] == 0 { -7 } else { (case.batch + 1 - b) as i32 })
+                .collect(),
             KvForm::Paged(page_size) => (0..case.batch * max_pages)
                 .map(|i| {
                     let (b, page) = (i / max_pages, i % max_pages);
@@ -249,9 +254,7 @@ impl<T: Float> Data<T> {
         match case.kv_form {
             KvForm::Dense => KvCache::dense(k, v),
             KvForm::Lengths => KvCache::Dense { k, v, lengths: Some(lengths) },
-            KvForm::Ragged => {
-                KvCache::Ragged { k, v, cu_seqlens: lengths, max_seqlen: Some(case.seqlen_k) }
-            }
+            KvForm::Ragged => KvCache::Ragged { k, v, cu_seqlens: lengths, max_seqlen: Some(case.seqlen_k) },
             KvForm::Continuous => KvCache::Continuous {
                 k,
                 v,
@@ -286,7 +289,11 @@ fn indices(tensor: &TensorRef<'_>) -> Indices {
     Indices { data: address(tensor), stride: tensor.strides()[0] }
 }
 
-fn parameters<T: Float>(case: &Case<'_, T>, problem: &AttentionProblem<'_>, block_m: usize) -> AttentionParameters {
+fn parameters<T: Float>(
+    case: &Case<'_, T>,
+    problem: &AttentionProblem<'_>,
+    block_m: usize,
+) -> AttentionParameters {
     let shape = problem.shape();
     let mut p = AttentionParameters {
         q: rows(problem.query().tensor()),
@@ -335,8 +342,11 @@ fn parameters<T: Float>(case: &Case<'_, T>, problem: &AttentionProblem<'_>, bloc
         }
         KvCache::Continuous { lookup_table, lengths, .. } => {
             p.key_lengths = indices(lengths);
-            p.block_table =
-                Table { data: address(lookup_table), row_stride: lookup_table.strides()[0], column_stride: 0 };
+            p.block_table = Table {
+                data: address(lookup_table),
+                row_stride: lookup_table.strides()[0],
+                column_stride: 0,
+            };
             KeyForm::Continuous
         }
         KvCache::Paged { k, page_table, lengths, .. } => {
@@ -381,7 +391,14 @@ pub(crate) fn check<T: Float>(module: &Module, config: &ForwardConfig, case: &Ca
             p.partial_out = DeviceAddress(partial_out.as_ptr().expose_provenance() as u64);
             p.partial_lse = DeviceAddress(partial_lse.as_ptr().expose_provenance() as u64);
             let grid = ForwardConfig::grid(&p).unwrap();
-            module.run(grid, config.block_threads(), config.shared_memory_bytes(), &p, functors, last_warp_first);
+            module.run(
+                grid,
+                config.block_threads(),
+                config.shared_memory_bytes(),
+                &p,
+                functors,
+                last_warp_first,
+            );
             if case.partitions > 1 {
                 let launch = combine_launch(&p).unwrap();
                 combine_module(T::DTYPE).run(launch.grid, launch.block_threads, 0, &p, &[], last_warp_first);
@@ -451,7 +468,12 @@ fn compare<T: Float>(case: &Case<'_, T>, launch: impl Fn(&AttentionProblem<'_>, 
     compare_values(case, &out, &lse, &expected);
 }
 
-fn compare_values<T: Float>(case: &Case<'_, T>, out: &[T], lse: &[f32], expected: &reference::ReferenceOutput) {
+fn compare_values<T: Float>(
+    case: &Case<'_, T>,
+    out: &[T],
+    lse: &[f32],
+    expected: &reference::ReferenceOutput,
+) {
     let (mut error, mut norm, mut largest) = (0.0f64, 0.0f64, 0.0f64);
     let row_is_written = |i: usize| !expected.out[i].is_nan() || case.bad_values;
     for (i, (found, wanted)) in out.iter().zip(&expected.out).enumerate() {
@@ -464,7 +486,10 @@ fn compare_values<T: Float>(case: &Case<'_, T>, out: &[T], lse: &[f32], expected
         } else if !row_is_written(i) {
             assert_eq!(found, f64::from(UNTOUCHED), "element {i} was written");
         } else if found != f64::from(UNTOUCHED) {
-            assert!(!found.is_finite() && (found == *wanted || found.is_nan()), "element {i} is {found}, expected {wanted}");
+            assert!(
+                !found.is_finite() && (found == *wanted || found.is_nan()),
+                "element {i} is {found}, expected {wanted}"
+            );
         }
     }
     let relative = (error / norm.max(1e-30)).sqrt();
@@ -484,7 +509,10 @@ fn compare_values<T: Float>(case: &Case<'_, T>, out: &[T], lse: &[f32], expected
             assert_eq!(found, f32::NEG_INFINITY, "lse {i}");
         } else {
             let difference = (f64::from(found) - wanted).abs();
-            assert!(difference <= lse_tolerance + 1e-5 * wanted.abs(), "lse {i} is {found}, expected {wanted}");
+            assert!(
+                difference <= lse_tolerance + 1e-5 * wanted.abs(),
+                "lse {i} is {found}, expected {wanted}"
+            );
         }
     }
 }
@@ -522,4 +550,3 @@ pub(crate) fn check_verify_page_table() {
     assert_eq!(run([16, 8, 24], 5), [1 << 32, u64::MAX]);
     assert_eq!(run([16, 25, -1], 5), [u64::MAX, 1]);
 }
-

@@ -65,15 +65,7 @@ impl Module {
         functors: &[u8],
         last_warp_first: bool,
     ) {
-        type Emulate = unsafe extern "C" fn(
-            u32,
-            u32,
-            i32,
-            usize,
-            *const c_void,
-            *const c_void,
-            bool,
-        ) -> i32;
+        type Emulate = unsafe extern "C" fn(u32, u32, i32, usize, *const c_void, *const c_void, bool) -> i32;
         // Members of functors are aligned to 16 bytes.
         let aligned: Vec<u128> = functors
             .chunks(16)

@@ -17,13 +17,12 @@ impl Toolkit {
     /// Looks on PATH, in `CUDA_HOME` and `CUDA_PATH`, and in the wheels that `ci/install-nvcc` installs.
     pub(super) fn find(root: &Path) -> anyhow::Result<Self> {
         let folders = folders(root);
-        let find = |name: &str| {
-            folders
-                .iter()
-                .map(|folder| folder.join(name))
-                .find(|path| path.is_file())
-                .with_context(|| format!("no {name} on PATH, in CUDA_HOME or in .venv: run ci/install-nvcc"))
-        };
+        let find =
+            |name: &str| {
+                folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file()).with_context(
+                    || format!("no {name} on PATH, in CUDA_HOME or in .venv: run ci/install-nvcc"),
+                )
+            };
         Ok(Toolkit { nvcc: find("nvcc")?, nvdisasm: find("nvdisasm")? })
     }
 
@@ -42,7 +41,9 @@ impl Toolkit {
 
 fn folders(root: &Path) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
-    folders.extend(["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin")));
+    folders.extend(
+        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin")),
+    );
     let pythons = fs::read_dir(root.join(".venv/lib")).into_iter().flatten().flatten();
     folders.extend(pythons.map(|python| python.path().join("site-packages/nvidia/cu13/bin")));
     folders
