@@ -1,5 +1,7 @@
 //! The kernels' source through the store with this machine's compilers; no GPU is needed, skipped without a compiler.
 
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
+
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 mod support;
 
