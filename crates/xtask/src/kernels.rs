@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use omniflash_kernel_store::prebuilt_name;
 use omniflash_kernels_cuda::{Architecture, Instance, Manifest};
 
 use crate::codegen::workspace_root;
@@ -114,9 +115,11 @@ fn tasks(options: &Options) -> anyhow::Result<Vec<Task>> {
 fn build(toolkit: &Toolkit, task: &Task, output: &Path, check: bool) -> anyhow::Result<Outcome> {
     let folder = output.join(&task.architecture.name);
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let text = task.instance.unit.source();
     let source = folder.join(format!("{}.cu", task.instance.id));
-    let cubin = folder.join(format!("{}.cubin", task.instance.id));
-    fs::write(&source, task.instance.unit.source())
+    // The name by which the kernel store finds it, and no other version of it.
+    let cubin = folder.join(prebuilt_name(&task.instance.id, &task.architecture.name, &text, "cubin"));
+    fs::write(&source, text)
         .with_context(|| format!("writing {}", source.display()))?;
     let begin = Instant::now();
     let compiled = Command::new(&toolkit.nvcc)

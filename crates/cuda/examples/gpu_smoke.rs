@@ -1,0 +1,242 @@
+//! A first look at a GPU: whether results are right, and how fast they come. Also builds the kernels that it needs
+//! on a machine without a GPU.
+//!
+//! ```text
+//! gpu_smoke info                    the devices, or why there is none
+//! gpu_smoke kernels sm_90           fill the cache named by OMNIFLASH_CACHE with the kernels of `check` and `time`
+//! gpu_smoke check                   errors of many problems against the reference
+//! gpu_smoke time                    one JSON line a case: CUDA graph replay, L2 flushed before each, median
+//! gpu_smoke overhead                microseconds from the call to the end of a launch, on the host
+//! ```
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command")]
+
+#[path = "../tests/support/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with tests")]
+mod support;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use omniflash_core::{Backend, Mask, ReferenceBackend, Result, Stream};
+use omniflash_cuda::{CudaBackend, OfflinePlanner, kernel_store, probe};
+use support::{cases, errors, gpu, launch, with_dense_problem, with_host_problem};
+
+/// Bytes written before each replay: more than any second-level cache.
+const FLUSH_BYTES: usize = 256 << 20;
+
+type Shape = (usize, (usize, usize), (usize, usize), usize);
+
+/// Names as in the peers' benchmark.
+fn timed() -> Vec<(String, Shape, bool)> {
+    let mut cases = Vec::new();
+    for (seqlen, batch) in [(512, 32), (2048, 8), (4096, 4), (16_384, 1)] {
+        for is_causal in [false, true] {
+            for (dim, heads) in [(64, 32), (128, 16), (256, 8)] {
+                let mask = if is_causal { "causal" } else { "full" };
+                let name = format!("B{batch}_S{seqlen}_H{heads}_{heads}_D{dim}_{mask}");
+                cases.push((name, (batch, (seqlen, seqlen), (heads, heads), dim), is_causal));
+            }
+        }
+    }
+    for (batch, heads, dim, keys) in [
+        (1, (32, 8), 128, 4096),
+        (1, (32, 8), 128, 32_768),
+        (16, (32, 8), 128, 8192),
+        (64, (32, 8), 128, 4096),
+        (16, (32, 32), 128, 4096),
+        (16, (64, 8), 64, 8192),
+        (8, (16, 1), 256, 8192),
+    ] {
+        let name = format!("dec_B{batch}_H{}_{}_D{dim}_KV{keys}", heads.0, heads.1);
+        cases.push((name, (batch, (1, keys), heads, dim), false));
+    }
+    cases
+}
+
+fn mask(is_causal: bool) -> Mask<'static> {
+    if is_causal { Mask::Causal } else { Mask::None }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["info"] => info(),
+        ["kernels", arch] => kernels(arch),
+        ["check"] => with_gpu(check),
+        ["time"] => with_gpu(time),
+        ["overhead"] => with_gpu(overhead),
+        _ => Err("one of info, kernels ARCH, check, time, overhead".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn with_gpu(run: impl FnOnce(&CudaBackend) -> Result<(), String>) -> Result<(), String> {
+    match gpu() {
+        Ok(backend) => run(&backend),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            Ok(())
+        }
+    }
+}
+
+fn info() -> Result<(), String> {
+    match probe::devices() {
+        Ok(devices) => devices.iter().for_each(|device| println!("{device:?}")),
+        Err(absent) => println!("cuda is absent: {absent}"),
+    }
+    for (name, version) in kernel_store().compilers() {
+        println!("{name}: {}", version.unwrap_or_else(|reason| reason));
+    }
+    Ok(())
+}
+
+fn kernels(arch: &str) -> Result<(), String> {
+    let store = Arc::new(kernel_store());
+    let planner = OfflinePlanner::new(arch, Arc::clone(&store)).map_err(|error| error.to_string())?;
+    let (begin, mut failures) = (Instant::now(), 0);
+    let mut report = |plan: Result<omniflash_core::AttentionPlan>| match plan {
+        Ok(plan) => println!("{plan}"),
+        Err(error) => {
+            failures += 1;
+            eprintln!("{error}");
+        }
+    };
+    for (_, case) in cases() {
+        report(with_host_problem(&case, |problem| planner.plan(problem)));
+        // Where the check splits keys on a larger or smaller device, it needs the kernel that joins them.
+        let split = support::Case { partitions: Some(2), algorithm: omniflash_core::Algorithm::Auto, ..case };
+        report(with_host_problem(&split, |problem| planner.plan(problem)));
+    }
+    for (_, (_, seqlen, heads, dim), is_causal) in timed() {
+        let host = Stream::host();
+        let shape = (1, (seqlen.0.min(512), 512), heads, dim);
+        report(with_dense_problem(&ReferenceBackend::new(), shape, mask(is_causal), &host, |problem| {
+            planner.plan(problem)
+        }));
+    }
+    println!("{:.1} s", begin.elapsed().as_secs_f64());
+    if failures == 0 { Ok(()) } else { Err(format!("{failures} plans failed")) }
+}
+
+fn check(backend: &CudaBackend) -> Result<(), String> {
+    let mut wrong = 0;
+    for (name, case) in cases() {
+        let begin = Instant::now();
+        match errors(backend, &case) {
+            Ok((errors, plan)) => {
+                let verdict = if errors.are_fine(case.dtype) { "ok" } else { "WRONG" };
+                wrong += usize::from(verdict == "WRONG");
+                println!(
+                    "{verdict:5} rms {:.2e} lse {:.2e} {:.2} s {name} {:?} {:?} {:?} {:?} | {plan}",
+                    errors.relative_rms,
+                    errors.lse,
+                    begin.elapsed().as_secs_f64(),
+                    case.dtype,
+                    case.seqlen,
+                    case.keys,
+                    case.mask
+                );
+            }
+            Err(error) => {
+                wrong += 1;
+                println!("ERROR {name} {case:?}: {error}");
+            }
+        }
+    }
+    println!("{wrong} of {} wrong on {}", cases().len(), backend.info().device_name);
+    if wrong == 0 { Ok(()) } else { Err(format!("{wrong} cases are wrong")) }
+}
+
+fn time(backend: &CudaBackend) -> Result<(), String> {
+    for (name, shape, is_causal) in timed() {
+        match milliseconds(backend, shape, is_causal) {
+            Ok((ms, plan)) => println!("{}", line(&name, shape, is_causal, ms, &plan)),
+            Err(error) => println!("{name}: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// The median of replays of a graph with one launch.
+fn milliseconds(backend: &CudaBackend, shape: Shape, is_causal: bool) -> Result<(f32, String)> {
+    const REPLAYS: usize = 20;
+    let stream = backend.stream()?;
+    with_dense_problem(backend, shape, mask(is_causal), &stream, |problem| {
+        let plan = backend.plan(problem)?;
+        backend.prepare(&plan, problem, &stream)?;
+        let graph = backend.capture(&stream, || launch(backend, problem, &stream).map(drop))?;
+        let (begin, end) = (backend.event()?, backend.event()?);
+        let mut times = Vec::new();
+        for _ in 0..REPLAYS + 3 {
+            // Zeroed on the stream, then given back: what it displaces is the cache.
+            drop(backend.alloc(FLUSH_BYTES, &stream)?);
+            begin.record(&stream)?;
+            // SAFETY: the problem's tensors live until `with_dense_problem` has synchronised the stream.
+            unsafe { graph.replay(&stream) }?;
+            end.record(&stream)?;
+            times.push(begin.elapsed_ms(&end)?);
+        }
+        let times = &mut times[3..];
+        times.sort_by(f32::total_cmp);
+        Ok((times[times.len() / 2], plan.to_string()))
+    })
+}
+
+fn line(name: &str, (batch, seqlen, heads, dim): Shape, is_causal: bool, ms: f32, plan: &str) -> String {
+    let seconds = f64::from(ms) * 1e-3;
+    let rate = if seqlen.0 == 1 {
+        let bytes = (2 * batch * seqlen.1 * heads.1 * dim * 2) as f64;
+        format!("\"tbps\":{:.3}", bytes / seconds * 1e-12)
+    } else {
+        let flops = 4.0 * (batch * heads.0 * dim) as f64 * (seqlen.0 * seqlen.1) as f64;
+        format!("\"tflops\":{:.1}", flops * if is_causal { 0.5 } else { 1.0 } / seconds * 1e-12)
+    };
+    format!(
+        "{{\"system\":\"omniflash-cuda\",\"case\":\"{name}\",\"dtype\":\"bfloat16\",\"ms\":{ms:.4},{rate},\"plan\":\"{plan}\"}}"
+    )
+}
+
+fn overhead(backend: &CudaBackend) -> Result<(), String> {
+    let stream = backend.stream().map_err(|error| error.to_string())?;
+    for (what, keys) in [("one kernel", 64), ("split and joined", 8192)] {
+        let measured =
+            with_dense_problem(backend, (1, (1, keys), (8, 8), 128), Mask::Causal, &stream, |problem| {
+                const LAUNCHES: u32 = 200;
+                let run = || -> Result<f64> {
+                    let begin = Instant::now();
+                    for _ in 0..LAUNCHES {
+                        launch_only(backend, problem, &stream)?;
+                    }
+                    let elapsed = begin.elapsed();
+                    backend.synchronize(&stream)?;
+                    Ok(elapsed.as_secs_f64() * 1e6 / f64::from(LAUNCHES))
+                };
+                run()?;
+                let mut times = (0..20).map(|_| run()).collect::<Result<Vec<f64>>>()?;
+                times.sort_by(f64::total_cmp);
+                Ok(times[times.len() / 2])
+            });
+        println!("{what}: {:.2} us a call", measured.map_err(|error| error.to_string())?);
+    }
+    Ok(())
+}
+
+/// What a caller does for each attention: plan (from the cache) and launch.
+fn launch_only(
+    backend: &CudaBackend,
+    problem: &omniflash_core::AttentionProblem<'_>,
+    stream: &Stream,
+) -> Result<()> {
+    let plan = backend.plan(problem)?;
+    // SAFETY: the problem's tensors live until `with_dense_problem` has synchronised the stream.
+    unsafe { backend.launch(&plan, problem, stream) }
+}

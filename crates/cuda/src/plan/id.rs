@@ -1,0 +1,45 @@
+//! Names of architectures and kernels.
+
+use super::KernelChoice;
+use crate::probe::DeviceFacts;
+
+/// The architecture that kernels are compiled for: `sm_90`.
+pub(crate) fn arch(facts: &DeviceFacts) -> String {
+    let (major, minor) = facts.compute_capability;
+    format!("sm_{major}{minor}")
+}
+
+/// Architectures whose machine code runs on this device: its own, then the older ones of its generation.
+pub(crate) fn arch_family(facts: &DeviceFacts) -> impl Iterator<Item = String> {
+    let (major, minor) = facts.compute_capability;
+    (0..=minor).rev().map(move |minor| format!("sm_{major}{minor}"))
+}
+
+/// `fwd-{arch}-{dtype}-d{head_dim}-{tile}-{kv}-{mask}-{score modification}`.
+pub(crate) fn kernel_id(kernel: &KernelChoice, arch: &str, mask_type: &str, score_mod_type: &str) -> String {
+    let instance = match kernel {
+        KernelChoice::Forward(config) => format!("fwd-{arch}-{config}"),
+        KernelChoice::Naive(config) => {
+            format!("naive-{arch}-{}-{}", config.dtype, if config.paged { "paged" } else { "strided" })
+        }
+    };
+    format!("{instance}-{}-{}", name(mask_type), name(score_mod_type))
+}
+
+/// A C++ type as part of a name, namespaces left out: `And<Chunked, source0::Mine>` is `and(chunked,mine)`.
+fn name(cpp_type: &str) -> String {
+    let mut name = String::with_capacity(cpp_type.len());
+    for c in cpp_type.chars() {
+        match c {
+            '<' => name.push('('),
+            '>' => name.push(')'),
+            ' ' => {}
+            ':' => {
+                let kept = name.trim_end_matches(|c: char| c.is_alphanumeric() || c == '_').len();
+                name.truncate(kept);
+            }
+            c => name.push(c.to_ascii_lowercase()),
+        }
+    }
+    name
+}

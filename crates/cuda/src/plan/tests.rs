@@ -1,0 +1,244 @@
+use std::fmt::Write as _;
+
+use omniflash_core::{
+    AttentionOptions, AttentionProblem, DeviceId, KvCache, Layout, Query, Swizzle, TensorMut, TensorRef,
+};
+
+use super::*;
+
+pub(crate) fn facts(compute_capability: (u32, u32)) -> DeviceFacts {
+    let (multiprocessors, shared, l2) = match compute_capability {
+        (9, 0) => (132, 227, 50),
+        (8, 0) => (108, 163, 40),
+        (8, 9) => (128, 99, 72),
+        _ => (84, 99, 6),
+    };
+    DeviceFacts {
+        ordinal: 0,
+        name: "test".into(),
+        compute_capability,
+        memory_bytes: 80 << 30,
+        multiprocessors,
+        shared_memory_bytes: shared << 10,
+        l2_bytes: l2 << 20,
+        has_memory_pools: true,
+        driver: "13.0".into(),
+    }
+}
+
+/// A shape with the sizes of dense tensors that nothing reads.
+fn shape(
+    batch: usize,
+    (seqlen_q, seqlen_k): (usize, usize),
+    heads: (usize, usize),
+    dim: usize,
+    dtype: DType,
+) -> ProblemShape {
+    let tensor = |shape: &[usize]| {
+        // SAFETY: a plan reads no memory; the device makes every host access refuse.
+        unsafe { TensorRef::from_raw(1 << 20, dtype, Layout::contiguous(shape).unwrap(), DeviceId::Cuda(0)) }
+    };
+    let (q, out) = ([batch, seqlen_q, heads.0, dim], [batch, seqlen_q, heads.0, dim]);
+    let kv = tensor(&[batch, seqlen_k, heads.1, dim]);
+    // SAFETY: as above; far from the inputs.
+    let out =
+        unsafe { TensorMut::from_raw(1 << 50, dtype, Layout::contiguous(&out).unwrap(), DeviceId::Cuda(0)) };
+    let problem = AttentionProblem::new(
+        Query::padded(tensor(&q)),
+        KvCache::dense(kv.clone(), kv),
+        out,
+        None,
+        &AttentionOptions::new(),
+    )
+    .unwrap();
+    *problem.shape()
+}
+
+fn choose_with(
+    shape: &ProblemShape,
+    facts: &DeviceFacts,
+    config: AttentionConfig,
+    mask_type: &str,
+) -> Result<Choice> {
+    choose(&Request { backend: "cuda:0", facts, shape, config: &config, mask_type, is_aligned: true })
+}
+
+fn tiled(choice: &Choice) -> ForwardConfig {
+    match choice.kernel {
+        KernelChoice::Forward(config) => config,
+        KernelChoice::Naive(_) => panic!("naive"),
+    }
+}
+
+/// One line for each problem: kernel, packing, section, partitions, shared memory, reason.
+fn table(capability: (u32, u32)) -> String {
+    let facts = facts(capability);
+    let mut text = String::new();
+    let problems: &[(&str, ProblemShape)] = &[
+        ("prefill d64", shape(4, (4096, 4096), (16, 16), 64, DType::BF16)),
+        ("prefill d80", shape(4, (4096, 4096), (16, 16), 80, DType::BF16)),
+        ("prefill d128", shape(4, (4096, 4096), (16, 16), 128, DType::F16)),
+        ("prefill d192", shape(4, (4096, 4096), (16, 16), 192, DType::BF16)),
+        ("prefill d256", shape(4, (4096, 4096), (8, 8), 256, DType::BF16)),
+        ("prefill f32 d64", shape(4, (1024, 1024), (16, 16), 64, DType::F32)),
+        ("prefill f32 d256", shape(4, (1024, 1024), (16, 16), 256, DType::F32)),
+        ("gqa prefill d128", shape(1, (1000, 1000), (32, 8), 128, DType::BF16)),
+        ("decode 1x4k d128", shape(1, (1, 4096), (32, 8), 128, DType::BF16)),
+        ("decode 1x128k d128", shape(1, (1, 131_072), (32, 8), 128, DType::BF16)),
+        ("decode 16x8k d128", shape(16, (1, 8192), (32, 8), 128, DType::BF16)),
+        ("decode 64x4k d128", shape(64, (1, 4096), (32, 8), 128, DType::BF16)),
+        ("decode mha d128", shape(16, (1, 4096), (32, 32), 128, DType::BF16)),
+        ("decode mqa d256", shape(8, (1, 8192), (16, 1), 256, DType::BF16)),
+        ("speculative 5 rows", shape(8, (5, 2048), (64, 8), 64, DType::BF16)),
+        ("short keys", shape(1, (1, 128), (8, 8), 64, DType::BF16)),
+    ];
+    for (name, shape) in problems {
+        for mask_type in ["NoMask", "Causal"] {
+            let choice = choose_with(shape, &facts, AttentionConfig::default(), mask_type).unwrap();
+            let config = tiled(&choice);
+            writeln!(
+                text,
+                "{name} {mask_type}: {config} pack {} section {} shared {} | {}",
+                choice.heads_per_tile,
+                choice.section,
+                config.shared_memory_bytes(),
+                choice.reason
+            )
+            .unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn plans_for_hopper_are_these() {
+    insta::assert_snapshot!(table((9, 0)));
+}
+
+#[test]
+fn plans_for_ampere_are_these() {
+    insta::assert_snapshot!(table((8, 0)));
+}
+
+#[test]
+fn plans_for_ada_are_these() {
+    insta::assert_snapshot!(table((8, 9)));
+}
+
+#[test]
+fn every_default_tile_can_be_built_and_fits() {
+    for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)] {
+        let facts = facts(capability);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for dim in (8..=256).step_by(8) {
+                for (rows, heads) in [(1, (8, 8)), (1, (32, 4)), (7, (8, 1)), (40, (8, 8)), (4096, (8, 2))] {
+                    let shape = shape(2, (rows, 4096), heads, dim, dtype);
+                    for mask_type in ["NoMask", "Causal"] {
+                        let choice =
+                            choose_with(&shape, &facts, AttentionConfig::default(), mask_type).unwrap();
+                        let config = tiled(&choice);
+                        config.check().unwrap();
+                        assert!(config.shared_memory_bytes() <= facts.shared_memory_bytes, "{config}");
+                        assert!((1..=128).contains(&choice.num_partitions));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn given_partitions_are_kept_whatever_the_batch() {
+    for batch in [1, 3, 64] {
+        let config = AttentionConfig { num_partitions: Some(7), ..AttentionConfig::default() };
+        let shape = shape(batch, (1, 4096), (8, 8), 128, DType::BF16);
+        assert_eq!(choose_with(&shape, &facts((9, 0)), config, "Causal").unwrap().num_partitions, 7);
+    }
+}
+
+#[test]
+fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible() {
+    let shape = shape(4, (4096, 4096), (16, 16), 128, DType::BF16);
+    let facts = facts((9, 0));
+    let none = AttentionConfig::default();
+    let honoured = AttentionConfig {
+        algorithm: Algorithm::Flash2,
+        block_m: Some(64),
+        block_n: Some(96),
+        block_k: Some(128),
+        warp_m: Some(16),
+        warp_n: Some(96),
+        num_pipeline_stages: Some(1),
+        k_group_size: Some(1),
+        split_within_block: Some(false),
+        ..none
+    };
+    let config = tiled(&choose_with(&shape, &facts, honoured, "NoMask").unwrap());
+    assert_eq!((config.block_m, config.block_n, config.warps, config.stages), (64, 96, 4, 1));
+    let refused = [
+        AttentionConfig { algorithm: Algorithm::Flash3, ..none },
+        AttentionConfig { block_m: Some(72), ..none },
+        AttentionConfig { block_n: Some(48), ..none },
+        AttentionConfig { block_n: Some(256), num_pipeline_stages: Some(4), ..none },
+        AttentionConfig { block_k: Some(32), ..none },
+        AttentionConfig { warp_m: Some(24), ..none },
+        AttentionConfig { warp_n: Some(16), ..none },
+        AttentionConfig { num_pipeline_stages: Some(9), ..none },
+        AttentionConfig { k_group_size: Some(2), ..none },
+        AttentionConfig { num_partitions: Some(70_000), ..none },
+        AttentionConfig { split_within_block: Some(true), ..none },
+        AttentionConfig { swizzle: Some(Swizzle::None), ..none },
+        AttentionConfig { algorithm: Algorithm::Naive, block_m: Some(64), ..none },
+        AttentionConfig { algorithm: Algorithm::Naive, num_partitions: Some(2), ..none },
+    ];
+    let errors: Vec<String> = refused
+        .into_iter()
+        .map(|config| choose_with(&shape, &facts, config, "NoMask").unwrap_err().to_string())
+        .collect();
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn an_old_device_is_told_what_works_there() {
+    let shape = shape(1, (16, 16), (1, 1), 64, DType::F16);
+    let error = choose_with(&shape, &facts((7, 5)), AttentionConfig::default(), "NoMask").unwrap_err();
+    assert!(error.to_string().contains("algorithm naive works"), "{error}");
+    let naive = AttentionConfig { algorithm: Algorithm::Naive, ..AttentionConfig::default() };
+    assert!(choose_with(&shape, &facts((7, 5)), naive, "NoMask").is_ok());
+}
+
+#[test]
+fn wide_heads_are_refused_by_the_tiles_and_taken_by_the_naive_kernel() {
+    let shape = shape(1, (16, 16), (1, 1), 264, DType::F16);
+    assert!(choose_with(&shape, &facts((9, 0)), AttentionConfig::default(), "NoMask").is_err());
+    let naive = AttentionConfig { algorithm: Algorithm::Naive, ..AttentionConfig::default() };
+    assert!(choose_with(&shape, &facts((9, 0)), naive, "NoMask").is_ok());
+}
+
+#[test]
+fn only_masks_that_hide_the_future_are_causal() {
+    for (mask_type, causal) in [
+        ("Causal", true),
+        ("And<Chunked, Causal>", true),
+        ("Not<Causal>", false),
+        ("Or<PrefixLm, Causal>", false),
+        ("NoMask", false),
+    ] {
+        assert_eq!(is_causal(mask_type), causal, "{mask_type}");
+    }
+}
+
+#[test]
+fn kernel_ids_name_everything_chosen() {
+    let shape = shape(1, (4096, 4096), (8, 8), 128, DType::BF16);
+    let facts = facts((9, 0));
+    let choice = choose_with(&shape, &facts, AttentionConfig::default(), "And<Chunked, Causal>").unwrap();
+    let id = kernel_id(&choice.kernel, &arch(&facts), "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>");
+    assert_eq!(id, "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
+}
+
+#[test]
+fn machine_code_of_older_devices_of_a_generation_is_tried_too() {
+    assert_eq!(arch_family(&facts((8, 9))).collect::<Vec<_>>()[..2], ["sm_89", "sm_88"]);
+    assert_eq!(arch_family(&facts((9, 0))).collect::<Vec<_>>(), ["sm_90"]);
+}

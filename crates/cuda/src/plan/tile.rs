@@ -1,0 +1,142 @@
+//! Tiles: how many rows and keys, how many warps and stages, and which heads share one.
+
+use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
+use omniflash_kernels_cuda::ForwardConfig;
+
+use super::{Request, is_causal, is_half};
+
+/// Rows of a warp: one or two products of 16 rows.
+const WARP_ROWS: usize = 16;
+
+/// A tile and its packing.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TileChoice {
+    pub(crate) config: ForwardConfig,
+    pub(crate) heads_per_tile: usize,
+    pub(crate) reason: String,
+}
+
+/// The tile for a sequence of `rows` queries, with what the caller fixed.
+pub(crate) fn choose(request: &Request<'_>, rows: usize) -> Result<TileChoice> {
+    let shape = request.shape;
+    let limit = request.facts.shared_memory_bytes;
+    let base = ForwardConfig::new(shape.dtype, shape.head_dim, shape.value_dim, limit, request.backend)?;
+    let base = ForwardConfig {
+        paged: shape.kv_kind == KvKind::Paged,
+        vector_loads: request.is_aligned,
+        ..small_memory_tile(request, base)
+    };
+    let heads_per_tile = packed_heads(rows, shape.group_size(), base.block_m);
+    let (default, reason) = few_rows_tile(base, rows * heads_per_tile);
+    let config = fixed(request.config, default)?;
+    if config != default {
+        config.check()?;
+    }
+    if config.shared_memory_bytes() > limit {
+        return Err(Error::value(
+            "config",
+            format!(
+                "block_m {}, block_n {} with num_pipeline_stages {}",
+                config.block_m, config.block_n, config.stages
+            ),
+            format!(
+                "a tile of at most {limit} bytes of shared memory, this one has {}; block_m {}, block_n {} with \
+                 num_pipeline_stages {} fits",
+                config.shared_memory_bytes(),
+                default.block_m,
+                default.block_n,
+                default.stages
+            ),
+        ));
+    }
+    let reason = if config == default { reason } else { format!("{reason}, then as configured") };
+    Ok(TileChoice { config, heads_per_tile, reason })
+}
+
+/// Devices with about 100 KiB of shared memory (8.6, 8.9, 12.0) hold two blocks only of smaller tiles: square ones
+/// under a causal mask, where less of the diagonal is wasted, flat ones without.
+fn small_memory_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfig {
+    const SMALL: usize = 100 << 10;
+    let wide = base.head_dim.max(base.value_dim);
+    if request.facts.shared_memory_bytes > SMALL || !is_half(base.dtype) || !(65..=128).contains(&wide) {
+        return base;
+    }
+    let (block_m, block_n) = if is_causal(request.mask_type) { (64, 64) } else { (128, 32) };
+    ForwardConfig { block_m, block_n, warps: 4, stages: 1, ..base }
+}
+
+/// Packs the heads of a group into one tile where that saves at least a tenth of the tiles.
+fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
+    let separate = rows.div_ceil(block_m) * group_size;
+    let packed = (rows * group_size).div_ceil(block_m);
+    if group_size > 1 && 10 * packed <= 9 * separate { group_size } else { 1 }
+}
+
+/// Fewer rows than a tile has need fewer warps, not idle ones; more blocks then fit on a multiprocessor and keep more
+/// loads in flight.
+fn few_rows_tile(base: ForwardConfig, rows: usize) -> (ForwardConfig, String) {
+    let warps = rows.div_ceil(WARP_ROWS).next_power_of_two();
+    if warps * WARP_ROWS >= base.block_m || warps > base.warps {
+        return (base, format!("tile {}x{} for {rows} rows", base.block_m, base.block_n));
+    }
+    // The memory of the rows given up goes to stages: with few rows, loads are what there is to wait for.
+    let config = ForwardConfig { block_m: WARP_ROWS * warps, warps, stages: base.stages.max(2), ..base };
+    let config = if config.shared_memory_bytes() > base.shared_memory_bytes() {
+        ForwardConfig { stages: base.stages, ..config }
+    } else {
+        config
+    };
+    (config, format!("tile {}x{} for only {rows} rows", config.block_m, config.block_n))
+}
+
+/// Sets what the caller fixed.
+fn fixed(config: &AttentionConfig, default: ForwardConfig) -> Result<ForwardConfig> {
+    let mut chosen = default;
+    if let Some(block_m) = config.block_m {
+        let warps = match config.warp_m {
+            Some(warp_m) => block_m / warp_m,
+            // As many rows a warp as by default, if that can be.
+            None if block_m.is_multiple_of(2 * WARP_ROWS)
+                && 2 * WARP_ROWS * default.warps == default.block_m =>
+            {
+                block_m / (2 * WARP_ROWS)
+            }
+            None => block_m / WARP_ROWS,
+        };
+        (chosen.block_m, chosen.warps) = (block_m, warps);
+    } else if let Some(warp_m) = config.warp_m {
+        chosen.warps = default.block_m / warp_m;
+    }
+    if let Some(warp_m) = config.warp_m
+        && (![WARP_ROWS, 2 * WARP_ROWS].contains(&warp_m) || chosen.block_m != warp_m * chosen.warps)
+    {
+        return Err(Error::value(
+            "config.warp_m",
+            warp_m,
+            format!("16 or 32, a divisor of block_m {}", chosen.block_m),
+        ));
+    }
+    chosen.block_n = config.block_n.unwrap_or(default.block_n);
+    chosen.stages = config.num_pipeline_stages.unwrap_or(default.stages);
+    check_fixed_parts(config, &chosen)?;
+    Ok(chosen)
+}
+
+/// Fields of which these kernels have one value.
+fn check_fixed_parts(config: &AttentionConfig, chosen: &ForwardConfig) -> Result<()> {
+    let only = |name: &str, asked: Option<usize>, value: usize, why: &str| match asked {
+        Some(asked) if asked != value => {
+            Err(Error::value(format!("config.{name}"), asked, format!("{value}: {why}")))
+        }
+        _ => Ok(()),
+    };
+    only("block_k", config.block_k, chosen.head_dim, "a tile holds whole vectors")?;
+    only("warp_n", config.warp_n, chosen.block_n, "a warp sees all keys of a tile")?;
+    only("k_group_size", config.k_group_size, 1, "a tile holds whole vectors")?;
+    match config.swizzle {
+        Some(swizzle) if swizzle != Swizzle::B128 => {
+            Err(Error::value("config.swizzle", swizzle.bytes(), "128: the pattern of its tiles"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,378 @@
+//! The host side on a fake driver: what is asked of it, in which order, and what is never asked.
+
+mod emulated;
+mod fake;
+
+use bytemuck::Zeroable;
+use omniflash_core::{
+    AttentionOptions, AttentionProblem, Backend, DType, DeviceId, Error, KvCache, Mask, Query, Result,
+    ScoreMod, Stream, Support, Tensor, TensorMut,
+};
+use omniflash_device::parameters::{AttentionParameters, KeyForm, QueryForm, SinkForm};
+
+use crate::probe::Absent;
+use crate::{CudaBackend, interop};
+use fake::Fake;
+
+/// q, k, v and out on the device.
+struct Tensors {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+}
+
+impl Tensors {
+    fn new(
+        backend: &CudaBackend,
+        stream: &Stream,
+        seqlen: (usize, usize),
+        heads: (usize, usize),
+        dim: usize,
+    ) -> Self {
+        let zeros = |shape: &[usize]| Tensor::zeros(backend, DType::BF16, shape, stream).unwrap();
+        Tensors {
+            q: zeros(&[2, seqlen.0, heads.0, dim]),
+            k: zeros(&[2, seqlen.1, heads.1, dim]),
+            v: zeros(&[2, seqlen.1, heads.1, dim]),
+            out: zeros(&[2, seqlen.0, heads.0, dim]),
+        }
+    }
+
+    fn problem<'a>(&'a mut self, options: &AttentionOptions<'a>) -> AttentionProblem<'a> {
+        let (query, kv) = (Query::padded(self.q.view()), KvCache::dense(self.k.view(), self.v.view()));
+        AttentionProblem::new(query, kv, self.out.view_mut(), None, options).unwrap()
+    }
+}
+
+/// Plans and launches.
+fn launch(backend: &CudaBackend, problem: &AttentionProblem<'_>, stream: &Stream) -> Result<()> {
+    let plan = backend.plan(problem)?;
+    // SAFETY: the fake driver touches no tensor.
+    unsafe { backend.launch(&plan, problem, stream) }
+}
+
+fn parameters(launch: &fake::FakeLaunch) -> AttentionParameters {
+    let mut parameters = AttentionParameters::zeroed();
+    let bytes = bytemuck::bytes_of_mut(&mut parameters);
+    bytes.copy_from_slice(&launch.parameters[..bytes.len()]);
+    parameters
+}
+
+#[test]
+fn a_library_without_one_of_the_functions_is_data_that_names_it() {
+    for symbol in ["cuMemAllocAsync", "cuStreamGetId", "cuLaunchKernel", "cuDriverGetVersion"] {
+        let Some(fake) = Fake::build(&[&format!("{symbol}=omitted_{symbol}")]) else { return };
+        assert_eq!(fake.probe().unwrap_err(), Absent::MissingSymbol(symbol.into()));
+    }
+}
+
+#[test]
+fn an_old_driver_a_driver_that_fails_and_one_without_device_are_data() {
+    let Some(old) = Fake::build(&["VERSION=11080"]) else { return };
+    let Absent::DriverTooOld { have, need } = old.probe().unwrap_err() else { panic!("it is old") };
+    assert_eq!((have.as_str(), need.as_str()), ("11.8", "12.0"));
+    for defines in [["DEVICES=0"], ["INIT=100"]] {
+        assert_eq!(Fake::build(&defines).unwrap().probe().unwrap_err(), Absent::NoDevice);
+    }
+    let failed = Fake::build(&["INIT=999"]).unwrap().probe().unwrap_err();
+    assert!(
+        matches!(&failed, Absent::InitFailed(text) if text.contains("cuInit failed with 999")),
+        "{failed}"
+    );
+}
+
+#[test]
+fn a_backend_says_who_it_is() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let info = backend.info();
+    assert_eq!((info.name.as_str(), info.arch.as_str(), info.units), ("cuda:0", "sm_90", 132));
+    assert_eq!((info.device, info.device_name.as_str()), (DeviceId::Cuda(0), "Fake GPU"));
+    assert_eq!(info.driver.as_deref(), Some("CUDA 13.0"));
+}
+
+#[test]
+fn data_goes_to_the_device_and_back() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let values: Vec<f32> = (0..100).map(|i| i as f32).collect();
+    let tensor = Tensor::from_slice(&backend, &values, &[4, 25], &stream).unwrap();
+    assert_eq!(tensor.to_vec::<f32>(&backend, &stream).unwrap(), values);
+    let zeros = Tensor::zeros(&backend, DType::F32, &[9], &stream).unwrap();
+    assert_eq!(zeros.to_vec::<f32>(&backend, &stream).unwrap(), [0.0; 9]);
+    let mut small = backend.alloc(3, &stream).unwrap();
+    assert!(matches!(backend.copy_to_device(&[0; 4], &mut small, &stream), Err(Error::Shape { .. })));
+    assert!(matches!(backend.copy_to_host(&small, &mut [0; 4], &stream), Err(Error::Shape { .. })));
+    assert!(matches!(backend.synchronize(&Stream::host()), Err(Error::Device { .. })));
+}
+
+#[test]
+fn a_launch_passes_addresses_strides_and_forms() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    fake.set_sizes(size_of::<AttentionParameters>(), 32);
+    let mut tensors = Tensors::new(&backend, &stream, (300, 500), (8, 2), 128);
+    let (q, out) = (tensors.q.view().address(), tensors.out.view().address());
+    let sinks = Tensor::zeros(&backend, DType::F16, &[8], &stream).unwrap();
+    let lengths = Tensor::from_slice(&backend, &[400i32, 1], &[2], &stream).unwrap();
+    let options = AttentionOptions::new()
+        .mask(Mask::SlidingWindow { left: 63, right: 1 })
+        .sinks(sinks.view())
+        .softmax_scale(0.5)
+        .num_partitions(1);
+    let kv = KvCache::Dense { k: tensors.k.view(), v: tensors.v.view(), lengths: Some(lengths.view()) };
+    let problem =
+        AttentionProblem::new(Query::padded(tensors.q.view()), kv, tensors.out.view_mut(), None, &options)
+            .unwrap();
+    let plan = backend.plan(&problem).unwrap();
+    launch(&backend, &problem, &stream).unwrap();
+    let launches = fake.launches();
+    assert_eq!(launches.len(), 1);
+    let found = &launches[0];
+    assert_eq!((found.entry(), found.stream), ("omniflash_forward", stream.raw()));
+    assert_eq!(
+        (found.grid, found.block, found.shared as usize),
+        (plan.grid, plan.block_threads, plan.shared_memory_bytes)
+    );
+    assert!(plan.shared_memory_bytes > 48 << 10, "so that the function's limit had to be raised");
+    let found_parameters = parameters(found);
+    assert_eq!((found_parameters.q.data.0, found_parameters.out.data.0), (q, out));
+    let q = found_parameters.q;
+    assert_eq!((q.batch_stride, q.row_stride, q.head_stride), (300 * 1024, 1024, 128));
+    assert_eq!(found_parameters.key_form, u32::from(KeyForm::DenseLengths));
+    assert_eq!(found_parameters.query_form, u32::from(QueryForm::Padded));
+    assert_eq!(found_parameters.sink_form, u32::from(SinkForm::F16));
+    assert_eq!(found_parameters.key_lengths.data.0, lengths.view().address());
+    assert_eq!((found_parameters.group_size, found_parameters.softmax_scale), (4, 0.5));
+    assert_eq!(found.functor[..8], [63i32.to_ne_bytes(), 1i32.to_ne_bytes()].concat());
+}
+
+#[test]
+fn a_second_launch_only_launches() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+    let even = Mask::from_fn(|_, _, _, k| k % 2 == 0);
+    for options in [
+        AttentionOptions::new().num_partitions(1),
+        AttentionOptions::new(),
+        AttentionOptions::new().mask(even),
+    ] {
+        let problem = tensors.problem(&options);
+        launch(&backend, &problem, &stream).unwrap();
+        let asked = [
+            "cuMemAllocAsync",
+            "cuMemcpyHtoDAsync_v2",
+            "cuStreamSynchronize",
+            "cuModuleLoadDataEx",
+            "cuMemFreeAsync",
+        ];
+        let before = asked.map(|name| fake.calls(name));
+        let launches = fake.launches().len();
+        let plan = backend.plan(&problem).unwrap();
+        launch(&backend, &problem, &stream).unwrap();
+        assert_eq!(asked.map(|name| fake.calls(name)), before, "{plan}");
+        let kernels = if plan.num_partitions > 1 { 2 } else { 1 };
+        assert_eq!(fake.launches().len() - launches, kernels, "{plan}");
+    }
+}
+
+#[test]
+fn partitions_are_joined_from_one_workspace() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    fake.set_sizes(size_of::<AttentionParameters>(), 16);
+    let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+    let options = AttentionOptions::new().num_partitions(8);
+    let problem = tensors.problem(&options);
+    let plan = backend.plan(&problem).unwrap();
+    launch(&backend, &problem, &stream).unwrap();
+    let launches = fake.launches();
+    assert_eq!(
+        launches.iter().map(fake::FakeLaunch::entry).collect::<Vec<_>>(),
+        ["omniflash_forward", "omniflash_combine"]
+    );
+    let (forward, combine) = (parameters(&launches[0]), parameters(&launches[1]));
+    assert_eq!(forward, combine);
+    assert_eq!(forward.num_partitions, 8);
+    let partial_out_bytes = 8 * 2 * 8 * 128 * 4;
+    assert_eq!(forward.partial_lse.0 - forward.partial_out.0, partial_out_bytes);
+    assert_eq!(plan.workspace_bytes as u64, partial_out_bytes + 8 * 2 * 8 * 4);
+}
+
+#[test]
+fn workspace_grows_and_what_graphs_use_is_kept() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (1, 65536), (8, 2), 128);
+    let with = |partitions| AttentionOptions::new().num_partitions(partitions);
+    let base = fake.live_bytes();
+    launch(&backend, &tensors.problem(&with(4)), &stream).unwrap();
+    assert_eq!(fake.live_bytes() - base, 1 << 20);
+    launch(&backend, &tensors.problem(&with(600)), &stream).unwrap();
+    assert_eq!(fake.live_bytes() - base, 5 << 20, "the smaller one is freed");
+    backend.capture(&stream, || launch(&backend, &tensors.problem(&with(600)), &stream)).unwrap();
+    launch(&backend, &tensors.problem(&with(2000)), &stream).unwrap();
+    assert_eq!(fake.live_bytes() - base, (5 << 20) + (16 << 20), "a graph uses the smaller one");
+}
+
+#[test]
+fn capture_refuses_what_is_not_prepared_and_takes_what_is() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+    let options = AttentionOptions::new().num_partitions(8).mask(Mask::from_fn(|_, _, _, k| k % 3 == 0));
+    let problem = tensors.problem(&options);
+    let refused = backend.capture(&stream, || launch(&backend, &problem, &stream)).unwrap_err();
+    assert!(refused.to_string().contains("CudaBackend::prepare"), "{refused}");
+    backend.synchronize(&stream).expect("the stream is out of capture again");
+    let plan = backend.plan(&problem).unwrap();
+    backend.prepare(&plan, &problem, &stream).unwrap();
+    assert_eq!(fake.launches().len(), 0);
+    let graph = backend.capture(&stream, || launch(&backend, &problem, &stream)).unwrap();
+    assert_eq!(fake.launches().len(), 2);
+    // SAFETY: the fake driver replays nothing.
+    unsafe { graph.replay(&stream) }.unwrap();
+    assert_eq!(fake.calls("cuGraphLaunch"), 1);
+}
+
+#[test]
+fn a_closure_is_evaluated_and_copied_once_a_stream() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let (stream, other) = (backend.stream().unwrap(), backend.stream().unwrap());
+    let mut tensors = Tensors::new(&backend, &stream, (64, 64), (8, 2), 128);
+    let mask = Mask::from_fn(|_, _, q, k| (q + k) % 2 == 0);
+    let mut copies = Vec::new();
+    for (mask, stream) in
+        [(&mask, &stream), (&mask, &stream), (&mask, &other), (&Mask::from_fn(|_, _, _, k| k > 3), &stream)]
+    {
+        let options = AttentionOptions::new().mask(mask.clone());
+        launch(&backend, &tensors.problem(&options), stream).unwrap();
+        copies.push(fake.calls("cuMemcpyHtoDAsync_v2"));
+    }
+    assert_eq!(copies, [1, 1, 2, 3]);
+    let options = AttentionOptions::new().mask(mask);
+    let starts = Tensor::from_slice(&backend, &[0i32, 0], &[2], &stream).unwrap();
+    let options = options.query_start(starts.view());
+    let error = launch(&backend, &tensors.problem(&options), &stream).unwrap_err();
+    assert!(error.to_string().contains("device source"), "{error}");
+}
+
+#[test]
+fn everything_is_given_back() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    {
+        let backend = fake.backend();
+        let stream = backend.stream().unwrap();
+        let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+        let options = AttentionOptions::new().num_partitions(8).mask(Mask::from_fn(|_, _, _, k| k > 9));
+        launch(&backend, &tensors.problem(&options), &stream).unwrap();
+        let graph =
+            backend.capture(&stream, || launch(&backend, &tensors.problem(&options), &stream)).unwrap();
+        // SAFETY: the default stream always exists.
+        let foreign = unsafe { interop::stream(0, std::ptr::null_mut()) };
+        launch(&backend, &tensors.problem(&options), &foreign).unwrap();
+        let (begin, end) = (backend.event().unwrap(), backend.event().unwrap());
+        begin.record(&stream).unwrap();
+        end.record(&stream).unwrap();
+        assert_eq!(begin.elapsed_ms(&end).unwrap(), 1.5);
+        drop(graph);
+        assert!(fake.live_bytes() > 0 && fake.live_objects() > 0);
+    }
+    assert_eq!((fake.live_bytes(), fake.live_objects(), fake.context_depth()), (0, 0, 0));
+}
+
+#[test]
+fn failures_are_typed_and_leave_the_backend_usable() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    fake.set_memory_limit(1000);
+    let error = backend.alloc(4096, &stream).unwrap_err();
+    assert_eq!(error, Error::OutOfMemory { device: "cuda:0".into(), bytes: 4096 });
+    fake.set_memory_limit(1 << 30);
+    let mut tensors = Tensors::new(&backend, &stream, (16, 16), (8, 2), 128);
+    launch(&backend, &tensors.problem(&AttentionOptions::new()), &stream).unwrap();
+    fake.fail("cuStreamSynchronize", 700);
+    let error = backend.synchronize(&stream).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cuStreamSynchronize failed with 700: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered"
+    );
+    fake.fail("cuLaunchKernel", 1);
+    assert!(launch(&backend, &tensors.problem(&AttentionOptions::new()), &stream).is_err());
+    launch(&backend, &tensors.problem(&AttentionOptions::new()), &stream).unwrap();
+    assert_eq!(fake.context_depth(), 0, "the caller's context is current again");
+}
+
+#[test]
+fn a_kernel_that_the_driver_refuses_comes_with_its_log() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend_with_image(b"damaged");
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (16, 16), (8, 2), 128);
+    let error = launch(&backend, &tensors.problem(&AttentionOptions::new()), &stream).unwrap_err();
+    assert!(
+        matches!(&error, Error::Driver { code: 218, text, .. } if text.contains("ptxas fatal")),
+        "{error}"
+    );
+}
+
+#[test]
+fn empty_problems_launch_nothing() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (0, 16), (8, 2), 128);
+    launch(&backend, &tensors.problem(&AttentionOptions::new()), &stream).unwrap();
+    assert_eq!(fake.launches().len(), 0);
+    let mut tensors = Tensors::new(&backend, &stream, (16, 0), (8, 2), 128);
+    launch(&backend, &tensors.problem(&AttentionOptions::new()), &stream).unwrap();
+    assert_eq!(fake.launches().len(), 1, "rows without keys are still written");
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_any_launch() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (16, 16), (8, 2), 128);
+    assert_eq!(backend.supports(&tensors.problem(&AttentionOptions::new())), Support::Yes);
+    let closure = AttentionOptions::new().score_mod(ScoreMod::from_fn(|score, _, _, _, _| score));
+    let Support::No(error) = backend.supports(&tensors.problem(&closure)) else {
+        panic!("a GPU cannot call it")
+    };
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    let mut odd = Tensors::new(&backend, &stream, (16, 16), (8, 2), 20);
+    let Support::Slow(why) = backend.supports(&odd.problem(&AttentionOptions::new())) else {
+        panic!("40-byte rows")
+    };
+    assert!(why.contains("16 bytes"), "{why}");
+    // A plan for other sizes is refused, not launched.
+    let plan = backend.plan(&tensors.problem(&AttentionOptions::new())).unwrap();
+    // SAFETY: the fake driver touches no tensor.
+    let refused =
+        unsafe { backend.launch(&plan, &odd.problem(&AttentionOptions::new()), &stream) }.unwrap_err();
+    assert!(refused.to_string().starts_with("plan is made for"), "{refused}");
+    let host = [0.0f32; 64];
+    let mut out = [0.0f32; 64];
+    let view = omniflash_core::TensorRef::from_slice(&host, &[1, 1, 1, 64]).unwrap();
+    let out = TensorMut::from_slice(&mut out, &[1, 1, 1, 64]).unwrap();
+    let problem = AttentionProblem::new(
+        Query::padded(view.clone()),
+        KvCache::dense(view.clone(), view),
+        out,
+        None,
+        &AttentionOptions::new(),
+    )
+    .unwrap();
+    assert!(matches!(backend.plan(&problem), Err(Error::Device { .. })));
+}

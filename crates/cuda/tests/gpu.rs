@@ -1,0 +1,181 @@
+//! On a GPU: results against the reference, repetition, graphs, faults. Without one each test says why it is skipped.
+//!
+//! The test binary runs by itself on a machine without cargo: kernels come from `OMNIFLASH_KERNELS`, from the cache
+//! that `OMNIFLASH_CACHE` names, or from NVRTC there.
+
+#[allow(dead_code, unreachable_pub, reason = "shared with an example")]
+mod support;
+
+use omniflash_core::{Algorithm, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor};
+use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
+
+macro_rules! gpu_or_return {
+    () => {
+        match gpu() {
+            Ok(backend) => backend,
+            Err(reason) => {
+                println!("skipped: {reason}");
+                return;
+            }
+        }
+    };
+}
+
+#[test]
+fn every_case_agrees_with_the_reference() {
+    let backend = gpu_or_return!();
+    let mut wrong = Vec::new();
+    for (name, case) in cases() {
+        match errors(&backend, &case) {
+            Ok((errors, plan)) if !errors.are_fine(case.dtype) => {
+                wrong.push(format!("{name}: {errors:?}\n    {case:?}\n    {plan}"));
+            }
+            Ok(_) => {}
+            Err(error) => wrong.push(format!("{name}: {error}\n    {case:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases().len(), wrong.join("\n"));
+}
+
+#[test]
+fn repeated_launches_are_bitwise_equal() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    for partitions in [None, Some(7)] {
+        let case = Case { seqlen: (3, 1000), partitions, mask: MaskKind::Causal, ..Case::new(DType::BF16) };
+        let run =
+            || with_problem(&backend, &case, &stream, |problem| launch(&backend, problem, &stream)).unwrap();
+        let (plan, out, lse) = run();
+        for _ in 0..50 {
+            let (_, again, lse_again) = run();
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!((bits(&again), bits(&lse_again)), (bits(&out), bits(&lse)), "{plan}");
+        }
+    }
+}
+
+#[test]
+fn a_captured_decode_step_sees_lengths_that_change() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let case =
+        Case { seqlen: (1, 512), keys: Keys::Paged(16), partitions: Some(4), ..Case::new(DType::BF16) };
+    let eager = with_problem(&backend, &case, &stream, |problem| launch(&backend, problem, &stream)).unwrap();
+    let (_, out, _) = with_problem(&backend, &case, &stream, |problem| {
+        let plan = backend.plan(problem)?;
+        backend.prepare(&plan, problem, &stream)?;
+        let graph = backend.capture(&stream, || launch(&backend, problem, &stream).map(drop))?;
+        for _ in 0..3 {
+            // SAFETY: the problem's tensors stay allocated until the synchronisation below.
+            unsafe { graph.replay(&stream) }?;
+        }
+        backend.synchronize(&stream)
+    })
+    .unwrap();
+    assert_eq!(out, eager.1, "a replay computes what a launch computes");
+}
+
+#[test]
+fn the_page_table_is_checked_where_it_lies() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let case = Case { seqlen: (1, 100), keys: Keys::Paged(16), ..Case::new(DType::BF16) };
+    with_problem(&backend, &case, &stream, |problem| {
+        // SAFETY: the tables were written by `with_problem`.
+        unsafe { backend.verify_page_table(problem, &stream) }
+    })
+    .unwrap();
+    use omniflash_core::{AttentionOptions, AttentionProblem, KvCache, Query};
+    let zeros = |shape: &[usize]| Tensor::zeros(&backend, DType::BF16, shape, &stream).unwrap();
+    let (q, kv, mut out) = (zeros(&[2, 1, 1, 64]), zeros(&[4, 16, 1, 64]), zeros(&[2, 1, 1, 64]));
+    let table = Tensor::from_slice(&backend, &[0i32, 1, 2, 9, 3, -7], &[2, 3], &stream).unwrap();
+    for (lengths, bad) in
+        [([40i32, 16], None), ([40, 33], Some("page_table[1, 2]")), ([49, 1], Some("kv_lengths[0]"))]
+    {
+        let lengths = Tensor::from_slice(&backend, &lengths, &[2], &stream).unwrap();
+        let kv = KvCache::Paged {
+            k: kv.view(),
+            v: kv.view(),
+            page_table: table.view(),
+            lengths: lengths.view(),
+            max_seqlen: None,
+        };
+        let query = Query::padded(q.view());
+        let problem =
+            AttentionProblem::new(query, kv, out.view_mut(), None, &AttentionOptions::new()).unwrap();
+        // SAFETY: the tables were written above.
+        let answer = unsafe { backend.verify_page_table(&problem, &stream) };
+        match (answer, bad) {
+            // Page 9 is used by the first sequence only where its length says so: three pages of 16.
+            (Ok(()), None) => {}
+            (Err(Error::Value { argument, .. }), Some(bad)) => assert_eq!(argument, bad),
+            (answer, bad) => panic!("{answer:?} for {bad:?}"),
+        }
+    }
+}
+
+/// Every third key, as device source.
+struct Thirds {
+    source: &'static str,
+}
+
+impl MaskFunction for Thirds {
+    fn visible(&self, _: usize, _: usize, _: i64, k: i64) -> bool {
+        k % 3 == 0
+    }
+    fn device_source(&self) -> Option<DeviceSource> {
+        Some(DeviceSource::new("Thirds", self.source, &3i32))
+    }
+}
+
+#[test]
+fn a_users_functor_is_compiled_and_its_errors_reach_the_user() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let shape = (1, (64, 64), (2, 2), 64);
+    let good = Thirds {
+        source: "struct Thirds { int period; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const \
+                 { return at.k % period == 0; } };",
+    };
+    let plan =
+        with_dense_problem(&backend, shape, Mask::custom(good), &stream, |p| launch(&backend, p, &stream));
+    if plan.as_ref().is_err_and(support::is_missing_kernel) {
+        println!("skipped: no compiler here: {}", plan.unwrap_err());
+        return;
+    }
+    assert!(plan.unwrap().contains("thirds"));
+    let bad = Thirds { source: "struct Thirds { int period; no_such_type x; };" };
+    let error =
+        with_dense_problem(&backend, shape, Mask::custom(bad), &stream, |p| launch(&backend, p, &stream));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("no_such_type") && error.contains("functor 0"), "{error}");
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_a_typed_error() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let error = backend.alloc(1 << 46, &stream).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { bytes, .. } if bytes == 1 << 46), "{error}");
+    assert!(Tensor::zeros(&backend, DType::F32, &[16], &stream).is_ok(), "the backend still works");
+}
+
+#[test]
+fn an_unsupported_algorithm_names_one_that_works() {
+    let backend = gpu_or_return!();
+    let case = Case { algorithm: Algorithm::Flash3, ..Case::new(DType::BF16) };
+    let error = errors(&backend, &case).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { nearest, .. } if nearest.contains("flash2")), "{error}");
+}
+
+#[test]
+fn tensors_and_streams_of_others_are_borrowed() {
+    let backend = gpu_or_return!();
+    let owned = backend.stream().unwrap();
+    // SAFETY: the stream is one of device 0 and outlives its borrower.
+    let foreign = unsafe { Stream::from_raw(backend.info().device, owned.raw()) };
+    let case = Case { partitions: Some(3), ..Case::new(DType::F16) };
+    let run =
+        |stream: &Stream| with_problem(&backend, &case, stream, |p| launch(&backend, p, stream)).unwrap().1;
+    assert_eq!(run(&owned), run(&foreign));
+}

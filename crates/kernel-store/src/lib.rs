@@ -1,0 +1,21 @@
+//! Finds, compiles and caches device kernels, for any vendor.
+//!
+//! A [`KernelStore`] answers a [`KernelSource`] with a compiled [`Kernel`] from, in this order: a directory of
+//! prebuilt kernels, kernels embedded in the program, the user's cache directory, the first [`Compiler`] that is
+//! present. One compilation of a kernel runs at a time, in a process and among processes; what a cache holds is
+//! verified before it is used; a cache that cannot be written costs time, never an answer.
+//!
+//! It is a crate of its own, below the GPU backends, because all of its logic is the same for each of them and can
+//! be tested with no GPU and no compiler: a backend adds its compilers and its advice.
+
+mod cache;
+mod compiler;
+mod entry;
+mod kernel;
+mod store;
+
+pub use cache::{CACHE_VARIABLE, DiskCache};
+pub use compiler::{CompileError, Compiler};
+pub use entry::CacheEntry;
+pub use kernel::{Kernel, KernelSource, Origin, prebuilt_name, prebuilt_tag};
+pub use store::{KERNELS_VARIABLE, KernelStore, StoreOptions};

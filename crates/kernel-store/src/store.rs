@@ -1,0 +1,267 @@
+//! The store itself: where a kernel is looked for, and how it comes to be.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use omniflash_core::{Error, Result};
+
+use crate::cache::DiskCache;
+use crate::compiler::{CompileError, Compiler};
+use crate::kernel::{Kernel, KernelSource, Key, Origin, tag_of};
+
+/// Names a directory of prebuilt kernels.
+pub const KERNELS_VARIABLE: &str = "OMNIFLASH_KERNELS";
+
+/// Where a store looks for kernels, in the order of the fields.
+#[derive(Debug, Default)]
+pub struct StoreOptions {
+    /// A directory of prebuilt kernels, or of folders with them; files are named by
+    /// [`prebuilt_name`](crate::prebuilt_name).
+    pub directory: Option<PathBuf>,
+    /// Names and images of kernels in the program.
+    pub embedded: &'static [(&'static str, &'static [u8])],
+    /// The user's cache.
+    pub cache: Option<DiskCache>,
+    /// The compilers to try.
+    pub compilers: Vec<Box<dyn Compiler>>,
+    /// What a user can do when nothing gives a kernel; ends the error's hint.
+    pub advice: String,
+}
+
+/// Answers kernel sources with compiled kernels. Cheap to share: all methods take `&self`.
+#[derive(Debug)]
+pub struct KernelStore {
+    directory: Option<PathBuf>,
+    /// The files of the directory by their tags, listed once.
+    listing: OnceLock<HashMap<String, PathBuf>>,
+    embedded: &'static [(&'static str, &'static [u8])],
+    cache: Option<DiskCache>,
+    compilers: Vec<FoundCompiler>,
+    advice: String,
+    flights: Mutex<HashMap<Key, Arc<Flight>>>,
+}
+
+/// A compiler and its version, or why it cannot be used; asked once.
+#[derive(Debug)]
+struct FoundCompiler {
+    compiler: Box<dyn Compiler>,
+    version: OnceLock<Result<String, String>>,
+}
+
+impl FoundCompiler {
+    fn version(&self) -> Result<&str, &str> {
+        self.version.get_or_init(|| self.compiler.version()).as_deref().map_err(String::as_str)
+    }
+}
+
+/// One kernel, being looked for or found.
+#[derive(Debug, Default)]
+struct Flight {
+    /// Counts the failures, so that whoever waited for one shares it instead of failing anew.
+    failures: AtomicU64,
+    outcome: Mutex<Outcome>,
+}
+
+#[derive(Debug, Default)]
+struct Outcome {
+    kernel: Option<Kernel>,
+    last_error: Option<Error>,
+}
+
+impl KernelStore {
+    /// A store that looks where `options` say.
+    pub fn new(options: StoreOptions) -> Self {
+        KernelStore {
+            directory: options.directory,
+            listing: OnceLock::new(),
+            embedded: options.embedded,
+            cache: options.cache,
+            compilers: options
+                .compilers
+                .into_iter()
+                .map(|compiler| FoundCompiler { compiler, version: OnceLock::new() })
+                .collect(),
+            advice: options.advice,
+            flights: Mutex::default(),
+        }
+    }
+
+    /// The user's cache, if there is one.
+    pub fn cache(&self) -> Option<&DiskCache> {
+        self.cache.as_ref()
+    }
+
+    /// The compilers with their versions, or why they cannot be used.
+    pub fn compilers(&self) -> Vec<(&str, Result<&str, &str>)> {
+        self.compilers.iter().map(|found| (found.compiler.name(), found.version())).collect()
+    }
+
+    /// The compiled kernel of a source; found or compiled once, then from memory.
+    ///
+    /// Callers that want the same kernel at the same time wait for one of them.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`] with what was tried and what can be done, [`Error::Driver`] with a compiler's log.
+    pub fn kernel(&self, source: &KernelSource<'_>) -> Result<Kernel> {
+        let flight = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(flights.entry(source.key()).or_default())
+        };
+        let failures = flight.failures.load(Ordering::Acquire);
+        let mut outcome = flight.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = &outcome.kernel {
+            return Ok(kernel.clone());
+        }
+        if let Some(error) = outcome.last_error.as_ref()
+            && flight.failures.load(Ordering::Acquire) != failures
+        {
+            return Err(error.clone());
+        }
+        let found = self.find(source);
+        match &found {
+            Ok(kernel) => {
+                tracing::debug!(id = source.id, origin = %kernel.origin, bytes = kernel.image.len(), "kernel");
+                outcome.kernel = Some(kernel.clone());
+            }
+            Err(error) => {
+                outcome.last_error = Some(error.clone());
+                flight.failures.fetch_add(1, Ordering::Release);
+            }
+        }
+        found
+    }
+
+    fn find(&self, source: &KernelSource<'_>) -> Result<Kernel> {
+        if let Some(kernel) = self.prebuilt(source) {
+            return Ok(kernel);
+        }
+        let mut absent = Vec::new();
+        let mut present = Vec::new();
+        for found in &self.compilers {
+            match found.version() {
+                Ok(version) => present.push((found.compiler.as_ref(), version)),
+                Err(reason) => absent.push(format!("{}: {reason}", found.compiler.name())),
+            }
+        }
+        if let Some(kernel) = self.cached(source, &present) {
+            return Ok(kernel);
+        }
+        for (compiler, version) in present {
+            match self.compile(source, compiler, version) {
+                Ok(kernel) => return Ok(kernel),
+                Err(CompileError::Source { code, log }) => {
+                    let api = format!("{} compiling {}", compiler.name(), source.id);
+                    return Err(Error::Driver { api, code, text: log });
+                }
+                Err(CompileError::Unusable(reason)) => absent.push(format!("{}: {reason}", compiler.name())),
+            }
+        }
+        Err(Error::NoKernel { arch: source.arch.into(), id: source.id.into(), hint: self.hint(&absent) })
+    }
+
+    /// A kernel of the directory or of the program.
+    fn prebuilt(&self, source: &KernelSource<'_>) -> Option<Kernel> {
+        let listing = self.listing.get_or_init(|| self.directory.as_deref().map(list).unwrap_or_default());
+        let in_directory = |tag: &String| {
+            let path = listing.get(tag)?;
+            match fs::read(path) {
+                Ok(image) => Some(Kernel { image: image.into(), origin: Origin::Prebuilt(path.clone()) }),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a prebuilt kernel cannot be read");
+                    None
+                }
+            }
+        };
+        let in_program = |tag: &String| {
+            let (_, image) = self.embedded.iter().find(|(name, _)| tag_of(name) == Some(tag))?;
+            Some(Kernel { image: (*image).into(), origin: Origin::Embedded })
+        };
+        let tags = source.prebuilt_tags;
+        tags.iter().find_map(in_directory).or_else(|| tags.iter().find_map(in_program))
+    }
+
+    /// A kernel of the cache, by a compiler of this machine; by any, when it has none.
+    fn cached(&self, source: &KernelSource<'_>, present: &[(&dyn Compiler, &str)]) -> Option<Kernel> {
+        let cache = self.cache.as_ref()?;
+        let loaded = if present.is_empty() {
+            cache.load_any(source)
+        } else {
+            present.iter().find_map(|(compiler, version)| {
+                cache.load(source, &source.key_with(compiler.name(), version))
+            })
+        };
+        loaded.map(|(image, path)| Kernel { image: image.into(), origin: Origin::Cache(path) })
+    }
+
+    /// Compiles, unless another process has done so while this one waited for its turn.
+    fn compile(
+        &self,
+        source: &KernelSource<'_>,
+        compiler: &dyn Compiler,
+        version: &str,
+    ) -> Result<Kernel, CompileError> {
+        let compile = || {
+            let begin = Instant::now();
+            let image = compiler.compile(source)?;
+            let origin =
+                Origin::Compiled { compiler: compiler.name().into(), seconds: begin.elapsed().as_secs_f64() };
+            Ok(Kernel { image: image.into(), origin })
+        };
+        let Some(cache) = &self.cache else {
+            return compile();
+        };
+        let key = source.key_with(compiler.name(), version);
+        cache.locked(&key, || {
+            if let Some((image, path)) = cache.load(source, &key) {
+                return Ok(Kernel { image: image.into(), origin: Origin::Cache(path) });
+            }
+            let kernel = compile()?;
+            let compiler = format!("{} {version}", compiler.name());
+            if let Err(error) = cache.save(source, &key, &compiler, &kernel.image) {
+                let directory = cache.directory().display();
+                tracing::warn!(%directory, %error, "a compiled kernel cannot be cached and stays in memory");
+            }
+            Ok(kernel)
+        })
+    }
+
+    fn hint(&self, absent: &[String]) -> String {
+        let directory = match &self.directory {
+            Some(directory) => format!("it is not in {} (this version of it)", directory.display()),
+            None => format!("{KERNELS_VARIABLE} is not set"),
+        };
+        let cache = match &self.cache {
+            Some(cache) => format!("it is not in the cache {}", cache.directory().display()),
+            None => "there is no cache".into(),
+        };
+        let mut tried = vec![directory, cache];
+        tried.extend(absent.iter().cloned());
+        format!("{}; {}", tried.join("; "), self.advice)
+    }
+}
+
+/// The files of a directory of prebuilt kernels, and of the folders in it, by their tags.
+fn list(directory: &Path) -> HashMap<String, PathBuf> {
+    let paths = |folder: &Path| -> Vec<PathBuf> {
+        match fs::read_dir(folder) {
+            Ok(files) => files.filter_map(|file| Some(file.ok()?.path())).collect(),
+            Err(error) => {
+                tracing::warn!(folder = %folder.display(), %error, "prebuilt kernels cannot be listed");
+                Vec::new()
+            }
+        }
+    };
+    let (folders, mut files): (Vec<_>, Vec<_>) = paths(directory).into_iter().partition(|path| path.is_dir());
+    files.extend(folders.iter().flat_map(|folder| paths(folder)));
+    files
+        .into_iter()
+        .filter_map(|path| Some((tag_of(path.file_name()?.to_str()?)?.to_owned(), path)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
