@@ -1,0 +1,6 @@
+//! The emulator seen from outside: real code objects of clang, through the Rust API and the HIP C API.
+
+mod attention;
+mod matrix;
+mod problem;
+mod support;
