@@ -7,6 +7,8 @@ mod counters;
 mod device;
 mod disassembly;
 mod fault;
+#[allow(non_snake_case, reason = "the functions are named by HIP")]
+pub mod hip_api;
 mod instruction;
 mod memory;
 mod program;

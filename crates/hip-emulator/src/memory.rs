@@ -156,11 +156,6 @@ impl Memory {
         is_inside.then(|| host_pointer(address))
     }
 
-    /// Whether an address can only be a device address.
-    pub(crate) fn is_device_address(address: u64) -> bool {
-        address >= DEVICE_OFFSET
-    }
-
     /// The allocations as a kernel sees them, with `extra` read-only ranges (kernel arguments).
     pub(crate) fn view(&self, extra: &[(u64, u64)]) -> View {
         let mut ranges: Vec<Range> =

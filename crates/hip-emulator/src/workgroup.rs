@@ -123,7 +123,6 @@ impl<'a> Worker<'a> {
             lds: &mut self.lds,
             counters: &mut self.counters,
             checks: launch.checks,
-            workgroup,
         };
         let current = &mut self.waves[wave];
         for step in 0..turn {

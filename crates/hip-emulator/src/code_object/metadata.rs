@@ -11,7 +11,6 @@ pub(super) const NOTE_TYPE: u32 = 32;
 pub(crate) struct KernelMetadata {
     pub(crate) arguments: Vec<Argument>,
     pub(crate) max_workgroup_size: u32,
-    pub(crate) sgprs: u32,
     pub(crate) vgprs: u32,
 }
 
@@ -47,7 +46,6 @@ fn kernel(value: &ValueRef<'_>) -> Option<(String, KernelMetadata)> {
     let metadata = KernelMetadata {
         arguments: arguments.unwrap_or_default(),
         max_workgroup_size: number(".max_flat_workgroup_size"),
-        sgprs: number(".sgpr_count"),
         vgprs: number(".vgpr_count"),
     };
     Some((symbol, metadata))

@@ -99,7 +99,6 @@ pub(crate) struct Context<'a> {
     pub(crate) lds: &'a mut Lds,
     pub(crate) counters: &'a mut Counters,
     pub(crate) checks: Checks,
-    pub(crate) workgroup: [u32; 3],
 }
 
 type Decoder = fn(&mut Statement, &[Operand]) -> Result<Option<(Class, Operation)>, String>;

@@ -62,7 +62,6 @@ impl Lab {
             lds: &mut self.lds,
             counters: &mut self.counters,
             checks: Checks::ALL,
-            workgroup: [0; 3],
         };
         let instruction = Instruction::decode(0, 8, text.to_string(), self.target);
         if let Operation::Unknown(reason) = &instruction.operation {

@@ -1,6 +1,8 @@
 //! The emulator seen from outside: real code objects of clang, through the Rust API and the HIP C API.
 
 mod attention;
+mod basics;
+mod checkers;
 mod matrix;
 mod problem;
 mod support;
