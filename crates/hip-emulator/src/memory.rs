@@ -1,8 +1,8 @@
 //! Device memory: allocations with guard zones, and the bounds check of every access.
 //!
 //! A device address is its host address plus [`DEVICE_OFFSET`], outside what a user process can map: host code that
-//! dereferences a device pointer faults at once, as it would with a real card. Pinned host memory and kernel
-//! arguments keep their host addresses, as in a unified address space.
+//! dereferences a device pointer faults at once, as it would with a real card. Pinned host memory, code
+//! and kernel arguments keep their host addresses, as in a unified address space.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
@@ -105,7 +105,8 @@ impl Memory {
     pub(crate) fn allocate(&mut self, bytes: usize, origin: Origin) -> Option<u64> {
         let block = Block::new(bytes)?;
         let host = block.start() as u64;
-        let address = if origin == Origin::Pinned { host } else { host + DEVICE_OFFSET };
+        // gfx12 sign-extends the program counter from 48 bits, so code cannot lie at a device address.
+        let address = if origin == Origin::Device { host + DEVICE_OFFSET } else { host };
         self.next_serial += 1;
         if origin != Origin::Image {
             self.bytes_in_use += bytes as u64;

@@ -5,7 +5,7 @@ use half::f16;
 use super::Operation;
 use super::float::{Float8, bf16_bits};
 use super::lane_function::has_fast_vectors;
-use super::operand::{Kind, Operand, Place};
+use super::operand::{Kind, Operand};
 use super::statement::Statement;
 use crate::counters::{Class, Counters};
 use crate::target::Target;
@@ -28,6 +28,17 @@ impl Element {
             Element::F32 => 32,
             Element::F16 | Element::Bf16 => 16,
             Element::Float8(_) | Element::I8 | Element::U8 => 8,
+        }
+    }
+
+    /// Element `index` of each of these words.
+    fn values(self, words: &[u32], index: usize, values: &mut [f32]) {
+        let shift = index * self.bits() % 32;
+        let each = words.iter().zip(values);
+        match self {
+            Element::F32 => each.for_each(|(&word, value)| *value = f32::from_bits(word)),
+            Element::Bf16 => each.for_each(|(&word, value)| *value = bf16_bits(word >> shift & 0xffff)),
+            _ => each.for_each(|(&word, value)| *value = self.value(word, index)),
         }
     }
 
@@ -132,6 +143,8 @@ fn element(name: &str, target: Target) -> Option<Element> {
 
 /// The widest accumulator: 32 registers of 64 lanes.
 const LARGEST: usize = 32 * LANES;
+/// The widest A or B: 32 elements a lane.
+const INPUTS: usize = 32 * LANES;
 
 impl Mfma {
     /// Row, column and block of output register `register` in `lane`.
@@ -146,16 +159,13 @@ impl Mfma {
     pub(crate) fn execute(&self, wave: &mut Wave, counters: &mut Counters) {
         let Mfma { size, depth, blocks, .. } = *self;
         counters.matrix_operations += (2 * size * size * depth * blocks) as u64;
-        // A by rows, B by columns of the depth, so that the inner loop runs along a row of the result.
-        let (mut a, mut b) = ([0.0f32; LARGEST], [0.0f32; LARGEST]);
-        let lost_rows = self.gather(wave, self.a, self.elements[0], |row, k, block, value| {
-            a[(block * size + row) * depth + k] = value;
-        });
-        let lost_columns = self.gather(wave, self.b, self.elements[1], |column, k, block, value| {
-            b[(block * depth + k) * size + column] = value;
-        });
+        // Both by k, so that gathering and the inner loop of the product run along consecutive lanes.
+        let (mut a, mut b) = ([0.0; INPUTS], [0.0; INPUTS]);
+        let lost_rows = self.gather(wave, self.a, self.elements[0], &mut a);
+        let lost_columns = self.gather(wave, self.b, self.elements[1], &mut b);
         let outputs = size * size * blocks / LANES;
-        let (mut accumulators, c_written) = self.accumulators(wave, outputs);
+        let mut accumulators = [0; LARGEST];
+        let c_written = self.accumulators(wave, outputs, &mut accumulators);
         if self.is_integer {
             multiply_integers(self, &a, &b, &mut accumulators);
         } else {
@@ -163,70 +173,72 @@ impl Mfma {
         }
         for register in 0..outputs {
             let mut values = [0; LANES];
+            for first in (0..LANES).step_by(size) {
+                let (row, _, block) = self.output(register, first);
+                let columns = &accumulators[(block * size + row) * size..][..size];
+                values[first..first + size].copy_from_slice(columns);
+            }
             let mut written = c_written[register];
-            for (lane, value) in values.iter_mut().enumerate() {
-                let (row, column, block) = self.output(register, lane);
-                *value = accumulators[(block * size + row) * size + column];
-                let is_lost = lost_rows >> (block * size + row) & 1 == 1 || lost_columns >> (block * size + column) & 1 == 1;
-                written &= !(u64::from(is_lost) << lane);
+            if lost_rows | lost_columns != 0 {
+                written &= self.known_lanes(register, lost_rows, lost_columns);
             }
             wave.set_vector(self.destination + register as u16, &values, u64::MAX, written);
         }
     }
 
-    /// Hands every element of A or B to `put` as (row, k, block, value); returns rows with an uninitialised element.
-    fn gather(
-        &self,
-        wave: &Wave,
-        register: u16,
-        element: Element,
-        mut put: impl FnMut(usize, usize, usize, f32),
-    ) -> u64 {
+    /// The lanes of an output register whose row and column have no uninitialised element.
+    fn known_lanes(&self, register: usize, lost_rows: u64, lost_columns: u64) -> u64 {
+        (0..LANES).fold(0, |known, lane| {
+            let (row, column, block) = self.output(register, lane);
+            let is_lost = lost_rows >> (block * self.size + row) | lost_columns >> (block * self.size + column);
+            known | (!is_lost & 1) << lane
+        })
+    }
+
+    /// A or B as `[block][k][row]`; returns rows with an uninitialised element.
+    fn gather(&self, wave: &Wave, register: u16, element: Element, matrix: &mut [f32; INPUTS]) -> u64 {
         let in_lane = self.size * self.depth * self.blocks / LANES;
         let in_word = 32 / element.bits();
         let mut lost = 0;
         for index in 0..in_lane {
             let at = usize::from(register) + index / in_word;
             let missing = !wave.vector_written[at];
-            for (lane, &word) in wave.vector[at].iter().enumerate() {
-                let (row, group) = (lane % self.size, lane / self.size);
+            for (group, words) in wave.vector[at].chunks_exact(self.size).enumerate() {
                 let (k, block) = if self.blocks == 1 { (group * in_lane + index, 0) } else { (index, group) };
-                put(row, k, block, element.value(word, index));
-                lost |= (missing >> lane & 1) << (block * self.size + row);
+                let row = &mut matrix[(block * self.depth + k) * self.size..][..self.size];
+                element.values(words, index, row);
+                let rows = missing >> (group * self.size) & (u64::MAX >> (LANES - self.size));
+                lost |= rows << (block * self.size);
             }
         }
         lost
     }
 
-    /// C as rows of each block, and the initialised lanes of its registers.
-    fn accumulators(&self, wave: &Wave, outputs: usize) -> ([u32; LARGEST], [u64; 32]) {
-        let mut accumulators = [0; LARGEST];
+    /// C as rows of each block; returns the initialised lanes of its registers.
+    fn accumulators(&self, wave: &Wave, outputs: usize, accumulators: &mut [u32; LARGEST]) -> [u64; 32] {
+        let Some(first) = self.c.vector() else {
+            let kind = if self.is_integer { Kind::B32 } else { Kind::F32 };
+            accumulators.fill(wave.uniform(&self.c, kind).0 as u32);
+            return [u64::MAX; 32];
+        };
         let mut written = [u64::MAX; 32];
-        let kind = if self.is_integer { Kind::B32 } else { Kind::F32 };
-        let constant = wave.uniform(&self.c, kind).0 as u32;
         for register in 0..outputs {
-            let lanes = match self.c.place {
-                Place::Vector(first) => {
-                    let at = usize::from(first) + register;
-                    written[register] = wave.vector_written[at];
-                    &wave.vector[at]
-                }
-                _ => &[constant; LANES],
-            };
-            for (lane, &word) in lanes.iter().enumerate() {
-                let (row, column, block) = self.output(register, lane);
-                accumulators[(block * self.size + row) * self.size + column] = word;
+            let at = usize::from(first) + register;
+            written[register] = wave.vector_written[at];
+            for (group, words) in wave.vector[at].chunks_exact(self.size).enumerate() {
+                let (row, _, block) = self.output(register, group * self.size);
+                accumulators[(block * self.size + row) * self.size..][..self.size].copy_from_slice(words);
             }
         }
-        (accumulators, written)
+        written
     }
 }
 
-fn multiply(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulators: &mut [u32; LARGEST]) {
+fn multiply(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators: &mut [u32; LARGEST]) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        fn fast(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulators: &mut [u32; LARGEST]) {
+        fn fast(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators: &mut [u32; LARGEST]) {
             multiply_rows(mfma, a, b, accumulators);
         }
         if has_fast_vectors() {
@@ -239,7 +251,7 @@ fn multiply(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulators: &
 
 /// The order of the sums is not documented; this one adds the products by ascending k, each rounded.
 #[inline(always)]
-fn multiply_rows(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulators: &mut [u32; LARGEST]) {
+fn multiply_rows(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators: &mut [u32; LARGEST]) {
     match mfma.size {
         32 => multiply_tile::<32>(mfma, a, b, accumulators),
         16 => multiply_tile::<16>(mfma, a, b, accumulators),
@@ -248,17 +260,18 @@ fn multiply_rows(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulato
 }
 
 #[inline(always)]
-fn multiply_tile<const N: usize>(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulators: &mut [u32; LARGEST]) {
+fn multiply_tile<const N: usize>(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators: &mut [u32; LARGEST]) {
     let depth = mfma.depth;
     for block in 0..mfma.blocks {
-        let b = &b[block * depth * N..][..depth * N];
-        for row in block * N..block * N + N {
+        let (a, b) = (&a[block * depth * N..][..depth * N], &b[block * depth * N..][..depth * N]);
+        for row in 0..N {
             let mut sums = [0.0f32; N];
-            let words = &mut accumulators[row * N..][..N];
+            let words = &mut accumulators[(block * N + row) * N..][..N];
             for (sum, &word) in sums.iter_mut().zip(words.iter()) {
                 *sum = f32::from_bits(word);
             }
-            for (&x, values) in a[row * depth..][..depth].iter().zip(b.chunks_exact(N)) {
+            for (rows, values) in a.chunks_exact(N).zip(b.chunks_exact(N)) {
+                let x = rows[row];
                 for (sum, &y) in sums.iter_mut().zip(values) {
                     *sum += x * y;
                 }
@@ -270,16 +283,16 @@ fn multiply_tile<const N: usize>(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARG
     }
 }
 
-fn multiply_integers(mfma: &Mfma, a: &[f32; LARGEST], b: &[f32; LARGEST], accumulators: &mut [u32; LARGEST]) {
+fn multiply_integers(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators: &mut [u32; LARGEST]) {
     let Mfma { size, depth, blocks, .. } = *mfma;
     for block in 0..blocks {
-        for row in block * size..(block + 1) * size {
+        for row in 0..size {
             for column in 0..size {
-                let products = (0..depth).map(|k| {
-                    let (x, y) = (a[row * depth + k], b[(block * depth + k) * size + column]);
+                let products = (block * depth..(block + 1) * depth).map(|k| {
+                    let (x, y) = (a[k * size + row], b[k * size + column]);
                     x as i32 * y as i32
                 });
-                let word = &mut accumulators[row * size + column];
+                let word = &mut accumulators[(block * size + row) * size + column];
                 *word = products.fold(*word as i32, i32::wrapping_add) as u32;
             }
         }

@@ -218,6 +218,8 @@ fn register_range(text: &str) -> Option<(u16, u16)> {
 }
 
 fn literal(text: &str) -> Option<Literal> {
+    // `lit(..)` marks a literal whose value an inline constant could have.
+    let text = text.strip_prefix("lit(").and_then(|t| t.strip_suffix(')')).unwrap_or(text);
     if let Some(digits) = text.strip_prefix("0x") {
         return u64::from_str_radix(digits, 16).ok().map(Literal::Bits);
     }
@@ -252,6 +254,7 @@ mod tests {
         assert_eq!(Literal::Integer(-1).bits(Kind::B64), u64::MAX);
         assert_eq!(Literal::Bits(0xffff_0000).bits(Kind::B64), 0xffff_0000);
         assert_eq!(Literal::Bits(0x3ff0_0000).bits(Kind::F64), 1.0f64.to_bits());
+        assert_eq!(Operand::parse("lit(0xffffffff)").unwrap().place, Place::Literal(Literal::Bits(0xffff_ffff)));
         assert_eq!(Operand::parse("-16").unwrap().place, Place::Literal(Literal::Integer(-16)));
     }
 }

@@ -1,7 +1,9 @@
 //! Compiles the test kernels and packs their arguments.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_hip_emulator::{Configuration, Device, Module, Target};
 
@@ -14,8 +16,15 @@ pub(crate) fn compiler_is_missing() -> bool {
     is_missing
 }
 
-/// Compiles `tests/kernels/<name>.hip` for a target.
-pub(crate) fn compile(name: &str, target: Target, defines: &[&str]) -> Vec<u8> {
+/// The object of `tests/kernels/<name>.hip` for a target, compiled once a process.
+pub(crate) fn compile(name: &str, target: Target, defines: &[&str]) -> Arc<Vec<u8>> {
+    type Slot = Arc<OnceLock<Arc<Vec<u8>>>>;
+    static COMPILED: Mutex<BTreeMap<String, Slot>> = Mutex::new(BTreeMap::new());
+    let slot = COMPILED.lock().unwrap().entry(format!("{name} {target} {defines:?}")).or_default().clone();
+    slot.get_or_init(|| Arc::new(run_compiler(name, target, defines))).clone()
+}
+
+fn run_compiler(name: &str, target: Target, defines: &[&str]) -> Vec<u8> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
     let output = tempfile::NamedTempFile::new().unwrap();
     let result = Command::new("clang-22")
