@@ -3,6 +3,7 @@
 mod attention;
 mod basics;
 mod checkers;
+mod hip_api;
 mod matrix;
 mod problem;
 mod support;
