@@ -18,9 +18,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [_, path, target] = &arguments[..] else { return Err("usage: throughput OBJECT TARGET".into()) };
     let target: Target = target.parse()?;
     for (name, checks) in [("all", Checks::ALL), ("none", Checks::NONE)] {
-        let mut device = Device::new(target, Configuration { checks, threads: 1, ..Configuration::default() });
+        let mut device =
+            Device::new(target, Configuration { checks, threads: 1, ..Configuration::default() });
         let module = device.load(&std::fs::read(path)?)?;
-        let numbers: Vec<u8> = (0..HEADS * ROWS * HEAD_DIM).flat_map(|i| (0x3e00u16 + (i % 509) as u16).to_le_bytes()).collect();
+        let numbers: Vec<u8> =
+            (0..HEADS * ROWS * HEAD_DIM).flat_map(|i| (0x3e00u16 + (i % 509) as u16).to_le_bytes()).collect();
         let mut packed = Vec::new();
         for bytes in [numbers.len(), numbers.len(), numbers.len(), numbers.len(), 4 * HEADS * ROWS] {
             let address = device.allocate(bytes)?;

@@ -113,7 +113,10 @@ mod tests {
 
     #[test]
     fn a_list_of_checkers_switches_on_those_and_no_others() {
-        assert_eq!(checks("lds_race, alignment"), Some(Checks { lds_race: true, alignment: true, ..Checks::NONE }));
+        assert_eq!(
+            checks("lds_race, alignment"),
+            Some(Checks { lds_race: true, alignment: true, ..Checks::NONE })
+        );
         assert_eq!(checks("all"), Some(Checks::ALL));
         assert_eq!(checks("races"), None);
     }

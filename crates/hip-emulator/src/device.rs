@@ -249,14 +249,21 @@ impl Device {
             limit => limit.min(1024),
         };
         if items.is_none_or(|items| items == 0 || items > limit) {
-            return invalid(format!("{kernel} takes blocks of 1 to {limit} work items, not {:?}", dimensions.block));
+            return invalid(format!(
+                "{kernel} takes blocks of 1 to {limit} work items, not {:?}",
+                dimensions.block
+            ));
         }
         if dimensions.grid.contains(&0) || dimensions.grid[1] > 0xffff || dimensions.grid[2] > 0xffff {
             return invalid(format!("impossible grid {:?}", dimensions.grid));
         }
         let lds_bytes = descriptor.lds_bytes as usize + dimensions.dynamic_lds_bytes as usize;
         if lds_bytes > self.target.lds_bytes() {
-            return invalid(format!("{kernel} wants {lds_bytes} bytes of LDS; {} has {}", self.target, self.target.lds_bytes()));
+            return invalid(format!(
+                "{kernel} wants {lds_bytes} bytes of LDS; {} has {}",
+                self.target,
+                self.target.lds_bytes()
+            ));
         }
         Ok(())
     }
@@ -374,7 +381,10 @@ fn run(launch: &Launch<'_>, threads: usize) -> (Counters, Result<(), Fault>) {
     } else {
         std::thread::scope(|scope| {
             let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            handles.into_iter().map(|handle| handle.join().expect("an emulator thread does not panic")).collect()
+            handles
+                .into_iter()
+                .map(|handle| handle.join().expect("an emulator thread does not panic"))
+                .collect()
         })
     };
     let mut counters = Counters::default();

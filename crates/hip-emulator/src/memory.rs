@@ -272,7 +272,9 @@ pub(crate) unsafe fn read_small(address: u64, bytes: u32) -> u32 {
     }
     (0..bytes).fold(0, |value, i| {
         // SAFETY: as in `read_dword`.
-        value | u32::from(unsafe { AtomicU8::from_ptr(pointer.add(i as usize)) }.load(Ordering::Relaxed)) << (8 * i)
+        value
+            | u32::from(unsafe { AtomicU8::from_ptr(pointer.add(i as usize)) }.load(Ordering::Relaxed))
+                << (8 * i)
     })
 }
 
@@ -306,7 +308,8 @@ pub(crate) unsafe fn write_small(address: u64, bytes: u32, value: u32) {
     }
     for i in 0..bytes {
         // SAFETY: as in `read_dword`.
-        unsafe { AtomicU8::from_ptr(pointer.add(i as usize)) }.store((value >> (8 * i)) as u8, Ordering::Relaxed);
+        unsafe { AtomicU8::from_ptr(pointer.add(i as usize)) }
+            .store((value >> (8 * i)) as u8, Ordering::Relaxed);
     }
 }
 
@@ -320,7 +323,9 @@ pub(crate) unsafe fn update(address: u64, is_wide: bool, operation: impl Fn(u64)
         // SAFETY: live and aligned by the caller's promise.
         let cell = unsafe { AtomicU64::from_ptr(pointer.cast()) };
         let mut old = cell.load(Ordering::SeqCst);
-        while let Err(now) = cell.compare_exchange_weak(old, operation(old), Ordering::SeqCst, Ordering::SeqCst) {
+        while let Err(now) =
+            cell.compare_exchange_weak(old, operation(old), Ordering::SeqCst, Ordering::SeqCst)
+        {
             old = now;
         }
         return old;

@@ -79,9 +79,11 @@ impl Code {
             .max()
             .unwrap_or(0);
         // A load's own destination is not among the registers that it must wait for.
-        let declared = object.kernels.values().map(|kernel| kernel.metadata.vgprs as usize).max().unwrap_or(0);
+        let declared =
+            object.kernels.values().map(|kernel| kernel.metadata.vgprs as usize).max().unwrap_or(0);
         let uses_accumulators = highest > usize::from(ACCUMULATORS);
-        let vector_registers = if uses_accumulators { 2 * usize::from(ACCUMULATORS) } else { highest.max(declared).max(256) };
+        let vector_registers =
+            if uses_accumulators { 2 * usize::from(ACCUMULATORS) } else { highest.max(declared).max(256) };
         let lds_granule = instructions.iter().filter_map(lds_bytes).min().unwrap_or(4).clamp(1, 4);
         Ok(Code {
             instructions,

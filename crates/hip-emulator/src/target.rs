@@ -30,14 +30,8 @@ pub(crate) enum Family {
 
 impl Target {
     /// Every target, in the order of their numbers.
-    pub const ALL: [Target; 6] = [
-        Target::Gfx90a,
-        Target::Gfx942,
-        Target::Gfx950,
-        Target::Gfx1100,
-        Target::Gfx1200,
-        Target::Gfx1201,
-    ];
+    pub const ALL: [Target; 6] =
+        [Target::Gfx90a, Target::Gfx942, Target::Gfx950, Target::Gfx1100, Target::Gfx1200, Target::Gfx1201];
 
     /// The processor's name as LLVM and the HIP runtime spell it.
     pub fn name(self) -> &'static str {
@@ -145,7 +139,9 @@ impl fmt::Display for Target {
 
 /// A device name that is not one of [`Target::ALL`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a target of the emulator; it knows gfx90a, gfx942, gfx950, gfx1100, gfx1200 and gfx1201")]
+#[error(
+    "{0:?} is not a target of the emulator; it knows gfx90a, gfx942, gfx950, gfx1100, gfx1200 and gfx1201"
+)]
 pub struct UnknownTarget(pub String);
 
 impl FromStr for Target {

@@ -3,7 +3,9 @@
 use crate::checker::lds_race::Accessor;
 use crate::checker::wait_count::Outstanding;
 use crate::fault::Violation;
-use crate::instruction::operand::{ACCUMULATORS, EXEC, Kind, Operand, PRIVATE_APERTURE, Place, SCALARS, SHARED_APERTURE, VCC};
+use crate::instruction::operand::{
+    ACCUMULATORS, EXEC, Kind, Operand, PRIVATE_APERTURE, Place, SCALARS, SHARED_APERTURE, VCC,
+};
 use crate::target::Target;
 
 /// Lanes of the widest wave; a wave32 leaves the upper half unused.
@@ -144,7 +146,8 @@ impl Wave {
         match operand.place {
             Place::Scalar(register) => {
                 let at = usize::from(register);
-                let (mut value, mut written) = (u64::from(self.scalar[at]), u64::from(self.scalar_written[at]));
+                let (mut value, mut written) =
+                    (u64::from(self.scalar[at]), u64::from(self.scalar_written[at]));
                 if kind.is_wide() && operand.registers > 1 {
                     value |= u64::from(self.scalar[at + 1]) << 32;
                     written |= u64::from(self.scalar_written[at + 1]) << 32;

@@ -71,7 +71,8 @@ impl<'a> Worker<'a> {
         let [x, y, _] = self.launch.grid.map(u64::from);
         let workgroup = [index % x, index / x % y, index / x / y].map(|axis| axis as u32);
         self.prepare(workgroup).map_err(|violation| self.fault(workgroup, 0, violation))?;
-        let mut random = ChaCha8Rng::seed_from_u64(self.launch.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random =
+            ChaCha8Rng::seed_from_u64(self.launch.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut states = vec![State::Ready; self.waves.len()];
         let mut executed = 0;
         loop {
@@ -141,7 +142,8 @@ impl<'a> Worker<'a> {
                     }
                     if flow != Flow::Signal {
                         if current.passed >= current.signalled {
-                            let violation = Violation::Invalid("a wait for a barrier that was not signalled".into());
+                            let violation =
+                                Violation::Invalid("a wait for a barrier that was not signalled".into());
                             return Err(self.fault(workgroup, wave, violation));
                         }
                         return Ok((State::AtBarrier, step + 1));
@@ -182,7 +184,7 @@ impl<'a> Worker<'a> {
             wave.set_lane_mask(EXEC, mask, u64::MAX);
             let ids = std::array::from_fn(|lane| {
                 let item = (index * size + lane) as u32;
-                item % width | (item / width % height) << 10 | (item / width / height) << 20
+                (item % width) | ((item / width % height) << 10) | (item / width / height) << 20
             });
             wave.set_vector(0, &ids, u64::MAX, u64::MAX);
             set_scalars(wave, launch, workgroup);

@@ -35,7 +35,8 @@ struct Granule {
     is_atomic: bool,
 }
 
-const UNTOUCHED: Granule = Granule { written: 0, read: 0, readers: 0, writer: NOBODY, is_pending: false, is_atomic: false };
+const UNTOUCHED: Granule =
+    Granule { written: 0, read: 0, readers: 0, writer: NOBODY, is_pending: false, is_atomic: false };
 
 /// LDS of one workgroup.
 #[derive(Debug)]
@@ -88,7 +89,8 @@ impl Lds {
         for at in range {
             let granule = &mut self.granules[at];
             let is_foreign = granule.writer != by.wave && granule.writer != NOBODY;
-            if granule.writer == NOBODY || granule.is_pending || (is_foreign && granule.written >= by.passed) {
+            if granule.writer == NOBODY || granule.is_pending || (is_foreign && granule.written >= by.passed)
+            {
                 let granule = *granule;
                 self.judge_read(granule, at, by)?;
             }
@@ -113,7 +115,9 @@ impl Lds {
         }
         if granule.writer == NOBODY {
             return if self.checks.uninitialised {
-                Err(Violation::Uninitialised(format!("read of LDS at {address:#x}, which nothing has written")))
+                Err(Violation::Uninitialised(format!(
+                    "read of LDS at {address:#x}, which nothing has written"
+                )))
             } else {
                 Ok(())
             };
@@ -155,7 +159,10 @@ impl Lds {
         }
         let address = at << self.shift;
         Err(Violation::LdsRace(if is_write {
-            format!("write at {address:#x} after a write by {} since the last barrier", wave_name(granule.writer))
+            format!(
+                "write at {address:#x} after a write by {} since the last barrier",
+                wave_name(granule.writer)
+            )
         } else {
             format!("write at {address:#x} after a read by another wave since the last barrier")
         }))
@@ -169,7 +176,10 @@ impl Lds {
             let granule = self.granules[at];
             let is_foreign = granule.writer != NOBODY && granule.writer != by.wave;
             let is_plain_foreign = is_foreign && !granule.is_atomic;
-            if granule.writer == NOBODY || granule.is_pending || (is_plain_foreign && granule.written >= by.passed) {
+            if granule.writer == NOBODY
+                || granule.is_pending
+                || (is_plain_foreign && granule.written >= by.passed)
+            {
                 self.judge_read(granule, at, by)?;
             }
             if granule.readers & !bit != 0 && granule.read >= by.passed {

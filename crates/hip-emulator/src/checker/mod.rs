@@ -21,7 +21,8 @@ impl Checks {
     /// Every checker on.
     pub const ALL: Checks = Checks { lds_race: true, uninitialised: true, wait_count: true, alignment: true };
     /// Every checker off. Accesses outside an allocation still fail.
-    pub const NONE: Checks = Checks { lds_race: false, uninitialised: false, wait_count: false, alignment: false };
+    pub const NONE: Checks =
+        Checks { lds_race: false, uninitialised: false, wait_count: false, alignment: false };
 }
 
 impl Default for Checks {

@@ -172,7 +172,9 @@ impl Outstanding {
         let scalar = self.scalar & touched.scalar;
         if scalar != 0 {
             let register = scalar.trailing_zeros();
-            return Err(Violation::MissingWait(format!("s{register} is used before its load has been waited for")));
+            return Err(Violation::MissingWait(format!(
+                "s{register} is used before its load has been waited for"
+            )));
         }
         for &(first, count) in &touched.vector {
             for register in first..first + count {

@@ -41,7 +41,8 @@ pub(super) fn kernels(mut note: &[u8]) -> Result<Vec<(String, KernelMetadata)>, 
 
 fn kernel(value: &ValueRef<'_>) -> Option<(String, KernelMetadata)> {
     let number = |name: &str| field(value, name).and_then(ValueRef::as_u64).unwrap_or(0) as u32;
-    let arguments = field(value, ".args").and_then(array).map(|list| list.iter().filter_map(argument).collect());
+    let arguments =
+        field(value, ".args").and_then(array).map(|list| list.iter().filter_map(argument).collect());
     let symbol = text(field(value, ".symbol")?)?;
     let metadata = KernelMetadata {
         arguments: arguments.unwrap_or_default(),

@@ -114,7 +114,9 @@ impl CodeObject {
         let mut image = Vec::new();
         let mut kernel_metadata = HashMap::new();
         for segment in elf.elf_program_headers() {
-            let data = segment.data(Endianness::Little, file).map_err(|()| malformed(&"a segment out of the file"))?;
+            let data = segment
+                .data(Endianness::Little, file)
+                .map_err(|()| malformed(&"a segment out of the file"))?;
             match segment.p_type(Endianness::Little) {
                 elf::PT_LOAD => {
                     let start = segment.p_vaddr(Endianness::Little) as usize;
@@ -129,7 +131,9 @@ impl CodeObject {
                     let notes = segment.notes(Endianness::Little, file).map_err(|e| malformed(&e))?;
                     if let Some(mut notes) = notes {
                         while let Some(note) = notes.next().map_err(|e| malformed(&e))? {
-                            if note.name() == b"AMDGPU" && note.n_type(Endianness::Little).0 == metadata::NOTE_TYPE {
+                            if note.name() == b"AMDGPU"
+                                && note.n_type(Endianness::Little).0 == metadata::NOTE_TYPE
+                            {
                                 kernel_metadata.extend(metadata::kernels(note.desc())?);
                             }
                         }
@@ -153,7 +157,8 @@ impl CodeObject {
                 let metadata = kernel_metadata.get(name).cloned().unwrap_or_default();
                 kernels.insert(kernel.to_string(), KernelDescriptor::parse(bytes, address, metadata));
             } else if symbol.kind() == object::SymbolKind::Data && symbol.size() > 0 {
-                variables.insert(name.to_string(), Variable { address: symbol.address(), bytes: symbol.size() });
+                variables
+                    .insert(name.to_string(), Variable { address: symbol.address(), bytes: symbol.size() });
             }
         }
         Ok(CodeObject { file: file.to_vec(), image, kernels, variables })

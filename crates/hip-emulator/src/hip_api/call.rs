@@ -44,7 +44,11 @@ impl Faults {
         let count = self.calls.entry(function).or_default();
         *count += 1;
         let count = *count;
-        match self.rules.iter().find(|rule| rule.function == function && rule.call.is_none_or(|call| call == count)) {
+        match self
+            .rules
+            .iter()
+            .find(|rule| rule.function == function && rule.call.is_none_or(|call| call == count))
+        {
             Some(rule) => Err(rule.code.map_or_else(|| typical_error(function), HipError)),
             None => Ok(()),
         }
@@ -66,14 +70,24 @@ impl Rule {
 /// What a function most often fails with.
 fn typical_error(function: &str) -> HipError {
     match function {
-        "hipMalloc" | "hipMallocAsync" | "hipHostMalloc" | "hipStreamCreate" | "hipStreamCreateWithFlags"
-        | "hipStreamCreateWithPriority" | "hipEventCreate" | "hipEventCreateWithFlags" | "hipGraphInstantiate"
+        "hipMalloc"
+        | "hipMallocAsync"
+        | "hipHostMalloc"
+        | "hipStreamCreate"
+        | "hipStreamCreateWithFlags"
+        | "hipStreamCreateWithPriority"
+        | "hipEventCreate"
+        | "hipEventCreateWithFlags"
+        | "hipGraphInstantiate"
         | "hipGraphInstantiateWithFlags" => error::OUT_OF_MEMORY,
         "hipModuleLoad" | "hipModuleLoadData" | "hipModuleLoadDataEx" => error::NO_BINARY_FOR_GPU,
         "hipModuleGetFunction" | "hipModuleGetGlobal" => error::NOT_FOUND,
         "hipInit" | "hipGetDeviceCount" => error::NO_DEVICE,
         "hipSetDevice" | "hipDeviceGet" => error::INVALID_DEVICE,
-        "hipModuleLaunchKernel" | "hipGraphLaunch" | "hipDeviceSynchronize" | "hipStreamSynchronize"
+        "hipModuleLaunchKernel"
+        | "hipGraphLaunch"
+        | "hipDeviceSynchronize"
+        | "hipStreamSynchronize"
         | "hipEventSynchronize" => error::LAUNCH_FAILURE,
         _ => error::UNKNOWN,
     }
@@ -81,11 +95,8 @@ fn typical_error(function: &str) -> HipError {
 
 /// Runs an API function's body: counts the call, injects a fault, remembers the error.
 pub(crate) fn call(function: &'static str, body: impl FnOnce() -> Result<(), HipError>) -> c_int {
-    let entered = FAULTS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get_or_insert_default()
-        .enter(function);
+    let entered =
+        FAULTS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().enter(function);
     let result = entered.and_then(|()| {
         // A panic in the emulator is its own bug; unwinding into C would be undefined.
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(Err(error::UNKNOWN))

@@ -13,7 +13,8 @@ use crate::target::Target;
 
 /// What kernels of the C API did on a device since the last reset; zeros for a device that does not exist.
 pub fn counters(device: usize) -> Counters {
-    with(|runtime| Ok(runtime.devices.get(device).map(|device| device.counters()).unwrap_or_default())).unwrap_or_default()
+    with(|runtime| Ok(runtime.devices.get(device).map(|device| device.counters()).unwrap_or_default()))
+        .unwrap_or_default()
 }
 
 /// Replaces the process's devices; every handle and allocation of the C API is gone.
@@ -104,7 +105,8 @@ pub unsafe extern "C" fn omniflash_emulator_inject(faults: *const c_char) -> c_i
 pub unsafe extern "C" fn omniflash_emulator_set_devices(devices: *const c_char) -> c_int {
     // SAFETY: the caller's promise.
     let Ok(text) = (unsafe { text_of(devices) }) else { return error::INVALID_VALUE.0 };
-    let targets: Result<Vec<Target>, _> = text.split(',').filter(|name| !name.is_empty()).map(str::parse).collect();
+    let targets: Result<Vec<Target>, _> =
+        text.split(',').filter(|name| !name.is_empty()).map(str::parse).collect();
     match (targets, Configuration::from_environment()) {
         (Ok(targets), Ok(configuration)) => {
             set_devices(&targets, configuration);

@@ -77,7 +77,8 @@ mod tests {
     #[test]
     fn codes_have_names_and_texts() {
         // SAFETY: both functions return static strings.
-        let (name, text) = unsafe { (CStr::from_ptr(hipGetErrorName(719)), CStr::from_ptr(hipGetErrorString(2))) };
+        let (name, text) =
+            unsafe { (CStr::from_ptr(hipGetErrorName(719)), CStr::from_ptr(hipGetErrorString(2))) };
         assert_eq!(name, c"hipErrorLaunchFailure");
         assert_eq!(text, c"out of memory");
         // SAFETY: as above.

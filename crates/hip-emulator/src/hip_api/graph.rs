@@ -71,7 +71,8 @@ impl Runtime {
 
     /// Ends a capture on the stream that began it.
     pub(crate) fn end_capture(&mut self, stream: u64) -> Result<u64, HipError> {
-        let handle = self.streams.get(&stream).and_then(|stream| stream.capture).ok_or(error::INVALID_VALUE)?;
+        let handle =
+            self.streams.get(&stream).and_then(|stream| stream.capture).ok_or(error::INVALID_VALUE)?;
         if self.captures.get(&handle).is_some_and(|capture| capture.origin != stream) {
             return Err(error::CAPTURE_UNMATCHED);
         }

@@ -66,7 +66,10 @@ impl Copy {
         if self.row_bytes == 0 || self.rows == 0 {
             return Ok(());
         }
-        if self.destination == 0 || self.source == 0 || self.row_bytes > self.destination_pitch.min(self.source_pitch) {
+        if self.destination == 0
+            || self.source == 0
+            || self.row_bytes > self.destination_pitch.min(self.source_pitch)
+        {
             return Err(error::INVALID_VALUE);
         }
         let is_device = |address: u64| address >= DEVICE_OFFSET;
@@ -105,7 +108,10 @@ impl Copy {
             Source::Address(self.source)
         };
         let Copy { destination, row_bytes, rows, destination_pitch, source_pitch, .. } = *self;
-        runtime.enqueue(stream, Work::Copy { destination, source, row_bytes, rows, destination_pitch, source_pitch })?;
+        runtime.enqueue(
+            stream,
+            Work::Copy { destination, source, row_bytes, rows, destination_pitch, source_pitch },
+        )?;
         if Copy::is_pageable(runtime, self.destination) && !is_capturing {
             runtime.drain_stream(stream)?;
             let device = runtime.current()?;
@@ -134,7 +140,14 @@ impl Copy {
     }
 }
 
-fn fill(pointer: *mut c_void, value: u32, element_bytes: usize, count: usize, stream: *mut c_void, waits: bool) -> Result<(), HipError> {
+fn fill(
+    pointer: *mut c_void,
+    value: u32,
+    element_bytes: usize,
+    count: usize,
+    stream: *mut c_void,
+    waits: bool,
+) -> Result<(), HipError> {
     with(|runtime| {
         let key = runtime.stream_key(stream)?;
         if waits {
@@ -142,7 +155,7 @@ fn fill(pointer: *mut c_void, value: u32, element_bytes: usize, count: usize, st
         }
         let address = address_of(pointer);
         let bytes = element_bytes.checked_mul(count).ok_or(error::INVALID_VALUE)?;
-        if address == 0 || address % element_bytes as u64 != 0 {
+        if address == 0 || !address.is_multiple_of(element_bytes as u64) {
             return Err(error::INVALID_VALUE);
         }
         if address < DEVICE_OFFSET && !runtime.is_pinned(address) {

@@ -38,7 +38,12 @@ pub(crate) fn descriptor(runtime: &Runtime, function: *const c_void) -> Result<K
 }
 
 /// Workgroups of `block_size` items that fit on a compute unit: bounded by LDS and by wave slots.
-fn resident_workgroups(runtime: &mut Runtime, function: *const c_void, block_size: u32, dynamic_lds: usize) -> Result<u32, HipError> {
+fn resident_workgroups(
+    runtime: &mut Runtime,
+    function: *const c_void,
+    block_size: u32,
+    dynamic_lds: usize,
+) -> Result<u32, HipError> {
     let descriptor = descriptor(runtime, function)?;
     let target = runtime.current_device()?.target();
     if block_size == 0 || block_size > 1024 {

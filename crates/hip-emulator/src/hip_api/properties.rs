@@ -59,30 +59,30 @@ fn threads_of_unit(target: Target) -> i32 {
 pub(crate) fn attribute(target: Target, number: c_int, device: c_int) -> Option<c_int> {
     let (major, minor) = target.version();
     Some(match number {
-        2 => 8,                                      // AsyncEngineCount
-        5 => clock_khz(target),                      // ClockRate
-        19 => l2_bytes(target),                      // L2CacheSize
-        23 => major,                                 // ComputeCapabilityMajor
-        26..=28 => 1024,                             // MaxBlockDim
-        29 => i32::MAX,                              // MaxGridDimX
-        30 | 31 => 0xffff,                           // MaxGridDimY, Z
-        56 => 1024,                                  // MaxThreadsPerBlock
-        57 => threads_of_unit(target),               // MaxThreadsPerMultiProcessor
-        59 => memory_bus_bits(target),               // MemoryBusWidth
-        60 => memory_clock_khz(target),              // MemoryClockRate
-        61 => minor,                                 // ComputeCapabilityMinor
-        63 => target.compute_units() as c_int,       // MultiprocessorCount
-        67 => device + 1,                            // PciBusId
-        68 | 69 => 0,                                // PciDeviceId, PciDomainID
-        71 | 72 => 0x10000,                          // MaxRegistersPerBlock, PerMultiprocessor
-        74..=76 => target.lds_bytes() as c_int,      // MaxSharedMemoryPerBlock, Optin, PerMultiprocessor
-        81 | 82 => 256,                              // TextureAlignment, TexturePitchAlignment
-        87 => target.wave_size() as c_int,           // WarpSize
+        2 => 8,                                 // AsyncEngineCount
+        5 => clock_khz(target),                 // ClockRate
+        19 => l2_bytes(target),                 // L2CacheSize
+        23 => major,                            // ComputeCapabilityMajor
+        26..=28 => 1024,                        // MaxBlockDim
+        29 => i32::MAX,                         // MaxGridDimX
+        30 | 31 => 0xffff,                      // MaxGridDimY, Z
+        56 => 1024,                             // MaxThreadsPerBlock
+        57 => threads_of_unit(target),          // MaxThreadsPerMultiProcessor
+        59 => memory_bus_bits(target),          // MemoryBusWidth
+        60 => memory_clock_khz(target),         // MemoryClockRate
+        61 => minor,                            // ComputeCapabilityMinor
+        63 => target.compute_units() as c_int,  // MultiprocessorCount
+        67 => device + 1,                       // PciBusId
+        68 | 69 => 0,                           // PciDeviceId, PciDomainID
+        71 | 72 => 0x10000,                     // MaxRegistersPerBlock, PerMultiprocessor
+        74..=76 => target.lds_bytes() as c_int, // MaxSharedMemoryPerBlock, Optin, PerMultiprocessor
+        81 | 82 => 256,                         // TextureAlignment, TexturePitchAlignment
+        87 => target.wave_size() as c_int,      // WarpSize
         // CanMapHostMemory, ConcurrentKernels, StreamPrioritiesSupported, UnifiedAddressing, MemoryPoolsSupported
         3 | 8 | 78 | 85 | 88 => 1,
         // What a card may have and this one has not.
         0 | 4 | 6 | 7 | 9..=18 | 20 | 24 | 62 | 65 | 66 | 80 | 89..=91 => 0,
-        10002 => target.lds_bytes() as c_int,        // MaxSharedMemoryPerMultiprocessor
+        10002 => target.lds_bytes() as c_int, // MaxSharedMemoryPerMultiprocessor
         _ => return None,
     })
 }

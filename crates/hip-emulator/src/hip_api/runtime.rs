@@ -231,7 +231,10 @@ impl Runtime {
         if self.captures.values().all(|capture| !capture.is_global) {
             return Ok(());
         }
-        self.captures.values_mut().filter(|capture| capture.is_global).for_each(|capture| capture.is_invalid = true);
+        self.captures
+            .values_mut()
+            .filter(|capture| capture.is_global)
+            .for_each(|capture| capture.is_invalid = true);
         Err(error::CAPTURE_UNSUPPORTED)
     }
 
@@ -308,9 +311,8 @@ impl Runtime {
                     Err(other) => Err((error::INVALID_VALUE, other.to_string())),
                 }
             }
-            Work::Copy { destination, source, row_bytes, rows, destination_pitch, source_pitch } => {
-                self.execute_copy(*destination, source, *row_bytes, *rows, (*destination_pitch, *source_pitch))
-            }
+            Work::Copy { destination, source, row_bytes, rows, destination_pitch, source_pitch } => self
+                .execute_copy(*destination, source, *row_bytes, *rows, (*destination_pitch, *source_pitch)),
             Work::Fill { address, value, element_bytes, count } => {
                 match self.check_range(*address, element_bytes * count) {
                     Ok(()) => {
@@ -331,7 +333,9 @@ impl Runtime {
             Work::Wait { .. } => Ok(()),
             Work::Free { address } => match self.devices[device].memory.free(*address, Origin::Device) {
                 Ok(()) => Ok(()),
-                Err(reason) => Err((error::INVALID_VALUE, format!("hipFreeAsync of {address:#x}: {reason:?}"))),
+                Err(reason) => {
+                    Err((error::INVALID_VALUE, format!("hipFreeAsync of {address:#x}: {reason:?}")))
+                }
             },
             Work::HostFunction { function, data } => {
                 // SAFETY: the caller of hipLaunchHostFunc promised that the function may be called with its data.
@@ -353,7 +357,8 @@ impl Runtime {
         rows: usize,
         pitches: (usize, usize),
     ) -> Result<(), (HipError, String)> {
-        let failure = |error| (error, format!("copy of {rows} x {row_bytes} bytes to {destination:#x} out of bounds"));
+        let failure =
+            |error| (error, format!("copy of {rows} x {row_bytes} bytes to {destination:#x} out of bounds"));
         let bytes = work::span(row_bytes, rows, pitches.0).map_err(failure)?;
         self.check_range(destination, bytes).map_err(failure)?;
         if let Source::Address(address) = source {

@@ -26,15 +26,43 @@ pub(crate) enum Source {
 /// One unit of work.
 #[derive(Clone)]
 pub(crate) enum Work {
-    Kernel { module: Module, name: Arc<str>, dimensions: Dimensions, arguments: Arc<Vec<u8>> },
+    Kernel {
+        module: Module,
+        name: Arc<str>,
+        dimensions: Dimensions,
+        arguments: Arc<Vec<u8>>,
+    },
     /// Rows of a copy; a plain copy is one row.
-    Copy { destination: u64, source: Source, row_bytes: usize, rows: usize, destination_pitch: usize, source_pitch: usize },
+    Copy {
+        destination: u64,
+        source: Source,
+        row_bytes: usize,
+        rows: usize,
+        destination_pitch: usize,
+        source_pitch: usize,
+    },
     /// `count` elements of one, two or four bytes.
-    Fill { address: u64, value: u32, element_bytes: usize, count: usize },
-    Record { event: u64, generation: u64 },
-    Wait { event: u64, generation: u64 },
-    Free { address: u64 },
-    HostFunction { function: unsafe extern "C" fn(*mut c_void), data: HostAddress },
+    Fill {
+        address: u64,
+        value: u32,
+        element_bytes: usize,
+        count: usize,
+    },
+    Record {
+        event: u64,
+        generation: u64,
+    },
+    Wait {
+        event: u64,
+        generation: u64,
+    },
+    Free {
+        address: u64,
+    },
+    HostFunction {
+        function: unsafe extern "C" fn(*mut c_void),
+        data: HostAddress,
+    },
 }
 
 /// Copies rows of bytes whose ranges have been checked.
@@ -85,8 +113,9 @@ fn pointer(address: u64) -> *mut u8 {
 pub(crate) fn span(row_bytes: usize, rows: usize, pitch: usize) -> Result<usize, HipError> {
     match rows.checked_sub(1) {
         None => Ok(0),
-        Some(before) => {
-            before.checked_mul(pitch).and_then(|bytes| bytes.checked_add(row_bytes)).ok_or(error::INVALID_VALUE)
-        }
+        Some(before) => before
+            .checked_mul(pitch)
+            .and_then(|bytes| bytes.checked_add(row_bytes))
+            .ok_or(error::INVALID_VALUE),
     }
 }

@@ -54,7 +54,9 @@ impl Atomic {
                     u32::from(f16::from_f32(sum).to_bits())
                 })
             },
-            ("pk_add", "bf16") => |old, value, _| pair(old, value, |a, b| to_bf16(bf16_bits(a) + bf16_bits(b))),
+            ("pk_add", "bf16") => {
+                |old, value, _| pair(old, value, |a, b| to_bf16(bf16_bits(a) + bf16_bits(b)))
+            }
             (_, "f16" | "bf16" | "f32" | "f64") => return None,
             ("add", _) => |old, value, _| old.wrapping_add(value),
             ("sub", _) => |old, value, _| old.wrapping_sub(value),
@@ -91,7 +93,8 @@ fn float(old: u64, value: u64, function: impl Fn(f32, f32) -> f32) -> u64 {
 }
 
 fn pair(old: u64, value: u64, function: impl Fn(u32, u32) -> u32) -> u64 {
-    let half = |shift: u32| u64::from(function((old >> shift) as u32 & 0xffff, (value >> shift) as u32 & 0xffff));
+    let half =
+        |shift: u32| u64::from(function((old >> shift) as u32 & 0xffff, (value >> shift) as u32 & 0xffff));
     half(0) | half(16) << 16
 }
 
@@ -111,7 +114,10 @@ mod tests {
         assert_eq!(apply("smax", u64::from(u32::MAX), 1), 1);
         assert_eq!(apply("max_i32", u64::from(u32::MAX), 1), 1);
         assert_eq!(apply("umax", u64::from(u32::MAX), 1), u64::from(u32::MAX));
-        assert_eq!(apply("add_f32", 1.5f32.to_bits().into(), 2.0f32.to_bits().into()), 3.5f32.to_bits().into());
+        assert_eq!(
+            apply("add_f32", 1.5f32.to_bits().into(), 2.0f32.to_bits().into()),
+            3.5f32.to_bits().into()
+        );
         assert_eq!(apply("pk_add_f16", 0x3c00_3c00, 0x4000_3c00), 0x4200_4000);
         assert!(Atomic::parse("add_x2").unwrap().is_wide);
         assert!(Atomic::parse("cmpswap_b64").unwrap().compares);

@@ -90,7 +90,9 @@ impl BufferAccess {
             return Err(Violation::UnknownInstruction("a swizzled buffer".into()));
         }
         let bytes = match &self.access {
-            Access::Load { format, .. } | Access::Store { format, .. } | Access::LoadToLds { format } => format.bytes(),
+            Access::Load { format, .. } | Access::Store { format, .. } | Access::LoadToLds { format } => {
+                format.bytes()
+            }
             Access::Atomic { atomic, .. } => 4 * u32::from(atomic.registers()),
         };
         let mut addresses = [0; LANES];
@@ -170,7 +172,9 @@ fn clear(wave: &mut Wave, register: u16, lanes: u64, format: Format) {
         let slot = &mut wave.vector[at][lane];
         *slot = match format {
             Format::Dwords(_) => 0,
-            Format::Small { bytes, is_signed, part } => super::format::merge_small(*slot, 0, bytes, is_signed, part),
+            Format::Small { bytes, is_signed, part } => {
+                super::format::merge_small(*slot, 0, bytes, is_signed, part)
+            }
         };
     }
     wave.vector_written[at] |= lanes;

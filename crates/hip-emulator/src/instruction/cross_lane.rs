@@ -12,19 +12,51 @@ use crate::wave::{LANES, Lanes, Wave};
 /// A cross-lane instruction.
 #[derive(Debug)]
 pub(crate) enum CrossLane {
-    ReadFirstLane { destination: u16, source: Source },
-    ReadLane { destination: u16, source: Source, lane: Operand },
-    WriteLane { destination: u16, value: Operand, lane: Operand },
+    ReadFirstLane {
+        destination: u16,
+        source: Source,
+    },
+    ReadLane {
+        destination: u16,
+        source: Source,
+        lane: Operand,
+    },
+    WriteLane {
+        destination: u16,
+        value: Operand,
+        lane: Operand,
+    },
     /// `v_permlane16`, `v_permlanex16`: 16 selectors of four bits from two scalars.
-    PermuteRow { destination: u16, source: Source, selectors: [Operand; 2], is_crossed: bool, fetches_inactive: bool },
+    PermuteRow {
+        destination: u16,
+        source: Source,
+        selectors: [Operand; 2],
+        is_crossed: bool,
+        fetches_inactive: bool,
+    },
     /// `v_permlane64`: exchanges the halves of a wave; on wave32 nothing moves.
-    PermuteHalves { destination: u16, source: Source },
+    PermuteHalves {
+        destination: u16,
+        source: Source,
+    },
     /// `v_permlane32_swap`, `v_permlane16_swap`: exchanges odd rows of one register with even rows of the other.
-    Swap { first: u16, second: u16, row: usize },
+    Swap {
+        first: u16,
+        second: u16,
+        row: usize,
+    },
     /// `v_swap_b32`.
-    Exchange { first: u16, second: u16 },
+    Exchange {
+        first: u16,
+        second: u16,
+    },
     /// `v_mbcnt`: counts mask bits below the lane.
-    MaskBelow { destination: u16, mask: Source, base: Source, is_high: bool },
+    MaskBelow {
+        destination: u16,
+        mask: Source,
+        base: Source,
+        is_high: bool,
+    },
 }
 
 pub(crate) fn decode(
@@ -35,13 +67,20 @@ pub(crate) fn decode(
     let vector = |at: usize| operands.get(at).and_then(Operand::vector).ok_or("a vector register expected");
     let scalar = |at: usize| operands.get(at).and_then(Operand::scalar).ok_or("a scalar register expected");
     let source = |at: usize| {
-        operands.get(at).map(|operand| Source::new(*operand, Kind::B32, Select::WORD)).ok_or("a source expected")
+        operands
+            .get(at)
+            .map(|operand| Source::new(*operand, Kind::B32, Select::WORD))
+            .ok_or("a source expected")
     };
     let operand = |at: usize| operands.get(at).copied().ok_or("an operand expected");
     let operation = match name {
         "v_readfirstlane_b32" => CrossLane::ReadFirstLane { destination: scalar(0)?, source: source(1)? },
-        "v_readlane_b32" => CrossLane::ReadLane { destination: scalar(0)?, source: source(1)?, lane: operand(2)? },
-        "v_writelane_b32" => CrossLane::WriteLane { destination: vector(0)?, value: operand(1)?, lane: operand(2)? },
+        "v_readlane_b32" => {
+            CrossLane::ReadLane { destination: scalar(0)?, source: source(1)?, lane: operand(2)? }
+        }
+        "v_writelane_b32" => {
+            CrossLane::WriteLane { destination: vector(0)?, value: operand(1)?, lane: operand(2)? }
+        }
         "v_permlane16_b32" | "v_permlanex16_b32" => {
             let op_sel = statement.modifiers.bits::<2>("op_sel", false)?;
             CrossLane::PermuteRow {
@@ -103,8 +142,13 @@ impl CrossLane {
             }
             CrossLane::PermuteHalves { destination, source } => {
                 let size = wave.size();
-                let (moved, known) =
-                    gather(wave, source, size, |lane| Some(if size == 64 { lane ^ 32 } else { lane }), &mut buffer);
+                let (moved, known) = gather(
+                    wave,
+                    source,
+                    size,
+                    |lane| Some(if size == 64 { lane ^ 32 } else { lane }),
+                    &mut buffer,
+                );
                 wave.set_vector(*destination, &moved, active, known);
             }
             CrossLane::Swap { first, second, row } => swap_rows(wave, *first, *second, *row),

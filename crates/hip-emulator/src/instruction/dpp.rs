@@ -57,7 +57,8 @@ impl Dpp {
         if let Some(list) = modifiers.numbers("dpp8")? {
             return bytes(list).try_into().map(Pattern::Dpp8).map_err(|_| "dpp8".into());
         }
-        let counted: [(&str, fn(usize) -> Pattern); 7] = [
+        type Counted = fn(usize) -> Pattern;
+        let counted: [(&str, Counted); 7] = [
             ("row_shl", Pattern::RowShiftLeft),
             ("row_shr", Pattern::RowShiftRight),
             ("row_ror", Pattern::RowRotateRight),
@@ -120,7 +121,8 @@ impl Dpp {
     ) -> (u64, u64) {
         let (mut known, mut enabled) = (0, active);
         for lane in 0..wave_size {
-            let is_masked = self.row_mask >> (lane / 16) & 1 == 0 || self.bank_mask >> (lane % 16 / 4) & 1 == 0;
+            let is_masked =
+                self.row_mask >> (lane / 16) & 1 == 0 || self.bank_mask >> (lane % 16 / 4) & 1 == 0;
             let source = self
                 .source(lane, wave_size)
                 .filter(|&source| self.fetches_inactive || active >> source & 1 == 1);

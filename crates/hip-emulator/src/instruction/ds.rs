@@ -23,16 +23,40 @@ pub(crate) struct LdsAccess {
 
 #[derive(Debug)]
 enum Access {
-    Load { destination: u16, format: Format },
-    Store { data: Vec<u16>, format: Format },
-    Atomic { destination: Option<u16>, data: u16, comparand: u16, atomic: Atomic },
+    Load {
+        destination: u16,
+        format: Format,
+    },
+    Store {
+        data: Vec<u16>,
+        format: Format,
+    },
+    Atomic {
+        destination: Option<u16>,
+        data: u16,
+        comparand: u16,
+        atomic: Atomic,
+    },
     /// `ds_read_*_tr_*`: sixteen lanes read a tile and get its transpose; elements of this many bits.
-    Transpose { destination: u16, bits: usize },
+    Transpose {
+        destination: u16,
+        bits: usize,
+    },
     /// `ds_bpermute`: a lane reads the lane that its address names.
-    BackwardPermute { destination: u16, data: u16 },
+    BackwardPermute {
+        destination: u16,
+        data: u16,
+    },
     /// `ds_permute`: a lane writes to the lane that its address names.
-    ForwardPermute { destination: u16, data: u16 },
-    Swizzle { destination: u16, source: u16, pattern: Swizzle },
+    ForwardPermute {
+        destination: u16,
+        data: u16,
+    },
+    Swizzle {
+        destination: u16,
+        source: u16,
+        pattern: Swizzle,
+    },
 }
 
 /// How `ds_swizzle` picks a lane of each group of 32.
@@ -80,7 +104,11 @@ pub(crate) fn decode(
         }
     }
     if let Some(format) = strip(&name, ["read_", "load_"]).and_then(Format::of_load) {
-        return finish(Access::Load { destination: vector(0)?, format: high(0, format) }, vector(1)?, vec![offset]);
+        return finish(
+            Access::Load { destination: vector(0)?, format: high(0, format) },
+            vector(1)?,
+            vec![offset],
+        );
     }
     if let Some(format) = strip(&name, ["write_", "store_"]).and_then(Format::of_store) {
         let kind = Access::Store { data: vec![vector(1)?], format: high(1, format) };
@@ -88,10 +116,18 @@ pub(crate) fn decode(
     }
     match name.as_str() {
         "bpermute_b32" => {
-            return finish(Access::BackwardPermute { destination: vector(0)?, data: vector(2)? }, vector(1)?, vec![offset]);
+            return finish(
+                Access::BackwardPermute { destination: vector(0)?, data: vector(2)? },
+                vector(1)?,
+                vec![offset],
+            );
         }
         "permute_b32" => {
-            return finish(Access::ForwardPermute { destination: vector(0)?, data: vector(2)? }, vector(1)?, vec![offset]);
+            return finish(
+                Access::ForwardPermute { destination: vector(0)?, data: vector(2)? },
+                vector(1)?,
+                vec![offset],
+            );
         }
         _ => {}
     }
@@ -153,7 +189,9 @@ impl Swizzle {
             "SWAP" => Swizzle::Mask { and: 31, or: 0, xor: count(0)? },
             "REVERSE" => Swizzle::Mask { and: 31, or: 0, xor: count(0)? - 1 },
             "BROADCAST" => Swizzle::Mask { and: !(count(0)? - 1) & 31, or: count(1)?, xor: 0 },
-            "QUAD_PERM" => Swizzle::Quad([count(0)? as u8, count(1)? as u8, count(2)? as u8, count(3)? as u8]),
+            "QUAD_PERM" => {
+                Swizzle::Quad([count(0)? as u8, count(1)? as u8, count(2)? as u8, count(3)? as u8])
+            }
             "BITMASK_PERM" => {
                 let (mut and, mut or, mut xor) = (0, 0, 0);
                 for (position, letter) in rest.first()?.trim_matches('"').bytes().enumerate() {
@@ -261,7 +299,8 @@ impl LdsAccess {
                     // An inactive source reads as zero.
                     let is_active = active >> from & 1 == 1;
                     *value = if is_active { wave.vector[usize::from(*source)][from] } else { 0 };
-                    known |= (wave.vector_written[usize::from(*source)] >> from & 1 | u64::from(!is_active)) << lane;
+                    known |= (wave.vector_written[usize::from(*source)] >> from & 1 | u64::from(!is_active))
+                        << lane;
                 }
                 wave.set_vector(*destination, &values, active, known);
                 wave.outstanding.issue_vector(Counter::Lds, *destination, 1);
@@ -271,7 +310,11 @@ impl LdsAccess {
     }
 
     fn require_address(&self, wave: &Wave, active: u64, context: &Context<'_>) -> Result<(), Violation> {
-        if context.checks.uninitialised { wave.require_vector(self.address, active, "an LDS address") } else { Ok(()) }
+        if context.checks.uninitialised {
+            wave.require_vector(self.address, active, "an LDS address")
+        } else {
+            Ok(())
+        }
     }
 
     fn addresses(&self, wave: &Wave, offset: u32) -> Lanes {
@@ -281,7 +324,7 @@ impl LdsAccess {
     /// The lane that a permutation's address names.
     fn lane(&self, wave: &Wave, lane: usize, size: usize) -> usize {
         let address = wave.vector[usize::from(self.address)][lane].wrapping_add(self.offsets[0]);
-        address as usize / 4 & (size - 1)
+        (address as usize / 4) & (size - 1)
     }
 
     fn gather(&self, wave: &Wave, active: u64, data: u16) -> (Lanes, u64) {
@@ -317,7 +360,8 @@ impl LdsAccess {
             let address = addresses[lane];
             check_alignment(u64::from(address), bytes, lane, "LDS atomic")?;
             let operand = wide_value(wave, data, lane, atomic.is_wide);
-            let expected = if atomic.compares { wide_value(wave, comparand, lane, atomic.is_wide) } else { 0 };
+            let expected =
+                if atomic.compares { wide_value(wave, comparand, lane, atomic.is_wide) } else { 0 };
             let cell = context.lds.atomic(address, bytes, wave.accessor())?;
             let old = cell.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte));
             let new = (atomic.function)(old, operand, expected);
@@ -391,7 +435,9 @@ pub(super) fn wide_value(wave: &Wave, register: u16, lane: usize, is_wide: bool)
 fn count_access(context: &mut Context<'_>, active: u64, addresses: &Lanes, bytes: u32, banks: usize) {
     context.counters.lds_bank_conflicts += bank_conflicts::extra_cycles(addresses, active, bytes, banks);
     if bytes > 4 {
-        let is_split = |lane: &usize| active >> lane & 1 == 1 && addresses[*lane] % bytes.next_power_of_two() != 0;
+        let is_split = |lane: &usize| {
+            active >> lane & 1 == 1 && !addresses[*lane].is_multiple_of(bytes.next_power_of_two())
+        };
         context.counters.lds_split_accesses += (0..LANES).filter(is_split).count() as u64;
     }
 }
@@ -424,7 +470,11 @@ fn load(
                 }
             }
             Format::Small { bytes, is_signed, part } => {
-                let value = if bytes == 2 { u32::from(data[0]) | u32::from(data[1]) << 8 } else { u32::from(data[0]) };
+                let value = if bytes == 2 {
+                    u32::from(data[0]) | u32::from(data[1]) << 8
+                } else {
+                    u32::from(data[0])
+                };
                 let slot = &mut wave.vector[first][lane];
                 *slot = merge_small(*slot, value, bytes, is_signed, part);
             }

@@ -16,12 +16,24 @@ pub(crate) fn minimum_number(a: f32, b: f32) -> f32 {
 
 /// `v_maximum`: NaN if one operand is NaN.
 pub(crate) fn maximum(a: f32, b: f32) -> f32 {
-    if a.is_nan() || b.is_nan() { f32::NAN } else if a > b { a } else { b }
+    if a.is_nan() || b.is_nan() {
+        f32::NAN
+    } else if a > b {
+        a
+    } else {
+        b
+    }
 }
 
 /// `v_minimum`: NaN if one operand is NaN.
 pub(crate) fn minimum(a: f32, b: f32) -> f32 {
-    if a.is_nan() || b.is_nan() { f32::NAN } else if a < b { a } else { b }
+    if a.is_nan() || b.is_nan() {
+        f32::NAN
+    } else if a < b {
+        a
+    } else {
+        b
+    }
 }
 
 /// The median; with a NaN, the smallest of the three.
@@ -97,7 +109,9 @@ impl Float8 {
         match self {
             Float8::E4m3Fnuz | Float8::E5m2Fnuz if bits == 0x80 => return f32::NAN,
             Float8::E4m3 if magnitude == 0x7f => return f32::NAN,
-            Float8::E5m2 if magnitude == 0x7c => return if bits >> 7 == 1 { f32::NEG_INFINITY } else { f32::INFINITY },
+            Float8::E5m2 if magnitude == 0x7c => {
+                return if bits >> 7 == 1 { f32::NEG_INFINITY } else { f32::INFINITY };
+            }
             Float8::E5m2 if magnitude > 0x7c => return f32::NAN,
             _ => {}
         }

@@ -105,5 +105,7 @@ pub(crate) fn check_alignment(address: u64, needed: u32, lane: usize, what: &str
     if address & u64::from(needed - 1) == 0 {
         return Ok(());
     }
-    Err(Violation::Misaligned(format!("{what} at {address:#x} by lane {lane}: a multiple of {needed} is needed")))
+    Err(Violation::Misaligned(format!(
+        "{what} at {address:#x} by lane {lane}: a multiple of {needed} is needed"
+    )))
 }

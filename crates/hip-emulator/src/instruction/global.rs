@@ -24,11 +24,23 @@ enum Space {
 /// What an access does with its addresses.
 #[derive(Clone, Debug)]
 pub(super) enum Access {
-    Load { destination: u16, format: Format },
-    Store { data: u16, format: Format },
-    Atomic { destination: Option<u16>, data: u16, atomic: Atomic },
+    Load {
+        destination: u16,
+        format: Format,
+    },
+    Store {
+        data: u16,
+        format: Format,
+    },
+    Atomic {
+        destination: Option<u16>,
+        data: u16,
+        atomic: Atomic,
+    },
     /// To LDS at M0 plus an offset, lane after lane.
-    LoadToLds { format: Format },
+    LoadToLds {
+        format: Format,
+    },
 }
 
 /// A global, flat or scratch instruction.
@@ -46,9 +58,9 @@ pub(crate) fn decode(
     operands: &[Operand],
 ) -> Result<Option<(Class, Operation)>, String> {
     let spaces = [("global_", Space::Global), ("flat_", Space::Flat), ("scratch_", Space::Scratch)];
-    let found = spaces
-        .into_iter()
-        .find_map(|(prefix, space)| statement.mnemonic.strip_prefix(prefix).map(|name| (name.to_string(), space)));
+    let found = spaces.into_iter().find_map(|(prefix, space)| {
+        statement.mnemonic.strip_prefix(prefix).map(|name| (name.to_string(), space))
+    });
     let Some((name, space)) = found else { return Ok(None) };
     let to_lds = statement.modifiers.flag("lds");
     let Some((access, rest)) = access(&name, operands, to_lds)? else { return Ok(None) };
@@ -128,7 +140,9 @@ impl GlobalAccess {
         match self.space {
             Space::Scratch => return scratch(wave, context, active, &addresses, &self.access),
             Space::Flat => {
-                let apertures = (0..LANES).filter(|lane| active >> lane & 1 == 1).map(|lane| (addresses[lane] >> 32) as u32);
+                let apertures = (0..LANES)
+                    .filter(|lane| active >> lane & 1 == 1)
+                    .map(|lane| (addresses[lane] >> 32) as u32);
                 let in_private = apertures.clone().any(|aperture| aperture == PRIVATE_APERTURE);
                 let in_shared = apertures.clone().any(|aperture| aperture == SHARED_APERTURE);
                 if in_private {
@@ -294,11 +308,16 @@ pub(super) fn transfer(
             let mut old_values = [[0; LANES]; 2];
             for lane in lanes_of(active) {
                 let operand = wide_value(wave, *data, lane, atomic.is_wide);
-                let expected =
-                    if atomic.compares { wide_value(wave, data + registers, lane, atomic.is_wide) } else { 0 };
+                let expected = if atomic.compares {
+                    wide_value(wave, data + registers, lane, atomic.is_wide)
+                } else {
+                    0
+                };
                 // SAFETY: bounds and alignment of this lane were checked above.
                 let old = unsafe {
-                    memory::update(addresses[lane], atomic.is_wide, |old| (atomic.function)(old, operand, expected))
+                    memory::update(addresses[lane], atomic.is_wide, |old| {
+                        (atomic.function)(old, operand, expected)
+                    })
                 };
                 old_values[0][lane] = old as u32;
                 old_values[1][lane] = (old >> 32) as u32;
@@ -487,7 +506,9 @@ mod tests {
         let mut lab = Lab::new(Target::Gfx942);
         let base = lab.allocate(1024);
         lab.scalar(0, base as u32).scalar(1, (base >> 32) as u32);
-        lab.vector(1, |lane| 8 * lane as u32).vector(2, |lane| lane as u32).vector(3, |lane| 100 + lane as u32);
+        lab.vector(1, |lane| 8 * lane as u32)
+            .vector(2, |lane| lane as u32)
+            .vector(3, |lane| 100 + lane as u32);
         lab.run("global_store_dwordx2 v1, v[2:3], s[0:1]").unwrap();
         lab.run("global_load_dword v4, v1, s[0:1] offset:4").unwrap();
         assert_eq!(lab.lane(4, 9), 109);
@@ -516,14 +537,21 @@ mod tests {
         lab.scalar(0, base as u32).scalar(1, (base >> 32) as u32).vector(1, |lane| 4 * lane as u32);
         assert!(matches!(lab.run("global_store_dword v1, v9, s[0:1]"), Err(Violation::Uninitialised(_))));
         lab.vector(2, |_| 0).vector(3, |lane| 1 + 4 * lane as u32);
-        assert!(matches!(lab.run("global_store_dword v3, v2, s[0:1]"), Err(Violation::Misaligned(_) | Violation::OutOfBounds(_))));
+        assert!(matches!(
+            lab.run("global_store_dword v3, v2, s[0:1]"),
+            Err(Violation::Misaligned(_) | Violation::OutOfBounds(_))
+        ));
     }
 
     #[test]
     fn atomics_add_up_and_return_what_was_there() {
         let mut lab = Lab::new(Target::Gfx1100);
         let base = lab.allocate(4);
-        lab.scalar(0, base as u32).scalar(1, (base >> 32) as u32).vector(1, |_| 0).vector(2, |_| 0).vector(3, |_| 2);
+        lab.scalar(0, base as u32)
+            .scalar(1, (base >> 32) as u32)
+            .vector(1, |_| 0)
+            .vector(2, |_| 0)
+            .vector(3, |_| 2);
         lab.run("global_store_b32 v1, v2, s[0:1]").unwrap();
         lab.run("global_atomic_add_u32 v4, v1, v3, s[0:1] glc").unwrap();
         assert_eq!((lab.lane(4, 0), lab.lane(4, 31)), (0, 62));
@@ -553,6 +581,9 @@ mod tests {
         lab.run("scratch_store_dword off, v2, off offset:8").unwrap();
         lab.run("scratch_load_dword v3, off, off offset:8").unwrap();
         assert_eq!(lab.lane(3, 12), 12);
-        assert!(matches!(lab.run("scratch_load_dword v3, off, off offset:4000"), Err(Violation::OutOfBounds(_))));
+        assert!(matches!(
+            lab.run("scratch_load_dword v3, off, off offset:4000"),
+            Err(Violation::OutOfBounds(_))
+        ));
     }
 }

@@ -32,7 +32,7 @@ impl Element {
     }
 
     /// Element `index` of each of these words.
-    fn values(self, words: &[u32], index: usize, values: &mut [f32]) {
+    pub(crate) fn values(self, words: &[u32], index: usize, values: &mut [f32]) {
         let shift = index * self.bits() % 32;
         let each = words.iter().zip(values);
         match self {
@@ -190,7 +190,8 @@ impl Mfma {
     fn known_lanes(&self, register: usize, lost_rows: u64, lost_columns: u64) -> u64 {
         (0..LANES).fold(0, |known, lane| {
             let (row, column, block) = self.output(register, lane);
-            let is_lost = lost_rows >> (block * self.size + row) | lost_columns >> (block * self.size + column);
+            let is_lost =
+                lost_rows >> (block * self.size + row) | lost_columns >> (block * self.size + column);
             known | (!is_lost & 1) << lane
         })
     }
@@ -260,7 +261,12 @@ fn multiply_rows(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators
 }
 
 #[inline(always)]
-fn multiply_tile<const N: usize>(mfma: &Mfma, a: &[f32; INPUTS], b: &[f32; INPUTS], accumulators: &mut [u32; LARGEST]) {
+fn multiply_tile<const N: usize>(
+    mfma: &Mfma,
+    a: &[f32; INPUTS],
+    b: &[f32; INPUTS],
+    accumulators: &mut [u32; LARGEST],
+) {
     let depth = mfma.depth;
     for block in 0..mfma.blocks {
         let (a, b) = (&a[block * depth * N..][..depth * N], &b[block * depth * N..][..depth * N]);
@@ -305,14 +311,25 @@ mod tests {
     use super::*;
 
     /// A and B such that every output tells its row and column: A[i][0] = i + 1, B[0][j] = 64 (j + 1), the rest 0.
-    fn product(text: &str, target: Target, a: (u16, u16), b: (u16, u16), bits: usize, encode: impl Fn(f32) -> u32) -> Lab {
+    fn product(
+        text: &str,
+        target: Target,
+        a: (u16, u16),
+        b: (u16, u16),
+        bits: usize,
+        encode: impl Fn(f32) -> u32,
+    ) -> Lab {
         let mut lab = Lab::new(target);
         let size = if text.contains("32x32") { 32 } else { 16 };
         for ((first, count), scale) in [(a, 1.0f32), (b, 64.0)] {
             for register in first..first + count {
                 lab.vector(register, |lane| {
                     let holds_first_k = register == first && lane < size;
-                    if holds_first_k { encode(scale * (lane % size + 1) as f32) & (u32::MAX >> (32 - bits)) } else { 0 }
+                    if holds_first_k {
+                        encode(scale * (lane % size + 1) as f32) & (u32::MAX >> (32 - bits))
+                    } else {
+                        0
+                    }
                 });
             }
         }
@@ -342,17 +359,38 @@ mod tests {
             expect(&lab, 5, 35, 13, 3);
             expect(&lab, 15, 63, 31, 31);
         }
-        let lab = product("v_mfma_f32_32x32x16_bf16 v[0:15], v[20:23], v[24:27], 0", Target::Gfx950, (20, 4), (24, 4), 16, bf16);
+        let lab = product(
+            "v_mfma_f32_32x32x16_bf16 v[0:15], v[20:23], v[24:27], 0",
+            Target::Gfx950,
+            (20, 4),
+            (24, 4),
+            16,
+            bf16,
+        );
         expect(&lab, 6, 40, 14, 8);
     }
 
     #[test]
     fn the_16x16_result_holds_four_consecutive_rows_per_sixteen_lanes() {
         let f16 = |value: f32| u32::from(half::f16::from_f32(value).to_bits());
-        let lab = product("v_mfma_f32_16x16x16_f16 a[0:3], v[20:21], v[22:23], 0", Target::Gfx942, (20, 2), (22, 2), 16, f16);
+        let lab = product(
+            "v_mfma_f32_16x16x16_f16 a[0:3], v[20:21], v[22:23], 0",
+            Target::Gfx942,
+            (20, 2),
+            (22, 2),
+            16,
+            f16,
+        );
         expect(&lab, 256, 0, 0, 0);
         expect(&lab, 258, 37, 10, 5);
-        let lab = product("v_mfma_f32_16x16x4_f32 v[0:3], v20, v22, 0", Target::Gfx942, (20, 1), (22, 1), 32, f32::to_bits);
+        let lab = product(
+            "v_mfma_f32_16x16x4_f32 v[0:3], v20, v22, 0",
+            Target::Gfx942,
+            (20, 1),
+            (22, 1),
+            32,
+            f32::to_bits,
+        );
         expect(&lab, 3, 63, 15, 15);
     }
 

@@ -123,8 +123,8 @@ impl Instruction {
     pub(crate) fn decode(address: u64, bytes: u64, text: String, target: Target) -> Instruction {
         let mut touched = Touched::default();
         let decoded = decode(&text, target, &mut touched);
-        let (class, operation) =
-            decoded.unwrap_or_else(|reason| (Class::Program, Operation::Unknown(format!("{text} ({reason})"))));
+        let (class, operation) = decoded
+            .unwrap_or_else(|reason| (Class::Program, Operation::Unknown(format!("{text} ({reason})"))));
         Instruction { address, bytes, text, class, touched, operation }
     }
 
@@ -164,7 +164,11 @@ fn decode(text: &str, target: Target, touched: &mut Touched) -> Result<(Class, O
         return Ok((Class::Program, operation));
     }
     if let Some(operation) = sopk::decode_special(&statement) {
-        statement.words.iter().filter_map(|word| Operand::parse(word)).for_each(|operand| touched.add(&operand));
+        statement
+            .words
+            .iter()
+            .filter_map(|word| Operand::parse(word))
+            .for_each(|operand| touched.add(&operand));
         return Ok((Class::Scalar, Operation::Scalar(operation)));
     }
     let operands = statement.operands()?;

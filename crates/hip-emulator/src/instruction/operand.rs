@@ -254,7 +254,10 @@ mod tests {
         assert_eq!(Literal::Integer(-1).bits(Kind::B64), u64::MAX);
         assert_eq!(Literal::Bits(0xffff_0000).bits(Kind::B64), 0xffff_0000);
         assert_eq!(Literal::Bits(0x3ff0_0000).bits(Kind::F64), 1.0f64.to_bits());
-        assert_eq!(Operand::parse("lit(0xffffffff)").unwrap().place, Place::Literal(Literal::Bits(0xffff_ffff)));
+        assert_eq!(
+            Operand::parse("lit(0xffffffff)").unwrap().place,
+            Place::Literal(Literal::Bits(0xffff_ffff))
+        );
         assert_eq!(Operand::parse("-16").unwrap().place, Place::Literal(Literal::Integer(-16)));
     }
 }

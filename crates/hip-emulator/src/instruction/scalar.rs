@@ -85,14 +85,35 @@ impl ScalarOperation {
 pub(crate) enum Scalar {
     Arithmetic(Arithmetic),
     /// `s_*_saveexec`: the old mask goes to the destination, the new one to EXEC.
-    SaveExec { operation: fn(u64, u64) -> u64, keeps_old: bool, destination: Operand, source: Operand },
-    GetPc { destination: u16 },
-    SetPc { source: Operand },
-    SwapPc { destination: u16, source: Operand },
+    SaveExec {
+        operation: fn(u64, u64) -> u64,
+        keeps_old: bool,
+        destination: Operand,
+        source: Operand,
+    },
+    GetPc {
+        destination: u16,
+    },
+    SetPc {
+        source: Operand,
+    },
+    SwapPc {
+        destination: u16,
+        source: Operand,
+    },
     /// `s_call_b64`: saves the return address and jumps by words.
-    Call { destination: u16, words: i64 },
-    GetRegister { destination: u16, register: sopk::HardwareRegister },
-    SetRegister { source: Operand, register: sopk::HardwareRegister },
+    Call {
+        destination: u16,
+        words: i64,
+    },
+    GetRegister {
+        destination: u16,
+        register: sopk::HardwareRegister,
+    },
+    SetRegister {
+        source: Operand,
+        register: sopk::HardwareRegister,
+    },
 }
 
 /// A function of up to three sources.
@@ -104,7 +125,10 @@ pub(crate) struct Arithmetic {
 
 impl std::fmt::Debug for Arithmetic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arithmetic").field("destination", &self.destination).field("sources", &self.sources).finish()
+        f.debug_struct("Arithmetic")
+            .field("destination", &self.destination)
+            .field("sources", &self.sources)
+            .finish()
     }
 }
 
@@ -164,7 +188,9 @@ impl Arithmetic {
         let [(a, known_a), (b, known_b), (c, known_c)] =
             [0, 1, 2].map(|source| wave.uniform(&self.sources[source], operation.kind));
         let (old, known_old) = match &self.destination {
-            Some(destination) if operation.reads_destination => wave.uniform(destination, operation.destination),
+            Some(destination) if operation.reads_destination => {
+                wave.uniform(destination, operation.destination)
+            }
             _ => (0, u64::MAX),
         };
         let scc = wave.scc;
@@ -180,7 +206,13 @@ impl Arithmetic {
             Flows::AndNot => both | known_a & !a | known_b & b,
             Flows::OrNot => both | known_a & a | known_b & !b,
             Flows::Bitwise => both,
-            Flows::Select if scc_is_known => if scc { known_a } else { known_b },
+            Flows::Select if scc_is_known => {
+                if scc {
+                    known_a
+                } else {
+                    known_b
+                }
+            }
             Flows::Select => 0,
         };
         if let Some(Operand { place: Place::Scalar(register), registers, .. }) = self.destination {

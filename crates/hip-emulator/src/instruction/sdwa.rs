@@ -106,7 +106,10 @@ mod tests {
     fn an_sdwa_instruction_reads_a_part_and_keeps_the_rest() {
         let mut lab = Lab::new(Target::Gfx942);
         lab.vector(1, |_| 0x1234_5678).vector(2, |_| 0xff).vector(0, |_| 0xaaaa_bbbb);
-        lab.run("v_and_b32_sdwa v0, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_1 src1_sel:DWORD").unwrap();
+        lab.run(
+            "v_and_b32_sdwa v0, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_1 src1_sel:DWORD",
+        )
+        .unwrap();
         assert_eq!(lab.lane(0, 5), 0x56);
         lab.vector(0, |_| 0xaaaa_bbbb);
         lab.run("v_lshrrev_b32_sdwa v0, v2, v1 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE src0_sel:DWORD src1_sel:WORD_1").unwrap();

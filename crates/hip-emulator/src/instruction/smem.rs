@@ -91,7 +91,8 @@ impl ScalarLoad {
         };
         let offset = (offset as u32 as u64).wrapping_add_signed(self.immediate);
         let (start, records) = if self.is_buffer {
-            let register = self.base.scalar().ok_or_else(|| Violation::Invalid("a descriptor in registers".into()))?;
+            let register =
+                self.base.scalar().ok_or_else(|| Violation::Invalid("a descriptor in registers".into()))?;
             (base & 0xffff_ffff_ffff, u64::from(wave.scalar[usize::from(register) + 2]))
         } else {
             (base, u64::MAX)

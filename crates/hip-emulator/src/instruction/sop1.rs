@@ -21,17 +21,42 @@ pub(crate) fn lookup(name: &str) -> Option<ScalarOperation> {
     match name {
         "mov_b32" => plain(B32, |i| (i.a, None)).map(|o| o.flows(Flows::Bitwise)),
         "mov_b64" => plain(B64, |i| (i.a, None)).map(|o| o.flows(Flows::Bitwise)),
-        "cmov_b32" => plain(B32, |i| (if i.scc { i.a } else { i.old }, None)).map(|o| o.with_scc().with_destination()),
-        "cmov_b64" => plain(B64, |i| (if i.scc { i.a } else { i.old }, None)).map(|o| o.with_scc().with_destination()),
-        "not_b32" => plain(B32, |i| { let r = !(i.a as u32); (u64::from(r), Some(r != 0)) }).map(|o| o.flows(Flows::Bitwise)),
+        "cmov_b32" => {
+            plain(B32, |i| (if i.scc { i.a } else { i.old }, None)).map(|o| o.with_scc().with_destination())
+        }
+        "cmov_b64" => {
+            plain(B64, |i| (if i.scc { i.a } else { i.old }, None)).map(|o| o.with_scc().with_destination())
+        }
+        "not_b32" => plain(B32, |i| {
+            let r = !(i.a as u32);
+            (u64::from(r), Some(r != 0))
+        })
+        .map(|o| o.flows(Flows::Bitwise)),
         "not_b64" => plain(B64, |i| (!i.a, Some(!i.a != 0))).map(|o| o.flows(Flows::Bitwise)),
         "brev_b32" => plain(B32, |i| (u64::from((i.a as u32).reverse_bits()), None)),
         "brev_b64" => plain(B64, |i| (i.a.reverse_bits(), None)),
-        "abs_i32" => plain(B32, |i| { let r = (i.a as i32).wrapping_abs(); (u64::from(r as u32), Some(r != 0)) }),
-        "bcnt0_i32_b32" => plain(B32, |i| { let r = (i.a as u32).count_zeros(); (u64::from(r), Some(r != 0)) }),
-        "bcnt1_i32_b32" => plain(B32, |i| { let r = (i.a as u32).count_ones(); (u64::from(r), Some(r != 0)) }),
-        "bcnt0_i32_b64" => plain(B64, |i| { let r = i.a.count_zeros(); (u64::from(r), Some(r != 0)) }).map(|o| o.to(B32)),
-        "bcnt1_i32_b64" => plain(B64, |i| { let r = i.a.count_ones(); (u64::from(r), Some(r != 0)) }).map(|o| o.to(B32)),
+        "abs_i32" => plain(B32, |i| {
+            let r = (i.a as i32).wrapping_abs();
+            (u64::from(r as u32), Some(r != 0))
+        }),
+        "bcnt0_i32_b32" => plain(B32, |i| {
+            let r = (i.a as u32).count_zeros();
+            (u64::from(r), Some(r != 0))
+        }),
+        "bcnt1_i32_b32" => plain(B32, |i| {
+            let r = (i.a as u32).count_ones();
+            (u64::from(r), Some(r != 0))
+        }),
+        "bcnt0_i32_b64" => plain(B64, |i| {
+            let r = i.a.count_zeros();
+            (u64::from(r), Some(r != 0))
+        })
+        .map(|o| o.to(B32)),
+        "bcnt1_i32_b64" => plain(B64, |i| {
+            let r = i.a.count_ones();
+            (u64::from(r), Some(r != 0))
+        })
+        .map(|o| o.to(B32)),
         "ff1_i32_b32" | "ctz_i32_b32" => plain(B32, |i| (first_one(i.a, 32), None)),
         "ff1_i32_b64" | "ctz_i32_b64" => plain(B64, |i| (first_one(i.a, 64), None)).map(|o| o.to(B32)),
         "ff0_i32_b32" => plain(B32, |i| (first_one(!i.a & 0xffff_ffff, 32), None)),
@@ -47,8 +72,14 @@ pub(crate) fn lookup(name: &str) -> Option<ScalarOperation> {
         "sext_i32_i16" => plain(B32, |i| (u64::from(i.a as i16 as i32 as u32), None)),
         "bitset0_b32" => plain(B32, |i| (i.old & !(1 << (i.a & 31)), None)).map(|o| o.with_destination()),
         "bitset1_b32" => plain(B32, |i| (i.old | 1 << (i.a & 31), None)).map(|o| o.with_destination()),
-        "wqm_b32" => plain(B32, |i| { let r = whole_quads(i.a); (r, Some(r != 0)) }),
-        "wqm_b64" => plain(B64, |i| { let r = whole_quads(i.a); (r, Some(r != 0)) }),
+        "wqm_b32" => plain(B32, |i| {
+            let r = whole_quads(i.a);
+            (r, Some(r != 0))
+        }),
+        "wqm_b64" => plain(B64, |i| {
+            let r = whole_quads(i.a);
+            (r, Some(r != 0))
+        }),
         "cvt_f32_u32" => plain(B32, |i| (bits_of(i.a as u32 as f32), None)),
         "cvt_f32_i32" => plain(B32, |i| (bits_of(i.a as i32 as f32), None)),
         "cvt_u32_f32" => plain(B32, |i| (u64::from(f32_of(i.a) as u32), None)),
@@ -87,7 +118,9 @@ pub(crate) fn decode_special(name: &str, operands: &[Operand]) -> Option<Scalar>
         _ => {}
     }
     let (operation, rest) = name.rsplit_once('_').and_then(|(stem, _)| {
-        stem.strip_suffix("_saveexec").map(|operation| (operation, true)).or_else(|| stem.strip_suffix("_wrexec").map(|operation| (operation, false)))
+        stem.strip_suffix("_saveexec")
+            .map(|operation| (operation, true))
+            .or_else(|| stem.strip_suffix("_wrexec").map(|operation| (operation, false)))
     })?;
     // `mask` is the source operand, `exec` the mask before.
     let operation: fn(u64, u64) -> u64 = match operation {

@@ -35,8 +35,12 @@ fn arithmetic(name: &str) -> Option<ScalarOperation> {
     let new = |function: fn(Inputs) -> Outputs| ScalarOperation::new(B32, function);
     let wide = |function: fn(Inputs) -> Outputs| ScalarOperation::new(B64, function);
     Some(match name {
-        "add_u32" | "add_co_u32" => new(|i| (u64::from((i.a as u32).wrapping_add(i.b as u32)), Some(i.a + i.b > u64::from(u32::MAX)))),
-        "sub_u32" | "sub_co_u32" => new(|i| (u64::from((i.a as u32).wrapping_sub(i.b as u32)), Some(i.b > i.a))),
+        "add_u32" | "add_co_u32" => {
+            new(|i| (u64::from((i.a as u32).wrapping_add(i.b as u32)), Some(i.a + i.b > u64::from(u32::MAX))))
+        }
+        "sub_u32" | "sub_co_u32" => {
+            new(|i| (u64::from((i.a as u32).wrapping_sub(i.b as u32)), Some(i.b > i.a)))
+        }
         "add_i32" | "add_co_i32" => new(|i| {
             let (r, overflow) = (i.a as i32).overflowing_add(i.b as i32);
             (u64::from(r as u32), Some(overflow))
@@ -59,11 +63,15 @@ fn arithmetic(name: &str) -> Option<ScalarOperation> {
         "sub_nc_u64" | "sub_u64" => wide(|i| (i.a.wrapping_sub(i.b), None)),
         "mul_u64" => wide(|i| (i.a.wrapping_mul(i.b), None)),
         "mul_i32" => new(|i| word((i.a as u32).wrapping_mul(i.b as u32))),
-        "mul_hi_u32" => new(|i| word((i.a * i.b >> 32) as u32)),
-        "mul_hi_i32" => new(|i| word((i64::from(i.a as i32) * i64::from(i.b as i32) >> 32) as u32)),
+        "mul_hi_u32" => new(|i| word(((i.a * i.b) >> 32) as u32)),
+        "mul_hi_i32" => new(|i| word(((i64::from(i.a as i32) * i64::from(i.b as i32)) >> 32) as u32)),
         "absdiff_i32" => new(|i| nonzero32((i.a as i32).wrapping_sub(i.b as i32).wrapping_abs() as u32)),
-        "min_i32" => new(|i| (u64::from((i.a as i32).min(i.b as i32) as u32), Some((i.a as i32) < i.b as i32))),
-        "max_i32" => new(|i| (u64::from((i.a as i32).max(i.b as i32) as u32), Some((i.a as i32) > i.b as i32))),
+        "min_i32" => {
+            new(|i| (u64::from((i.a as i32).min(i.b as i32) as u32), Some((i.a as i32) < i.b as i32)))
+        }
+        "max_i32" => {
+            new(|i| (u64::from((i.a as i32).max(i.b as i32) as u32), Some((i.a as i32) > i.b as i32)))
+        }
         "min_u32" => new(|i| (i.a.min(i.b), Some(i.a < i.b))),
         "max_u32" => new(|i| (i.a.max(i.b), Some(i.a > i.b))),
         "lshl1_add_u32" => new(|i| shift_add(i, 1)),
@@ -116,8 +124,8 @@ fn bitwise(name: &str) -> Option<ScalarOperation> {
             let unused = 64 - width.clamp(1, 64);
             nonzero64(((field << unused) as i64 >> unused) as u64)
         }),
-        "bfm_b32" => new(|i| word(((1u64 << (i.a & 31)) - 1 << (i.b & 31)) as u32)),
-        "bfm_b64" => wide(|i| ((1u64 << (i.a & 63)) - 1 << (i.b & 63), None)),
+        "bfm_b32" => new(|i| word((((1u64 << (i.a & 31)) - 1) << (i.b & 31)) as u32)),
+        "bfm_b64" => wide(|i| (((1u64 << (i.a & 63)) - 1) << (i.b & 63), None)),
         "pack_ll_b32_b16" => new(|i| word((i.a & 0xffff | i.b << 16) as u32)),
         "pack_lh_b32_b16" => new(|i| word((i.a & 0xffff | i.b & 0xffff_0000) as u32)),
         "pack_hh_b32_b16" => new(|i| word((i.a >> 16 | i.b & 0xffff_0000) as u32)),
@@ -193,7 +201,10 @@ mod tests {
     #[test]
     fn sixty_four_bit_shifts_cross_the_registers() {
         assert_eq!(run_scalar_pair("s_lshl_b64 s[0:1], s[2:3], 33", &[(2, 3), (3, 0)]), 6 << 32);
-        assert_eq!(run_scalar_pair("s_ashr_i64 s[0:1], s[2:3], 32", &[(2, 0), (3, 0x8000_0000)]), 0xffff_ffff_8000_0000);
+        assert_eq!(
+            run_scalar_pair("s_ashr_i64 s[0:1], s[2:3], 32", &[(2, 0), (3, 0x8000_0000)]),
+            0xffff_ffff_8000_0000
+        );
         assert_eq!(run_scalar_pair("s_mul_u64 s[0:1], s[2:3], 3", &[(2, u32::MAX), (3, 1)]), 0x5_ffff_fffd);
     }
 

@@ -97,7 +97,9 @@ pub(crate) fn decode_special(statement: &Statement) -> Option<Scalar> {
         "s_movk_i32" => {
             let destination = Operand::parse(words.first()?)?;
             let constant = sign_extended(&Operand::parse(words.get(1)?)?)?;
-            Arithmetic::new(sop1::lookup("mov_b32")?, Some(destination), &[constant]).ok().map(Scalar::Arithmetic)
+            Arithmetic::new(sop1::lookup("mov_b32")?, Some(destination), &[constant])
+                .ok()
+                .map(Scalar::Arithmetic)
         }
         "s_getreg_b32" => {
             let destination = Operand::parse(words.first()?)?.scalar()?;

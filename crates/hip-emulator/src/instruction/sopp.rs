@@ -14,7 +14,10 @@ pub(crate) enum Program {
     /// Hints, cache maintenance and delays, which change no result here.
     Hint,
     End,
-    Branch { condition: Condition, words: i64 },
+    Branch {
+        condition: Condition,
+        words: i64,
+    },
     Wait(Vec<(Counter, usize)>),
     Barrier,
     Signal,
@@ -147,10 +150,10 @@ fn waitcnt(statement: &mut Statement) -> Result<Vec<(Counter, usize)>, String> {
 /// The counters of an `s_waitcnt` whose text is a number.
 fn encoded_waitcnt(bits: usize, family: Family) -> [(Counter, usize); 2] {
     match family {
-        Family::Cdna => {
-            [(Counter::Load, bits & 0xf | bits >> 10 & 0x30), (Counter::Lds, bits >> 8 & 0xf)]
+        Family::Cdna => [(Counter::Load, bits & 0xf | bits >> 10 & 0x30), (Counter::Lds, bits >> 8 & 0xf)],
+        Family::Rdna3 | Family::Rdna4 => {
+            [(Counter::Load, bits >> 10 & 0x3f), (Counter::Lds, bits >> 4 & 0x3f)]
         }
-        Family::Rdna3 | Family::Rdna4 => [(Counter::Load, bits >> 10 & 0x3f), (Counter::Lds, bits >> 4 & 0x3f)],
     }
 }
 
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn waits_name_their_counters() {
-        use Counter::{Load, Lds, Scalar, Store};
+        use Counter::{Lds, Load, Scalar, Store};
         let wait = |text, target| match program(text, target) {
             Program::Wait(waits) => waits,
             other => panic!("{other:?}"),

@@ -25,7 +25,8 @@ pub(crate) struct Statement {
 pub(crate) struct Modifiers(Vec<(String, String)>);
 
 /// Cache policy, which does not change a result here: every access is coherent.
-const IGNORED: &[&str] = &["glc", "slc", "dlc", "scc", "sc0", "sc1", "nt", "th", "scope", "nv", "r128", "a16"];
+const IGNORED: &[&str] =
+    &["glc", "slc", "dlc", "scc", "sc0", "sc1", "nt", "th", "scope", "nv", "r128", "a16"];
 
 impl Statement {
     /// Splits one instruction; a VOPD pair must be cut in two before.
@@ -128,7 +129,9 @@ impl Modifiers {
 
     /// The modifier that nothing took, if any.
     pub(crate) fn first(&self) -> Option<String> {
-        self.0.first().map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key}:{value}") })
+        self.0
+            .first()
+            .map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key}:{value}") })
     }
 }
 
@@ -151,8 +154,10 @@ mod tests {
 
     #[test]
     fn a_statement_is_split_into_mnemonic_operands_and_modifiers() {
-        let mut statement =
-            Statement::parse("v_pk_fma_f32 v[0:1], v[2:3], s[4:5], v[6:7] op_sel_hi:[1,0,1] neg_lo:[0,1,0]", Target::Gfx942);
+        let mut statement = Statement::parse(
+            "v_pk_fma_f32 v[0:1], v[2:3], s[4:5], v[6:7] op_sel_hi:[1,0,1] neg_lo:[0,1,0]",
+            Target::Gfx942,
+        );
         assert_eq!(statement.mnemonic, "v_pk_fma_f32");
         assert_eq!(statement.words, ["v[0:1]", "v[2:3]", "s[4:5]", "v[6:7]"]);
         assert_eq!(statement.modifiers.bits::<3>("op_sel_hi", true), Ok([true, false, true]));
@@ -162,7 +167,8 @@ mod tests {
 
     #[test]
     fn cache_policy_is_dropped_and_an_unknown_flag_stays() {
-        let mut statement = Statement::parse("global_load_dwordx4 v[0:3], v[4:5], off offset:-16 sc0 nt foo", Target::Gfx942);
+        let mut statement =
+            Statement::parse("global_load_dwordx4 v[0:3], v[4:5], off offset:-16 sc0 nt foo", Target::Gfx942);
         assert_eq!(statement.modifiers.number("offset"), Ok(Some(-16)));
         assert_eq!(statement.modifiers.first().as_deref(), Some("foo"));
         assert_eq!(statement.words, ["v[0:3]", "v[4:5]", "off"]);

@@ -68,7 +68,12 @@ impl Lab {
             panic!("{reason}");
         }
         instruction.execute(&mut self.wave, &mut context)?;
-        if text.starts_with("ds_") || text.starts_with("global_load") && !text.contains("lds") || text.starts_with("scratch") || text.contains("atomic") || text.starts_with("buffer_load") && !text.contains("lds") {
+        if text.starts_with("ds_")
+            || text.starts_with("global_load") && !text.contains("lds")
+            || text.starts_with("scratch")
+            || text.contains("atomic")
+            || text.starts_with("buffer_load") && !text.contains("lds")
+        {
             use crate::checker::wait_count::Counter;
             for counter in [Counter::Lds, Counter::Load, Counter::Store] {
                 self.wave.outstanding.wait(counter, 0, |_| ());

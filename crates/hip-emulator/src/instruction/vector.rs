@@ -149,7 +149,11 @@ impl Source {
                 if self.kind.is_wide() { low & wave.vector_written[at + 1] } else { low }
             }
             _ => {
-                if wave.uniform(&self.operand, self.kind).1 == u64::MAX { u64::MAX } else { 0 }
+                if wave.uniform(&self.operand, self.kind).1 == u64::MAX {
+                    u64::MAX
+                } else {
+                    0
+                }
             }
         }
     }
@@ -190,7 +194,10 @@ pub(crate) struct Vector {
 
 impl std::fmt::Debug for Vector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vector").field("destination", &self.destination).field("sources", &self.sources).finish()
+        f.debug_struct("Vector")
+            .field("destination", &self.destination)
+            .field("sources", &self.sources)
+            .finish()
     }
 }
 
@@ -276,7 +283,9 @@ impl Vector {
         let merge = merge(statement, operation.destination, &destination, selects.1)?;
         let output = output(statement, operation.destination)?;
         let dpp = if statement.is_dpp { Some(Dpp::decode(&mut statement.modifiers)?) } else { None };
-        if dpp.is_some() && !matches!(operation.function, Function::Words(_) | Function::Select | Function::Carry(_)) {
+        if dpp.is_some()
+            && !matches!(operation.function, Function::Words(_) | Function::Select | Function::Carry(_))
+        {
             return Err("DPP on a 64-bit operation".into());
         }
         let function = operation.function;
@@ -396,7 +405,8 @@ impl Vector {
     }
 
     fn execute_wide(&self, wave: &mut Wave, active: u64) {
-        let known = self.sources[..self.count].iter().fold(u64::MAX, |known, source| known & source.written(wave));
+        let known =
+            self.sources[..self.count].iter().fold(u64::MAX, |known, source| known & source.written(wave));
         let (mask, known_mask) = match self.function {
             Function::WideWithVcc(_) => (wave.lane_mask(VCC), wave.lane_mask_written(VCC)),
             _ => (0, u64::MAX),
@@ -538,6 +548,12 @@ impl Output {
     fn apply_wide(self, bits: u64) -> u64 {
         let value = f64::from_bits(bits) * f64::from(self.factor.unwrap_or(1.0));
         let clamped = if value > 0.0 { value.min(1.0) } else { 0.0 };
-        if self.clamp { clamped.to_bits() } else if self.factor.is_some() { value.to_bits() } else { bits }
+        if self.clamp {
+            clamped.to_bits()
+        } else if self.factor.is_some() {
+            value.to_bits()
+        } else {
+            bits
+        }
     }
 }

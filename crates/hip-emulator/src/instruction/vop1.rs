@@ -20,13 +20,19 @@ pub(crate) fn lookup(name: &str, target: Target) -> Option<VectorOperation> {
 
 fn integer(name: &str) -> Option<VectorOperation> {
     let operation = match name {
-        "mov_b32" | "accvgpr_read_b32" | "accvgpr_write_b32" | "accvgpr_mov_b32" => lanes!(|a: u32| -> u32 { a }),
+        "mov_b32" | "accvgpr_read_b32" | "accvgpr_write_b32" | "accvgpr_mov_b32" => {
+            lanes!(|a: u32| -> u32 { a })
+        }
         "mov_b16" => lanes!(|a: u16| -> u16 { a }),
         "not_b32" => lanes!(|a: u32| -> u32 { !a }),
         "not_b16" => lanes!(|a: u16| -> u16 { !a }),
         "bfrev_b32" => lanes!(|a: u32| -> u32 { a.reverse_bits() }),
-        "ffbh_u32" | "clz_i32_u32" => lanes!(|a: u32| -> u32 { if a == 0 { u32::MAX } else { a.leading_zeros() } }),
-        "ffbl_b32" | "ctz_i32_b32" => lanes!(|a: u32| -> u32 { if a == 0 { u32::MAX } else { a.trailing_zeros() } }),
+        "ffbh_u32" | "clz_i32_u32" => {
+            lanes!(|a: u32| -> u32 { if a == 0 { u32::MAX } else { a.leading_zeros() } })
+        }
+        "ffbl_b32" | "ctz_i32_b32" => {
+            lanes!(|a: u32| -> u32 { if a == 0 { u32::MAX } else { a.trailing_zeros() } })
+        }
         "ffbh_i32" | "cls_i32" => lanes!(|a: i32| -> u32 {
             if a == 0 || a == -1 { u32::MAX } else { (a ^ (a >> 31)).leading_zeros() }
         }),
@@ -141,10 +147,14 @@ fn conversion(name: &str) -> Option<VectorOperation> {
             return Some(VectorOperation::wide(Kind::F32, &[Kind::F64], narrow));
         }
         "cvt_f64_i32" => {
-            return Some(VectorOperation::wide(Kind::F64, &[Kind::B32], |a, _, _| f64::from(a as i32).to_bits()));
+            return Some(VectorOperation::wide(Kind::F64, &[Kind::B32], |a, _, _| {
+                f64::from(a as i32).to_bits()
+            }));
         }
         "cvt_f64_u32" => {
-            return Some(VectorOperation::wide(Kind::F64, &[Kind::B32], |a, _, _| f64::from(a as u32).to_bits()));
+            return Some(VectorOperation::wide(Kind::F64, &[Kind::B32], |a, _, _| {
+                f64::from(a as u32).to_bits()
+            }));
         }
         "cvt_i32_f64" => {
             let narrow = |a: u64, _, _| u64::from(f64::from_bits(a) as i32 as u32);

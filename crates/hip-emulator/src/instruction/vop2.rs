@@ -39,11 +39,11 @@ fn integer(name: &str) -> Option<VectorOperation> {
         "mul_u32_u24" => lanes!(|a: u32, b: u32| -> u32 { (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff) }),
         "mul_i32_i24" => lanes!(|a: i32, b: i32| -> i32 { (a << 8 >> 8).wrapping_mul(b << 8 >> 8) }),
         "mul_hi_u32_u24" => lanes!(|a: u32, b: u32| -> u32 {
-            (u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff) >> 32) as u32
+            ((u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff)) >> 32) as u32
         }),
         "mul_lo_u32" => lanes!(|a: u32, b: u32| -> u32 { a.wrapping_mul(b) }),
-        "mul_hi_u32" => lanes!(|a: u32, b: u32| -> u32 { (u64::from(a) * u64::from(b) >> 32) as u32 }),
-        "mul_hi_i32" => lanes!(|a: i32, b: i32| -> i32 { (i64::from(a) * i64::from(b) >> 32) as i32 }),
+        "mul_hi_u32" => lanes!(|a: u32, b: u32| -> u32 { ((u64::from(a) * u64::from(b)) >> 32) as u32 }),
+        "mul_hi_i32" => lanes!(|a: i32, b: i32| -> i32 { ((i64::from(a) * i64::from(b)) >> 32) as i32 }),
         "bfm_b32" => lanes!(|a: u32, b: u32| -> u32 { ((1u32 << (a & 31)) - 1) << (b & 31) }),
         "bcnt_u32_b32" => lanes!(|a: u32, b: u32| -> u32 { a.count_ones().wrapping_add(b) }),
         "cndmask_b32" => return Some(select(Kind::F32)),
@@ -54,7 +54,8 @@ fn integer(name: &str) -> Option<VectorOperation> {
 }
 
 fn select(kind: Kind) -> VectorOperation {
-    let sources: &'static [Kind] = if kind.is_half() { &[Kind::F16, Kind::F16] } else { &[Kind::F32, Kind::F32] };
+    let sources: &'static [Kind] =
+        if kind.is_half() { &[Kind::F16, Kind::F16] } else { &[Kind::F32, Kind::F32] };
     // The result is a bit pattern: no clamp or factor applies.
     let destination = if kind.is_half() { Kind::B16 } else { Kind::B32 };
     VectorOperation { function: Function::Select, sources, destination, accumulates: false }
@@ -62,8 +63,12 @@ fn select(kind: Kind) -> VectorOperation {
 
 fn short(name: &str) -> Option<VectorOperation> {
     let operation = match name {
-        "add_u16" | "add_nc_u16" | "add_i16" | "add_nc_i16" => lanes!(|a: u16, b: u16| -> u16 { a.wrapping_add(b) }),
-        "sub_u16" | "sub_nc_u16" | "sub_i16" | "sub_nc_i16" => lanes!(|a: u16, b: u16| -> u16 { a.wrapping_sub(b) }),
+        "add_u16" | "add_nc_u16" | "add_i16" | "add_nc_i16" => {
+            lanes!(|a: u16, b: u16| -> u16 { a.wrapping_add(b) })
+        }
+        "sub_u16" | "sub_nc_u16" | "sub_i16" | "sub_nc_i16" => {
+            lanes!(|a: u16, b: u16| -> u16 { a.wrapping_sub(b) })
+        }
         "subrev_u16" => lanes!(|a: u16, b: u16| -> u16 { b.wrapping_sub(a) }),
         "mul_lo_u16" => lanes!(|a: u16, b: u16| -> u16 { a.wrapping_mul(b) }),
         "lshlrev_b16" => lanes!(|a: u16, b: u16| -> u16 { b << (a & 15) }),
@@ -88,21 +93,47 @@ fn single(name: &str) -> Option<VectorOperation> {
         "subrev_f32" => lanes!(|a: f32, b: f32| -> f32 { b - a }),
         "mul_f32" => lanes!(|a: f32, b: f32| -> f32 { a * b }),
         // Zero times anything is zero, even infinity and NaN.
-        "mul_legacy_f32" | "mul_dx9_zero_f32" => lanes!(|a: f32, b: f32| -> f32 {
-            if a == 0.0 || b == 0.0 { 0.0 } else { a * b }
-        }),
+        "mul_legacy_f32" | "mul_dx9_zero_f32" => {
+            lanes!(|a: f32, b: f32| -> f32 { if a == 0.0 || b == 0.0 { 0.0 } else { a * b } })
+        }
         "max_f32" | "max_num_f32" => lanes!(|a: f32, b: f32| -> f32 { maximum_number(a, b) }),
         "min_f32" | "min_num_f32" => lanes!(|a: f32, b: f32| -> f32 { minimum_number(a, b) }),
         "ldexp_f32" => lanes!(|a: f32, b: i32| -> f32 { scale(a, b) }),
-        "fmac_f32" => return Some(VectorOperation::from(lanes!(|a: f32, b: f32, c: f32| -> f32 { a.mul_add(b, c) })).accumulating()),
+        "fmac_f32" => {
+            return Some(
+                VectorOperation::from(lanes!(|a: f32, b: f32, c: f32| -> f32 { a.mul_add(b, c) }))
+                    .accumulating(),
+            );
+        }
         "fmamk_f32" | "madmk_f32" => lanes!(|a: f32, k: f32, b: f32| -> f32 { a.mul_add(k, b) }),
         "fmaak_f32" | "madak_f32" => lanes!(|a: f32, b: f32, k: f32| -> f32 { a.mul_add(b, k) }),
         "cvt_pkrtz_f16_f32" | "cvt_pk_rtz_f16_f32" => lanes!(|a: f32, b: f32| -> u32 {
             u32::from(f16_toward_zero(a)) | u32::from(f16_toward_zero(b)) << 16
         }),
-        "dot2c_f32_f16" | "dot2acc_f32_f16" => return Some(VectorOperation::from(lanes!(|a: u32, b: u32, c: f32| -> f32 { super::vop3p::dot2_f16(a, b, c) })).accumulating()),
-        "dot2c_f32_bf16" | "dot2acc_f32_bf16" => return Some(VectorOperation::from(lanes!(|a: u32, b: u32, c: f32| -> f32 { super::vop3p::dot2_bf16(a, b, c) })).accumulating()),
-        "dot4c_i32_i8" => return Some(VectorOperation::from(lanes!(|a: u32, b: u32, c: i32| -> i32 { super::vop3p::dot4_i8(a, b, c) })).accumulating()),
+        "dot2c_f32_f16" | "dot2acc_f32_f16" => {
+            return Some(
+                VectorOperation::from(lanes!(|a: u32, b: u32, c: f32| -> f32 {
+                    super::vop3p::dot2_f16(a, b, c)
+                }))
+                .accumulating(),
+            );
+        }
+        "dot2c_f32_bf16" | "dot2acc_f32_bf16" => {
+            return Some(
+                VectorOperation::from(lanes!(|a: u32, b: u32, c: f32| -> f32 {
+                    super::vop3p::dot2_bf16(a, b, c)
+                }))
+                .accumulating(),
+            );
+        }
+        "dot4c_i32_i8" => {
+            return Some(
+                VectorOperation::from(lanes!(|a: u32, b: u32, c: i32| -> i32 {
+                    super::vop3p::dot4_i8(a, b, c)
+                }))
+                .accumulating(),
+            );
+        }
         _ => return None,
     };
     Some(operation.into())
@@ -114,10 +145,21 @@ fn half_precision(name: &str) -> Option<VectorOperation> {
         "sub_f16" => lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(a.to_f32() - b.to_f32()) }),
         "subrev_f16" => lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(b.to_f32() - a.to_f32()) }),
         "mul_f16" => lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(a.to_f32() * b.to_f32()) }),
-        "max_f16" | "max_num_f16" => lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(maximum_number(a.to_f32(), b.to_f32())) }),
-        "min_f16" | "min_num_f16" => lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(minimum_number(a.to_f32(), b.to_f32())) }),
+        "max_f16" | "max_num_f16" => {
+            lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(maximum_number(a.to_f32(), b.to_f32())) })
+        }
+        "min_f16" | "min_num_f16" => {
+            lanes!(|a: f16, b: f16| -> f16 { f16::from_f32(minimum_number(a.to_f32(), b.to_f32())) })
+        }
         "ldexp_f16" => lanes!(|a: f16, b: i16| -> f16 { f16::from_f32(scale(a.to_f32(), i32::from(b))) }),
-        "fmac_f16" => return Some(VectorOperation::from(lanes!(|a: f16, b: f16, c: f16| -> f16 { super::vop3::fma_f16(a, b, c) })).accumulating()),
+        "fmac_f16" => {
+            return Some(
+                VectorOperation::from(lanes!(|a: f16, b: f16, c: f16| -> f16 {
+                    super::vop3::fma_f16(a, b, c)
+                }))
+                .accumulating(),
+            );
+        }
         "fmamk_f16" => lanes!(|a: f16, k: f16, b: f16| -> f16 { super::vop3::fma_f16(a, k, b) }),
         "fmaak_f16" => lanes!(|a: f16, b: f16, k: f16| -> f16 { super::vop3::fma_f16(a, b, k) }),
         _ => return None,
@@ -141,7 +183,12 @@ fn carry(name: &str) -> Option<VectorOperation> {
         _ => return None,
     };
     let sources: &'static [Kind] = &[Kind::B32, Kind::B32];
-    Some(VectorOperation { function: Function::Carry(function), sources, destination: Kind::B32, accumulates: false })
+    Some(VectorOperation {
+        function: Function::Carry(function),
+        sources,
+        destination: Kind::B32,
+        accumulates: false,
+    })
 }
 
 fn wide(name: &str) -> Option<VectorOperation> {
@@ -164,8 +211,12 @@ fn wide(name: &str) -> Option<VectorOperation> {
             let function = |a, b, c| d(a).mul_add(d(b), d(c)).to_bits();
             Some(VectorOperation::wide(Kind::F64, sources, function).accumulating())
         }
-        "lshlrev_b64" => Some(VectorOperation::wide(Kind::B64, &[Kind::B32, Kind::B64], |a, b, _| b << (a & 63))),
-        "lshrrev_b64" => Some(VectorOperation::wide(Kind::B64, &[Kind::B32, Kind::B64], |a, b, _| b >> (a & 63))),
+        "lshlrev_b64" => {
+            Some(VectorOperation::wide(Kind::B64, &[Kind::B32, Kind::B64], |a, b, _| b << (a & 63)))
+        }
+        "lshrrev_b64" => {
+            Some(VectorOperation::wide(Kind::B64, &[Kind::B32, Kind::B64], |a, b, _| b >> (a & 63)))
+        }
         "ashrrev_i64" => {
             let function = |a: u64, b: u64, _| (b as i64 >> (a & 63)) as u64;
             Some(VectorOperation::wide(Kind::B64, &[Kind::B32, Kind::B64], function))
@@ -204,7 +255,10 @@ mod tests {
         assert_eq!(run_vector_f32("v_ldexp_f32 v0, v1, v2", &[3.0, f32::from_bits(2)]), 12.0);
         // One rounding: (1 + 2^-23)^2 - 1 - 2^-22 = 2^-46.
         let x = 1.0 + f32::EPSILON;
-        assert_eq!(run_vector_f32("v_fma_f32 v0, v1, v2, v3", &[x, x, -1.0 - 2.0 * f32::EPSILON]), 2.0f32.powi(-46));
+        assert_eq!(
+            run_vector_f32("v_fma_f32 v0, v1, v2, v3", &[x, x, -1.0 - 2.0 * f32::EPSILON]),
+            2.0f32.powi(-46)
+        );
     }
 
     #[test]
@@ -233,7 +287,11 @@ mod tests {
         for (target, expected) in [(Target::Gfx942, 0x0000_4200), (Target::Gfx1100, 0xaaaa_4200)] {
             let mut lab = Lab::new(target);
             lab.vector(0, |_| 0xaaaa_0000).vector(1, |_| 0x3c00).vector(2, |_| 0x4000);
-            let text = if target == Target::Gfx942 { "v_add_f16_e32 v0, v1, v2" } else { "v_add_f16_e32 v0.l, v1.l, v2.l" };
+            let text = if target == Target::Gfx942 {
+                "v_add_f16_e32 v0, v1, v2"
+            } else {
+                "v_add_f16_e32 v0.l, v1.l, v2.l"
+            };
             lab.run(text).unwrap();
             assert_eq!(lab.lane(0, 0), expected, "{target}");
         }
@@ -249,6 +307,9 @@ mod tests {
 
     #[test]
     fn packing_to_f16_truncates() {
-        assert_eq!(run_vector("v_cvt_pkrtz_f16_f32 v0, v1, v2", &[1.0f32.to_bits(), 1.9999f32.to_bits()]), 0x3fff_3c00);
+        assert_eq!(
+            run_vector("v_cvt_pkrtz_f16_f32 v0, v1, v2", &[1.0f32.to_bits(), 1.9999f32.to_bits()]),
+            0x3fff_3c00
+        );
     }
 }

@@ -84,8 +84,12 @@ fn short(name: &str) -> Option<VectorOperation> {
     let operation = match name {
         "mad_u16" => lanes!(|a: u16, b: u16, c: u16| -> u16 { a.wrapping_mul(b).wrapping_add(c) }),
         "mad_i16" => lanes!(|a: u16, b: u16, c: u16| -> u16 { a.wrapping_mul(b).wrapping_add(c) }),
-        "mad_u32_u16" => lanes!(|a: u16, b: u16, c: u32| -> u32 { (u32::from(a) * u32::from(b)).wrapping_add(c) }),
-        "mad_i32_i16" => lanes!(|a: i16, b: i16, c: i32| -> i32 { (i32::from(a) * i32::from(b)).wrapping_add(c) }),
+        "mad_u32_u16" => {
+            lanes!(|a: u16, b: u16, c: u32| -> u32 { (u32::from(a) * u32::from(b)).wrapping_add(c) })
+        }
+        "mad_i32_i16" => {
+            lanes!(|a: i16, b: i16, c: i32| -> i32 { (i32::from(a) * i32::from(b)).wrapping_add(c) })
+        }
         "max3_i16" => lanes!(|a: i16, b: i16, c: i16| -> i16 { a.max(b).max(c) }),
         "min3_i16" => lanes!(|a: i16, b: i16, c: i16| -> i16 { a.min(b).min(c) }),
         "max3_u16" => lanes!(|a: u16, b: u16, c: u16| -> u16 { a.max(b).max(c) }),
@@ -98,11 +102,19 @@ fn short(name: &str) -> Option<VectorOperation> {
 fn single(name: &str) -> Option<VectorOperation> {
     let operation = match name {
         "fma_f32" | "mad_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { a.mul_add(b, c) }),
-        "max3_f32" | "max3_num_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { maximum_number(maximum_number(a, b), c) }),
-        "min3_f32" | "min3_num_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { minimum_number(minimum_number(a, b), c) }),
+        "max3_f32" | "max3_num_f32" => {
+            lanes!(|a: f32, b: f32, c: f32| -> f32 { maximum_number(maximum_number(a, b), c) })
+        }
+        "min3_f32" | "min3_num_f32" => {
+            lanes!(|a: f32, b: f32, c: f32| -> f32 { minimum_number(minimum_number(a, b), c) })
+        }
         "med3_f32" | "med3_num_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { median(a, b, c) }),
-        "maxmin_f32" | "maxmin_num_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { minimum_number(maximum_number(a, b), c) }),
-        "minmax_f32" | "minmax_num_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { maximum_number(minimum_number(a, b), c) }),
+        "maxmin_f32" | "maxmin_num_f32" => {
+            lanes!(|a: f32, b: f32, c: f32| -> f32 { minimum_number(maximum_number(a, b), c) })
+        }
+        "minmax_f32" | "minmax_num_f32" => {
+            lanes!(|a: f32, b: f32, c: f32| -> f32 { maximum_number(minimum_number(a, b), c) })
+        }
         "maximum_f32" => lanes!(|a: f32, b: f32| -> f32 { maximum(a, b) }),
         "minimum_f32" => lanes!(|a: f32, b: f32| -> f32 { minimum(a, b) }),
         "maximum3_f32" => lanes!(|a: f32, b: f32, c: f32| -> f32 { maximum(maximum(a, b), c) }),
@@ -129,9 +141,9 @@ fn half_precision(name: &str) -> Option<VectorOperation> {
         "min3_f16" | "min3_num_f16" => lanes!(|a: f16, b: f16, c: f16| -> f16 {
             of(minimum_number(minimum_number(a.to_f32(), b.to_f32()), c.to_f32()))
         }),
-        "med3_f16" | "med3_num_f16" => lanes!(|a: f16, b: f16, c: f16| -> f16 {
-            of(median(a.to_f32(), b.to_f32(), c.to_f32()))
-        }),
+        "med3_f16" | "med3_num_f16" => {
+            lanes!(|a: f16, b: f16, c: f16| -> f16 { of(median(a.to_f32(), b.to_f32(), c.to_f32())) })
+        }
         "maximum_f16" => lanes!(|a: f16, b: f16| -> f16 { of(maximum(a.to_f32(), b.to_f32())) }),
         "minimum_f16" => lanes!(|a: f16, b: f16| -> f16 { of(minimum(a.to_f32(), b.to_f32())) }),
         _ => return None,
@@ -142,7 +154,9 @@ fn half_precision(name: &str) -> Option<VectorOperation> {
 fn packing(name: &str, target: Target) -> Option<VectorOperation> {
     let is_fnuz = target == Target::Gfx942;
     let operation = match name {
-        "pack_b32_f16" => lanes!(|a: f16, b: f16| -> u32 { u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16 }),
+        "pack_b32_f16" => {
+            lanes!(|a: f16, b: f16| -> u32 { u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16 })
+        }
         "cvt_pk_bf16_f32" => lanes!(|a: f32, b: f32| -> u32 { float::to_bf16(a) | float::to_bf16(b) << 16 }),
         "cvt_pk_f16_f32" => lanes!(|a: f32, b: f32| -> u32 {
             u32::from(f16::from_f32(a).to_bits()) | u32::from(f16::from_f32(b).to_bits()) << 16
@@ -156,9 +170,13 @@ fn packing(name: &str, target: Target) -> Option<VectorOperation> {
             let part = |x: f32| (x.clamp(-1.0, 1.0) * 32767.0).round_ties_even() as i32 as u32 & 0xffff;
             part(a) | part(b) << 16
         }),
-        "cvt_pk_fp8_f32" if is_fnuz => lanes!(|a: f32, b: f32| -> u16 { encode_pair(Float8::E4m3Fnuz, a, b) }),
+        "cvt_pk_fp8_f32" if is_fnuz => {
+            lanes!(|a: f32, b: f32| -> u16 { encode_pair(Float8::E4m3Fnuz, a, b) })
+        }
         "cvt_pk_fp8_f32" => lanes!(|a: f32, b: f32| -> u16 { encode_pair(Float8::E4m3, a, b) }),
-        "cvt_pk_bf8_f32" if is_fnuz => lanes!(|a: f32, b: f32| -> u16 { encode_pair(Float8::E5m2Fnuz, a, b) }),
+        "cvt_pk_bf8_f32" if is_fnuz => {
+            lanes!(|a: f32, b: f32| -> u16 { encode_pair(Float8::E5m2Fnuz, a, b) })
+        }
         "cvt_pk_bf8_f32" => lanes!(|a: f32, b: f32| -> u16 { encode_pair(Float8::E5m2, a, b) }),
         _ => return None,
     };
@@ -182,7 +200,9 @@ fn wide(name: &str) -> Option<VectorOperation> {
             let sources: &'static [Kind] = &[Kind::B64, Kind::B32, Kind::B64];
             VectorOperation::wide(Kind::B64, sources, |a, b, c| (a << (b & 63)).wrapping_add(c))
         }
-        "add_nc_u64" | "add_u64" => VectorOperation::wide(Kind::B64, &[Kind::B64, Kind::B64], |a, b, _| a.wrapping_add(b)),
+        "add_nc_u64" | "add_u64" => {
+            VectorOperation::wide(Kind::B64, &[Kind::B64, Kind::B64], |a, b, _| a.wrapping_add(b))
+        }
         "mad_u64_u32" | "mad_co_u64_u32" => mad(|a, b, c| (a * b).overflowing_add(c)),
         "mad_i64_i32" | "mad_co_i64_i32" => mad(|a, b, c| {
             let product = i64::from(a as i32) * i64::from(b as i32);
@@ -191,7 +211,8 @@ fn wide(name: &str) -> Option<VectorOperation> {
         }),
         "fma_f64" => {
             let sources: &'static [Kind] = &[Kind::F64, Kind::F64, Kind::F64];
-            let function = |a, b, c| f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits();
+            let function =
+                |a, b, c| f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits();
             VectorOperation::wide(Kind::F64, sources, function)
         }
         _ => return None,
@@ -218,9 +239,10 @@ fn division(name: &str) -> Option<VectorOperation> {
             destination: Kind::F32,
             accumulates: false,
         },
-        "div_fixup_f32" => {
-            lanes!(|quotient: f32, denominator: f32, numerator: f32| -> f32 { divide_fixup(quotient, denominator, numerator) }).into()
-        }
+        "div_fixup_f32" => lanes!(|quotient: f32, denominator: f32, numerator: f32| -> f32 {
+            divide_fixup(quotient, denominator, numerator)
+        })
+        .into(),
         "div_scale_f64" => VectorOperation {
             // No kernel divides doubles near the ends of their range: nothing is scaled.
             function: Function::WideCarry(|a, _, _| (a, false)),
@@ -288,9 +310,10 @@ fn divide_fixup(quotient: f32, denominator: f32, numerator: f32) -> f32 {
         f32::NAN
     } else if denominator == 0.0 || numerator.is_infinite() {
         f32::INFINITY.copysign(sign)
-    } else if denominator.is_infinite() || numerator == 0.0 {
-        0.0f32.copysign(sign)
-    } else if exponent(numerator) - exponent(denominator) < -150 {
+    } else if denominator.is_infinite()
+        || numerator == 0.0
+        || exponent(numerator) - exponent(denominator) < -150
+    {
         0.0f32.copysign(sign)
     } else if exponent(denominator) == 255 {
         f32::INFINITY.copysign(sign)
@@ -320,7 +343,10 @@ mod tests {
     #[test]
     fn bytes_are_picked_from_both_words() {
         // Selector bytes 7..4 are the first source, 3..0 the second.
-        assert_eq!(run_vector("v_perm_b32 v0, v1, v2, v3", &[0x1122_3344, 0x5566_7788, 0x0706_0302]), 0x1122_5566);
+        assert_eq!(
+            run_vector("v_perm_b32 v0, v1, v2, v3", &[0x1122_3344, 0x5566_7788, 0x0706_0302]),
+            0x1122_5566
+        );
         assert_eq!(run_vector("v_perm_b32 v0, v1, v2, v3", &[0, 0x0000_8000, 0x0c0d_0800]), 0x00ff_ff00);
     }
 
@@ -354,7 +380,15 @@ mod tests {
     #[test]
     fn the_division_sequence_divides() {
         // The sequence clang emits for a / b, with the manual's steps written out.
-        for (a, b) in [(1.0f32, 3.0f32), (-7.5, 0.1), (1e38, 1e-3), (3e-39, 5.0), (2.0, 1e-40), (0.0, 2.0), (1e-38, 1e38)] {
+        for (a, b) in [
+            (1.0f32, 3.0f32),
+            (-7.5, 0.1),
+            (1e38, 1e-3),
+            (3e-39, 5.0),
+            (2.0, 1e-40),
+            (0.0, 2.0),
+            (1e-38, 1e38),
+        ] {
             let (numerator, _) = divide_scale(a.to_bits(), b.to_bits(), a.to_bits());
             let (denominator, _) = divide_scale(b.to_bits(), b.to_bits(), a.to_bits());
             let (_, is_scaled) = divide_scale(a.to_bits(), b.to_bits(), a.to_bits());

@@ -2,11 +2,11 @@
 
 use half::f16;
 
+use super::Operation;
 use super::float::{bf16_bits, maximum_number, minimum_number, to_bf16};
 use super::operand::{Kind, Operand, Place};
 use super::statement::Statement;
 use super::vop3::fma_f16;
-use super::Operation;
 use crate::counters::Class;
 use crate::wave::{LANES, Wave};
 
@@ -48,7 +48,10 @@ pub(crate) struct Packed {
 
 impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Packed").field("destination", &self.destination).field("sources", &self.sources).finish()
+        f.debug_struct("Packed")
+            .field("destination", &self.destination)
+            .field("sources", &self.sources)
+            .finish()
     }
 }
 
@@ -117,9 +120,8 @@ pub(crate) fn dot2_bf16(a: u32, b: u32, c: f32) -> f32 {
 }
 
 pub(crate) fn dot4_i8(a: u32, b: u32, c: i32) -> i32 {
-    (0..4).fold(c, |sum, i| {
-        sum.wrapping_add(i32::from((a >> (8 * i)) as i8) * i32::from((b >> (8 * i)) as i8))
-    })
+    (0..4)
+        .fold(c, |sum, i| sum.wrapping_add(i32::from((a >> (8 * i)) as i8) * i32::from((b >> (8 * i)) as i8)))
 }
 
 pub(crate) fn decode(
@@ -169,14 +171,17 @@ impl Packed {
                     function(low(0), low(1), low(2)) | function(high(0), high(1), high(2)) << 16
                 });
             }
-            Function::Dot(function) => self.each_lane(wave, |sources, _| function(sources[0], sources[1], sources[2])),
+            Function::Dot(function) => {
+                self.each_lane(wave, |sources, _| function(sources[0], sources[1], sources[2]))
+            }
             Function::Mix(half) => {
                 let old = wave.vector[usize::from(self.destination)];
                 let mut lane = 0;
                 self.each_lane(wave, |sources, this| {
                     let value = |at: usize| this.mixed(at, sources[at]);
                     let result = value(0).mul_add(value(1), value(2));
-                    let result = if this.clamp { if result > 0.0 { result.min(1.0) } else { 0.0 } } else { result };
+                    let result =
+                        if this.clamp { if result > 0.0 { result.min(1.0) } else { 0.0 } } else { result };
                     let short = u32::from(f16::from_f32(result).to_bits());
                     let word = match half {
                         None => result.to_bits(),
@@ -267,7 +272,8 @@ impl Packed {
                 for lane in 0..LANES {
                     let [a, b, c] = [0, 1, 2].map(|at| f32::from_bits(words[at][lane]));
                     let value = function(a, b, c);
-                    let value = if self.clamp { if value > 0.0 { value.min(1.0) } else { 0.0 } } else { value };
+                    let value =
+                        if self.clamp { if value > 0.0 { value.min(1.0) } else { 0.0 } } else { value };
                     results[part][lane] = value.to_bits();
                 }
             }

@@ -110,7 +110,8 @@ fn selects(statement: &mut Statement, values: &[Operand; 2], kind: Kind) -> Resu
     let mut selects = [Select::WORD; 2];
     for at in 0..2 {
         if kind.is_half() || values[at].half.is_some() {
-            selects[at] = if op_sel[at] || values[at].half == Some(Half::High) { Select::HIGH } else { Select::LOW };
+            selects[at] =
+                if op_sel[at] || values[at].half == Some(Half::High) { Select::HIGH } else { Select::LOW };
         }
         if statement.is_sdwa
             && let Some(name) = statement.modifiers.take(["src0_sel", "src1_sel"][at])
@@ -150,6 +151,12 @@ fn relation(name: &str, value_type: Type) -> Option<Relation> {
 
 impl Relation {
     #[inline(always)]
+    #[allow(
+        clippy::neg_cmp_op_on_partial_ord,
+        clippy::nonminimal_bool,
+        clippy::double_comparisons,
+        reason = "the manual defines these relations by negation, and NaN is why"
+    )]
     fn holds<T: PartialOrd>(self, a: T, b: T) -> bool {
         match self {
             Relation::False => false,
@@ -175,7 +182,8 @@ impl Relation {
 impl Compare {
     pub(crate) fn execute(&self, wave: &mut Wave) {
         let active = wave.exec();
-        let (bits, known) = if self.kind.is_wide() { self.compare_wide(wave) } else { self.compare_words(wave) };
+        let (bits, known) =
+            if self.kind.is_wide() { self.compare_wide(wave) } else { self.compare_words(wave) };
         // Inactive lanes give 0.
         for &register in &self.destinations {
             wave.set_lane_mask(register, bits & active, known | !active);
@@ -187,7 +195,9 @@ impl Compare {
         let (a, known_a) = self.sources[0].words(wave, &mut first);
         let (b, known_b) = self.sources[1].words(wave, &mut second);
         let relation = self.relation;
-        let mask = |test: &dyn Fn(usize) -> bool| (0..LANES).fold(0, |bits, lane| bits | u64::from(test(lane)) << lane);
+        let mask = |test: &dyn Fn(usize) -> bool| {
+            (0..LANES).fold(0, |bits, lane| bits | u64::from(test(lane)) << lane)
+        };
         let bits = match (self.value_type, self.kind) {
             (Type::Signed, Kind::B16) => mask(&|l| relation.holds(a[l] as i16, b[l] as i16)),
             (Type::Unsigned, Kind::B16) => mask(&|l| relation.holds(a[l] as u16, b[l] as u16)),
@@ -198,7 +208,9 @@ impl Compare {
                 mask(&|l| relation.holds(value(a[l]), value(b[l])))
             }
             (Type::Float, _) => each(|l| f32::from_bits(a[l]), |l| f32::from_bits(b[l]), relation),
-            (Type::Class, Kind::F16) => mask(&|l| class(f64::from(f16::from_bits(a[l] as u16)), 6.2e-5) & b[l] != 0),
+            (Type::Class, Kind::F16) => {
+                mask(&|l| class(f64::from(f16::from_bits(a[l] as u16)), 6.2e-5) & b[l] != 0)
+            }
             (Type::Class, _) => {
                 mask(&|l| class(f64::from(f32::from_bits(a[l])), f64::from(f32::MIN_POSITIVE)) & b[l] != 0)
             }

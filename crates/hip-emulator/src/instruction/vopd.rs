@@ -11,7 +11,11 @@ use crate::target::Target;
 use crate::wave::{LANES, Wave};
 
 /// Decodes `v_dual_x .. :: v_dual_y ..`.
-pub(crate) fn decode(text: &str, target: Target, touched: &mut Touched) -> Result<(Class, Operation), String> {
+pub(crate) fn decode(
+    text: &str,
+    target: Target,
+    touched: &mut Touched,
+) -> Result<(Class, Operation), String> {
     let (first, second) = text.split_once(" :: ").ok_or("two halves")?;
     let pair = [half(first, target, touched)?, half(second, target, touched)?];
     Ok((Class::Vector, Operation::Dual(Box::new(pair))))

@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::float::{Float8, to_bf16};
+use super::lane_function::has_fast_vectors;
 use super::mfma::Element;
 use super::operand::{Kind, Operand, Place};
 use super::statement::Statement;
@@ -52,7 +53,8 @@ pub(crate) fn decode(
         _ => return Err("matrix result type".into()),
     };
     let is_rdna3 = statement.target.family() == Family::Rdna3;
-    let signs: [bool; 3] = if types == "iu8" { statement.modifiers.bits("neg_lo", false)? } else { [false; 3] };
+    let signs: [bool; 3] =
+        if types == "iu8" { statement.modifiers.bits("neg_lo", false)? } else { [false; 3] };
     let (first, second) = types.split_once('_').unwrap_or((types, types));
     let element = |name: &str, is_signed: bool| {
         Some(match name {
@@ -112,6 +114,11 @@ impl Wmma {
         context.counters.matrix_operations += 2 * (SIZE * SIZE * SIZE) as u64;
         let (a, lost_rows) = self.gather(wave, self.a, self.elements[0], "A")?;
         let (b, lost_columns) = self.gather(wave, self.b, self.elements[1], "B")?;
+        let starts = self.starts(wave);
+        let products = match self.result {
+            Result16::I32 => multiply_integers(&a, &b, starts),
+            _ => multiply(&a, &b, starts),
+        };
         let registers = self.place(7).0 + 1;
         let mut results = [[0u32; LANES]; 8];
         let mut written = [u64::MAX; 8];
@@ -120,38 +127,48 @@ impl Wmma {
             for lane in 0..WAVE {
                 let (row, column) = (self.row(index, lane), lane % SIZE);
                 let (word, is_known) = self.accumulator(wave, register, lane);
-                let old = word >> shift;
-                let (x, y) = (&a[row], &b[column]);
-                let value = match self.result {
-                    Result16::I32 => {
-                        let products = x.iter().zip(y).map(|(x, y)| *x as i32 * *y as i32);
-                        products.fold(old as i32, i32::wrapping_add) as u32
-                    }
-                    Result16::F32 => x.iter().zip(y).fold(f32::from_bits(old), |sum, (x, y)| sum + x * y).to_bits(),
-                    Result16::F16 => {
-                        let start = f16::from_bits(old as u16).to_f32();
-                        u32::from(f16::from_f32(x.iter().zip(y).fold(start, |sum, (x, y)| sum + x * y)).to_bits())
-                    }
-                    Result16::Bf16 => {
-                        let start = f32::from_bits(old << 16);
-                        to_bf16(x.iter().zip(y).fold(start, |sum, (x, y)| sum + x * y))
-                    }
-                };
+                let value = products[row][column];
                 let slot = &mut results[register][lane];
                 *slot = match self.result {
                     Result16::F32 | Result16::I32 => value,
                     // The other half of an RDNA 3 register is kept.
-                    _ if self.is_rdna3 => word & !(0xffff << shift) | value << shift,
-                    _ => *slot | value << shift,
+                    _ if self.is_rdna3 => word & !(0xffff << shift) | self.narrow(value) << shift,
+                    _ => *slot | self.narrow(value) << shift,
                 };
                 let is_known = is_known && lost_rows >> row & 1 == 0 && lost_columns >> column & 1 == 0;
                 written[register] &= !(u64::from(!is_known) << lane);
             }
         }
         for register in 0..registers {
-            wave.set_vector(self.destination + register as u16, &results[register], wave.full_mask(), written[register]);
+            let (values, written) = (&results[register], written[register]);
+            wave.set_vector(self.destination + register as u16, values, wave.full_mask(), written);
         }
         Ok(())
+    }
+
+    /// C by rows, as the bits of an f32 or an i32.
+    fn starts(&self, wave: &Wave) -> Words {
+        let mut starts = [[0; SIZE]; SIZE];
+        for index in 0..8 {
+            let (register, shift) = self.place(index);
+            for lane in 0..WAVE {
+                let word = self.accumulator(wave, register, lane).0 >> shift;
+                starts[self.row(index, lane)][lane % SIZE] = match self.result {
+                    Result16::F32 | Result16::I32 => word,
+                    Result16::F16 => f16::from_bits(word as u16).to_f32().to_bits(),
+                    Result16::Bf16 => word << 16,
+                };
+            }
+        }
+        starts
+    }
+
+    /// Rounds the bits of an f32 to a 16-bit result.
+    fn narrow(&self, bits: u32) -> u32 {
+        match self.result {
+            Result16::F16 => u32::from(f16::from_f32(f32::from_bits(bits)).to_bits()),
+            _ => to_bf16(f32::from_bits(bits)),
+        }
     }
 
     fn accumulator(&self, wave: &Wave, register: usize, lane: usize) -> (u32, bool) {
@@ -172,39 +189,79 @@ impl Wmma {
         }
     }
 
-    /// A by rows (or B by columns), and the rows with an uninitialised element.
+    /// A (or B) by k, and the rows with an uninitialised element.
     fn gather(
         &self,
         wave: &Wave,
         register: u16,
         element: Element,
         name: &str,
-    ) -> Result<([[f32; SIZE]; SIZE], u64), Violation> {
+    ) -> Result<(Matrix, u64), Violation> {
         let in_lane = if self.is_rdna3 { SIZE } else { SIZE / 2 };
         let in_word = 32 / element.bits();
         let mut matrix = [[0.0; SIZE]; SIZE];
         let mut lost = 0;
         for index in 0..in_lane {
             let at = usize::from(register) + index / in_word;
-            let (words, missing) = (&wave.vector[at], !wave.vector_written[at]);
-            for (lane, &word) in words.iter().enumerate().take(WAVE) {
-                if self.is_rdna3 && lane >= SIZE {
-                    if word != words[lane - SIZE] {
-                        return Err(Violation::Invalid(format!(
-                            "the half-waves hold different copies of row {} of {name}",
-                            lane - SIZE
-                        )));
-                    }
-                } else {
-                    // RDNA 4 gives each half-wave half of the depth. Which k a slot is cannot be seen: A and B agree.
-                    let k = if self.is_rdna3 { index } else { in_lane * (lane / SIZE) + index };
-                    matrix[lane % SIZE][k] = element.value(word, index);
-                }
-                lost |= (missing >> lane & 1) << (lane % SIZE);
+            let (low, high) = wave.vector[at][..WAVE].split_at(SIZE);
+            let missing = !wave.vector_written[at];
+            lost |= (missing | missing >> SIZE) & 0xffff;
+            if !self.is_rdna3 {
+                // RDNA 4 gives each half-wave half of the depth. Which k a slot is cannot be seen: A and B agree.
+                element.values(high, index, &mut matrix[in_lane + index]);
+            } else if let Some(row) = (0..SIZE).find(|&row| low[row] != high[row]) {
+                let text = format!("the half-waves hold different copies of row {row} of {name}");
+                return Err(Violation::Invalid(text));
             }
+            element.values(low, index, &mut matrix[index]);
         }
         Ok((matrix, lost))
     }
+}
+
+/// `[k][row]` of A or `[k][column]` of B.
+type Matrix = [[f32; SIZE]; SIZE];
+/// Rows of 32-bit values.
+type Words = [[u32; SIZE]; SIZE];
+
+fn multiply(a: &Matrix, b: &Matrix, starts: Words) -> Words {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn fast(a: &Matrix, b: &Matrix, starts: Words) -> Words {
+            multiply_rows(a, b, starts)
+        }
+        if has_fast_vectors() {
+            // SAFETY: the CPU has AVX2, the only feature that `fast` needs.
+            return unsafe { fast(a, b, starts) };
+        }
+    }
+    multiply_rows(a, b, starts)
+}
+
+/// Adds the products by ascending k, each rounded, as the MFMA of this emulator does.
+#[inline(always)]
+fn multiply_rows(a: &Matrix, b: &Matrix, starts: Words) -> Words {
+    let mut sums = starts.map(|row| row.map(f32::from_bits));
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (rows, columns) in a.iter().zip(b) {
+            for (sum, y) in sums.iter_mut().zip(columns) {
+                *sum += rows[row] * y;
+            }
+        }
+    }
+    sums.map(|row| row.map(f32::to_bits))
+}
+
+fn multiply_integers(a: &Matrix, b: &Matrix, mut sums: Words) -> Words {
+    for (rows, columns) in a.iter().zip(b) {
+        for (x, sums) in rows.iter().zip(&mut sums) {
+            for (sum, y) in sums.iter_mut().zip(columns) {
+                *sum = sum.wrapping_add((*x as i32 * *y as i32) as u32);
+            }
+        }
+    }
+    sums
 }
 
 #[cfg(test)]
@@ -228,7 +285,8 @@ mod tests {
             }
         }
         let last = registers - 1;
-        lab.run(&format!("v_wmma_f32_16x16x16_bf16 v[0:7], v[20:{}], v[30:{}], 0", 20 + last, 30 + last)).unwrap();
+        lab.run(&format!("v_wmma_f32_16x16x16_bf16 v[0:7], v[20:{}], v[30:{}], 0", 20 + last, 30 + last))
+            .unwrap();
         lab
     }
 
@@ -244,7 +302,8 @@ mod tests {
     fn rdna4_gives_each_half_wave_eight_consecutive_rows() {
         for target in [Target::Gfx1200, Target::Gfx1201] {
             let lab = product(target);
-            for (register, lane, row, column) in [(0, 0, 0, 0), (3, 5, 3, 5), (3, 21, 11, 5), (7, 31, 15, 15)] {
+            for (register, lane, row, column) in [(0, 0, 0, 0), (3, 5, 3, 5), (3, 21, 11, 5), (7, 31, 15, 15)]
+            {
                 assert_eq!(f32::from_bits(lab.lane(register, lane)), ((row + 1) * 64 * (column + 1)) as f32);
             }
         }

@@ -1,9 +1,8 @@
 //! Flash attention on every target against a reference in f64, with every checker on.
 
-
 use crate::problem::{Case, LSE_TOLERANCE, OUT_TOLERANCE, Problem};
-use omniflash_hip_emulator::{Class, Target};
 use crate::support::{compiler_is_missing, device_with};
+use omniflash_hip_emulator::{Class, Target};
 
 const CASES: [Case; 5] = [
     Case { queries: 40, keys: 70, heads: 2, kv_heads: 1, is_causal: true },
@@ -22,7 +21,10 @@ fn matches_the_reference(target: Target) {
         let problem = Problem::new(case);
         let (out, lse) = problem.run(&mut device, &module).unwrap();
         let (out_error, lse_error) = problem.errors(&out, &lse);
-        assert!(out_error < OUT_TOLERANCE && lse_error < LSE_TOLERANCE, "{target} {case:?}: {out_error:e} {lse_error:e}");
+        assert!(
+            out_error < OUT_TOLERANCE && lse_error < LSE_TOLERANCE,
+            "{target} {case:?}: {out_error:e} {lse_error:e}"
+        );
     }
     assert_eq!(device.live_allocations(), 0);
     assert!(device.counters().of(Class::Matrix) > 0);

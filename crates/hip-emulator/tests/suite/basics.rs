@@ -17,7 +17,9 @@ fn each_target(test: impl Fn(&mut Device, &Module, usize)) {
 fn launch(device: &mut Device, module: &Module, kernel: &str, grid: u32, block: u32, arguments: Arguments) {
     let dimensions = Dimensions::new([grid, 1, 1], [block, 1, 1]);
     let target = device.target();
-    device.launch(module, kernel, dimensions, arguments.bytes()).unwrap_or_else(|error| panic!("{target}: {error}"));
+    device
+        .launch(module, kernel, dimensions, arguments.bytes())
+        .unwrap_or_else(|error| panic!("{target}: {error}"));
 }
 
 #[test]
@@ -54,7 +56,14 @@ fn division_is_correctly_rounded() {
         let b: Vec<f32> = (0..wave).map(|i| (i as f32 + 0.3) * 3.1e-20).collect();
         let (pa, pb) = (upload(device, &a), upload(device, &b));
         let pc = device.allocate(4 * wave).unwrap();
-        launch(device, module, "divide", 1, wave as u32, Arguments::default().pointer(pa).pointer(pb).pointer(pc));
+        launch(
+            device,
+            module,
+            "divide",
+            1,
+            wave as u32,
+            Arguments::default().pointer(pa).pointer(pb).pointer(pc),
+        );
         let c = download_f32(device, pc, wave);
         for i in 0..wave {
             assert_eq!(c[i], a[i] / b[i], "{} / {}", a[i], b[i]);
@@ -93,7 +102,14 @@ fn private_arrays_live_in_scratch() {
         let a: Vec<u32> = (0..16).map(|i| 1000 * i).collect();
         let pa = upload(device, &a);
         let b = device.allocate(4 * wave).unwrap();
-        launch(device, module, "reverse_in_scratch", 1, wave as u32, Arguments::default().pointer(pa).pointer(b));
+        launch(
+            device,
+            module,
+            "reverse_in_scratch",
+            1,
+            wave as u32,
+            Arguments::default().pointer(pa).pointer(b),
+        );
         let result = download_u32(device, b, wave);
         assert!((0..wave).all(|i| result[i] == a[15 - (i & 15)] + i as u32));
     });
@@ -106,7 +122,12 @@ fn half_waves_exchange_their_values() {
         let pa = upload(device, &a);
         let b = device.allocate(4 * wave).unwrap();
         launch(device, module, "shuffle", 1, wave as u32, Arguments::default().pointer(pa).pointer(b));
-        assert!(download_u32(device, b, wave).iter().enumerate().all(|(i, &value)| value as usize == i ^ wave / 2));
+        assert!(
+            download_u32(device, b, wave)
+                .iter()
+                .enumerate()
+                .all(|(i, &value)| value as usize == i ^ (wave / 2))
+        );
     });
 }
 
@@ -123,7 +144,8 @@ fn dynamic_lds_has_the_size_of_the_launch() {
         device.launch(module, "rotate_in_dynamic_lds", dimensions, arguments.bytes()).unwrap();
         assert_eq!(download_u32(device, b, wave)[wave - 1], 0);
         dimensions.dynamic_lds_bytes = 1 << 20;
-        let error = device.launch(module, "rotate_in_dynamic_lds", dimensions, arguments.bytes()).unwrap_err();
+        let error =
+            device.launch(module, "rotate_in_dynamic_lds", dimensions, arguments.bytes()).unwrap_err();
         assert!(error.to_string().contains("bytes of LDS"), "{error}");
     });
 }
@@ -133,7 +155,14 @@ fn a_buffer_ends_at_its_records() {
     each_target(|device, module, wave| {
         let a = upload(device, &vec![5u32; wave]);
         let b = device.allocate(4 * wave).unwrap();
-        launch(device, module, "read_buffer", 1, wave as u32, Arguments::default().pointer(a).pointer(b).int(40));
+        launch(
+            device,
+            module,
+            "read_buffer",
+            1,
+            wave as u32,
+            Arguments::default().pointer(a).pointer(b).int(40),
+        );
         let result = download_u32(device, b, wave);
         assert!(result[..10].iter().all(|&value| value == 5) && result[10..].iter().all(|&value| value == 0));
     });

@@ -6,7 +6,13 @@ use crate::problem::{Problem, tail_case};
 use crate::support::{Arguments, compiler_is_missing, device_with, download_u32, upload};
 
 /// Launches one workgroup of a kernel of `basics.hip` on 64 numbers and gives its 64 results.
-fn run(device: &mut Device, module: &Module, kernel: &str, with_input: bool, more: &[i32]) -> Result<Vec<u32>, LaunchError> {
+fn run(
+    device: &mut Device,
+    module: &Module,
+    kernel: &str,
+    with_input: bool,
+    more: &[i32],
+) -> Result<Vec<u32>, LaunchError> {
     let wave = device.target().wave_size();
     let input: Vec<u32> = (0..wave as u32).map(|i| 10 * i).collect();
     let (a, b) = (upload(device, &input), upload(device, &vec![0u32; 256]));
@@ -112,7 +118,9 @@ fn an_access_past_an_allocation_and_a_misaligned_one_are_caught() {
         let arguments = Arguments::default().pointer(a + 2).pointer(b).int(0);
         let dimensions = Dimensions::new([1, 1, 1], [wave as u32, 1, 1]);
         match device.launch(&module, "copy_shifted", dimensions, arguments.bytes()) {
-            Err(LaunchError::Fault(fault)) => assert!(matches!(fault.violation, Violation::Misaligned(_)), "{fault}"),
+            Err(LaunchError::Fault(fault)) => {
+                assert!(matches!(fault.violation, Violation::Misaligned(_)), "{fault}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -145,7 +153,10 @@ fn an_unknown_instruction_is_named_when_it_is_reached() {
     for target in Target::ALL {
         let (mut device, module) = device_with("basics", target, &[]);
         let found = violation(run(&mut device, &module, "unknown_instruction", false, &[]));
-        assert!(matches!(&found, Violation::UnknownInstruction(text) if text.contains("v_cubeid_f32")), "{found}");
+        assert!(
+            matches!(&found, Violation::UnknownInstruction(text) if text.contains("v_cubeid_f32")),
+            "{found}"
+        );
     }
 }
 

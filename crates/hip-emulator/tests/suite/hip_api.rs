@@ -80,7 +80,13 @@ fn launch(function: *mut c_void, stream: *mut c_void, parameters: &mut [*mut c_v
 }
 
 /// Launches `copy_shifted(a, b, shift)` of `basics.hip` with one pointer an argument.
-fn copy_shifted(function: *mut c_void, stream: *mut c_void, a: *mut c_void, b: *mut c_void, shift: i32) -> c_int {
+fn copy_shifted(
+    function: *mut c_void,
+    stream: *mut c_void,
+    a: *mut c_void,
+    b: *mut c_void,
+    shift: i32,
+) -> c_int {
     let (mut a, mut b, mut shift) = (a, b, shift);
     let mut parameters = [(&raw mut a).cast(), (&raw mut b).cast(), (&raw mut shift).cast()];
     launch(function, stream, &mut parameters)
@@ -165,9 +171,40 @@ fn a_kernel_takes_packed_arguments_or_one_pointer_each() {
     ok!(hipModuleLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), extra.as_mut_ptr()));
     assert_eq!(download(b, 32)[5], 8);
     size -= 4;
-    assert_eq!(code!(hipModuleLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), extra.as_mut_ptr())), 1);
-    assert_eq!(code!(hipModuleLaunchKernel(function, 0, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), extra.as_mut_ptr())), 9);
+    assert_eq!(
+        code!(hipModuleLaunchKernel(
+            function,
+            1,
+            1,
+            1,
+            32,
+            1,
+            1,
+            0,
+            null_mut(),
+            null_mut(),
+            extra.as_mut_ptr()
+        )),
+        1
+    );
+    assert_eq!(
+        code!(hipModuleLaunchKernel(
+            function,
+            0,
+            1,
+            1,
+            32,
+            1,
+            1,
+            0,
+            null_mut(),
+            null_mut(),
+            extra.as_mut_ptr()
+        )),
+        9
+    );
 
+    assert_eq!(size, 16, "the list leads to the size, which a launch only reads");
     let mut registers = 0;
     ok!(hipFuncGetAttribute(&mut registers, 4, function));
     assert!(registers > 0);
@@ -200,7 +237,9 @@ fn an_offload_bundle_gives_the_devices_object() {
     let mut offset = 4096u64;
     for (target, object) in &objects {
         let id = format!("hipv4-amdgcn-amd-amdhsa--{target}");
-        bundle.extend([offset, object.len() as u64, id.len() as u64].iter().flat_map(|field| field.to_le_bytes()));
+        bundle.extend(
+            [offset, object.len() as u64, id.len() as u64].iter().flat_map(|field| field.to_le_bytes()),
+        );
         bundle.extend(id.as_bytes());
         offset += object.len() as u64;
     }

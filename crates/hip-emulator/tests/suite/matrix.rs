@@ -1,8 +1,9 @@
 //! Matrix instructions of every target against a product in f64.
 
-
+use crate::support::{
+    Arguments, compile, compiler_is_missing, device_with, download_f32, from_bf16, random_bf16, upload,
+};
 use omniflash_hip_emulator::{Dimensions, Target};
-use crate::support::{Arguments, compile, compiler_is_missing, device_with, download_f32, from_bf16, random_bf16, upload};
 
 const DEPTH: usize = 64;
 
@@ -37,7 +38,8 @@ fn every_tile_kernel_multiplies() {
     }
     let kernels = [("tile_32", 32), ("tile_16", 16), ("wide_tile_32", 32), ("wide_tile_16", 16)];
     for target in Target::ALL {
-        let errors: Vec<f64> = kernels.iter().filter_map(|(kernel, size)| error(target, kernel, *size, &[])).collect();
+        let errors: Vec<f64> =
+            kernels.iter().filter_map(|(kernel, size)| error(target, kernel, *size, &[])).collect();
         let expected = match target {
             Target::Gfx950 => 4,
             Target::Gfx90a | Target::Gfx942 => 2,
@@ -45,7 +47,10 @@ fn every_tile_kernel_multiplies() {
         };
         assert_eq!(errors.len(), expected, "{target}");
         // 64 products of at most 1, each sum rounded to f32.
-        assert!(errors.iter().all(|&error| error < 64.0 * 64.0 * f64::from(f32::EPSILON)), "{target}: {errors:?}");
+        assert!(
+            errors.iter().all(|&error| error < 64.0 * 64.0 * f64::from(f32::EPSILON)),
+            "{target}: {errors:?}"
+        );
     }
 }
 

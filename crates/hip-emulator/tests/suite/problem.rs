@@ -34,7 +34,11 @@ impl Problem {
     }
 
     /// Output and log-sum-exp from the kernel; everything it allocated is freed again.
-    pub(crate) fn run(&self, device: &mut Device, module: &Module) -> Result<(Vec<f64>, Vec<f32>), LaunchError> {
+    pub(crate) fn run(
+        &self,
+        device: &mut Device,
+        module: &Module,
+    ) -> Result<(Vec<f64>, Vec<f32>), LaunchError> {
         let Case { queries, keys, heads, kv_heads, is_causal } = self.case;
         let (q, k, v) = (upload(device, &self.q), upload(device, &self.k), upload(device, &self.v));
         let out = device.allocate(2 * self.q.len()).unwrap();
@@ -53,7 +57,12 @@ impl Problem {
             .int(i32::from(is_causal));
         let rows_of_block = 4 * wave / 2;
         let grid = [queries.div_ceil(rows_of_block) as u32, heads as u32, 1];
-        let result = device.launch(module, "attention", Dimensions::new(grid, [4 * wave as u32, 1, 1]), arguments.bytes());
+        let result = device.launch(
+            module,
+            "attention",
+            Dimensions::new(grid, [4 * wave as u32, 1, 1]),
+            arguments.bytes(),
+        );
         let outputs = (download_bf16(device, out, self.q.len()), download_f32(device, lse, heads * queries));
         for address in [q, k, v, out, lse] {
             device.free(address).unwrap();
@@ -73,7 +82,8 @@ impl Problem {
             let kv_head = head / (heads / kv_heads);
             for query in 0..queries {
                 let q = row(&self.q, head * queries + query);
-                let visible = if is_causal { (query + 1 + keys).saturating_sub(queries).min(keys) } else { keys };
+                let visible =
+                    if is_causal { (query + 1 + keys).saturating_sub(queries).min(keys) } else { keys };
                 let scores: Vec<f64> = (0..visible)
                     .map(|key| {
                         let k = row(&self.k, kv_head * keys + key);
@@ -98,7 +108,10 @@ impl Problem {
     pub(crate) fn errors(&self, out: &[f64], lse: &[f32]) -> (f64, f64) {
         let (expected_out, expected_lse) = self.reference();
         let largest = |errors: &mut dyn Iterator<Item = f64>| {
-            errors.fold(0.0, |largest: f64, error| if error.is_nan() { f64::INFINITY } else { largest.max(error) })
+            errors.fold(
+                0.0,
+                |largest: f64, error| if error.is_nan() { f64::INFINITY } else { largest.max(error) },
+            )
         };
         let out_error = largest(&mut out.iter().zip(&expected_out).map(|(x, y)| (x - y).abs()));
         let lse_error = largest(&mut lse.iter().zip(&expected_lse).map(|(x, y)| (f64::from(*x) - y).abs()));
