@@ -68,6 +68,7 @@ impl BufferAccess {
         matches!(self.access, Access::Load { .. })
     }
 
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &mut Context<'_>) -> Result<(), Violation> {
         let active = wave.exec();
         let at = usize::from(self.descriptor);

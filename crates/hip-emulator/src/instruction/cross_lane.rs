@@ -107,6 +107,7 @@ pub(crate) fn decode(
 }
 
 impl CrossLane {
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &Context<'_>) -> Result<(), Violation> {
         let active = wave.exec();
         let mut buffer = [0; LANES];

@@ -234,6 +234,7 @@ impl LdsAccess {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &mut Context<'_>) -> Result<(), Violation> {
         let active = wave.exec();
         match &self.kind {

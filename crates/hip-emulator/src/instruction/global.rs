@@ -134,6 +134,7 @@ impl GlobalAccess {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &mut Context<'_>) -> Result<(), Violation> {
         let active = wave.exec();
         let addresses = self.addresses(wave, context, active)?;

@@ -156,6 +156,7 @@ impl Mfma {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, counters: &mut Counters) {
         let Mfma { size, depth, blocks, .. } = *self;
         counters.matrix_operations += (2 * size * size * depth * blocks) as u64;

@@ -129,6 +129,9 @@ impl Instruction {
     }
 
     /// Executes the instruction on one wave.
+    ///
+    /// The classes' own functions must stay out of line: inlined, the matrix tiles of one would make every instruction
+    /// pay for a stack frame of many pages.
     #[inline]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &mut Context<'_>) -> Result<Flow, Violation> {
         context.counters.instructions[self.class as usize] += 1;

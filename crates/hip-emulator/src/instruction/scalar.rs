@@ -236,6 +236,7 @@ impl Arithmetic {
 }
 
 impl Scalar {
+    #[inline(never)]
     pub(crate) fn execute(
         &self,
         wave: &mut Wave,

@@ -74,6 +74,7 @@ pub(crate) fn decode(
 }
 
 impl ScalarLoad {
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &mut Context<'_>) -> Result<(), Violation> {
         if self.is_clock {
             wave.set_scalar_pair(self.destination, context.counters.total_instructions());

@@ -182,6 +182,7 @@ fn split_wait(statement: &Statement, counters: &[Counter]) -> Result<Vec<(Counte
 }
 
 impl Program {
+    #[inline(never)]
     pub(crate) fn execute(
         &self,
         wave: &mut Wave,

@@ -293,6 +293,7 @@ impl Vector {
         Ok(Vector { function, kind, destination: register, sources, count, merge, output, dpp, carry, mask })
     }
 
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave) -> Result<(), Violation> {
         let active = wave.exec();
         let mut result = [0; LANES];
@@ -309,6 +310,7 @@ impl Vector {
     }
 
     /// Computes all lanes: which are initialised, which are written, and the carries with their initialised bits.
+    #[inline(never)]
     pub(crate) fn evaluate(&self, wave: &Wave, active: u64, result: &mut Lanes) -> (u64, u64, (u64, u64)) {
         let mut buffers = [[0; LANES]; 3];
         let [first, second, third] = &mut buffers;
@@ -404,6 +406,7 @@ impl Vector {
         wave.set_vector(self.destination, &result, enabled, written);
     }
 
+    #[inline(never)]
     fn execute_wide(&self, wave: &mut Wave, active: u64) {
         let known =
             self.sources[..self.count].iter().fold(u64::MAX, |known, source| known & source.written(wave));

@@ -158,6 +158,7 @@ pub(crate) fn decode(
 }
 
 impl Packed {
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave) {
         match self.function {
             Function::Halves(function) => {

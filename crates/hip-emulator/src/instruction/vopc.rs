@@ -180,6 +180,7 @@ impl Relation {
 }
 
 impl Compare {
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave) {
         let active = wave.exec();
         let (bits, known) =

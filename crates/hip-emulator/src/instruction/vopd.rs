@@ -34,6 +34,7 @@ fn half(text: &str, target: Target, touched: &mut Touched) -> Result<Vector, Str
     }
 }
 
+#[inline(never)]
 pub(crate) fn execute(pair: &[Vector; 2], wave: &mut Wave) -> Result<(), Violation> {
     let active = wave.exec();
     let mut results = [[0; LANES]; 2];

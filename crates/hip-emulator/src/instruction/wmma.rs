@@ -107,6 +107,7 @@ impl Wmma {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &mut Context<'_>) -> Result<(), Violation> {
         if wave.exec() != wave.full_mask() {
             return Err(Violation::Invalid("a WMMA needs every lane of EXEC".into()));
