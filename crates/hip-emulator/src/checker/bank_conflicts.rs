@@ -1,0 +1,84 @@
+//! Counts the extra cycles in which lanes of one LDS access wait for the same bank.
+//!
+//! The model: an access of `n` dwords a lane is served in groups of `banks / n` consecutive lanes, and a group
+//! takes as many cycles as the most distinct dwords it asks of one bank. The order in which real parts group lanes
+//! differs between instructions and is not documented, so the count compares layouts and does not predict time.
+
+/// The cycles beyond one for each group of lanes; `addresses` are the active lanes' byte addresses.
+pub(crate) fn extra_cycles(addresses: &[u32; 64], active: u64, bytes: u32, banks: usize) -> u64 {
+    let dwords = bytes.div_ceil(4).max(1) as usize;
+    let lanes_in_group = (banks / dwords).clamp(1, 64);
+    let mut extra = 0;
+    for first in (0..64).step_by(lanes_in_group) {
+        let lanes = first..(first + lanes_in_group).min(64);
+        if active >> first == 0 {
+            break;
+        }
+        extra += group_cycles(addresses, active, lanes, dwords as u32, banks).saturating_sub(1);
+    }
+    extra
+}
+
+fn group_cycles(
+    addresses: &[u32; 64],
+    active: u64,
+    lanes: std::ops::Range<usize>,
+    dwords: u32,
+    banks: usize,
+) -> u64 {
+    // Most accesses are free of conflicts: each bank is then asked for one dword, kept in `owner`.
+    const NONE: u32 = u32::MAX;
+    let mut owner = [NONE; 64];
+    let mut others: Vec<u32> = Vec::new();
+    for lane in lanes {
+        if active >> lane & 1 == 0 {
+            continue;
+        }
+        for dword in addresses[lane] / 4..addresses[lane] / 4 + dwords {
+            let slot = &mut owner[dword as usize % banks];
+            if *slot == NONE {
+                *slot = dword;
+            } else if *slot != dword {
+                others.push(dword);
+            }
+        }
+    }
+    if others.is_empty() {
+        return 1;
+    }
+    others.sort_unstable();
+    others.dedup();
+    let mut cycles = [1u64; 64];
+    for dword in others {
+        cycles[dword as usize % banks] += 1;
+    }
+    cycles[..banks].iter().copied().max().unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(f: impl Fn(u32) -> u32) -> [u32; 64] {
+        std::array::from_fn(|lane| f(lane as u32))
+    }
+
+    #[test]
+    fn consecutive_dwords_and_broadcasts_are_free() {
+        assert_eq!(extra_cycles(&addresses(|lane| 4 * lane), !0, 4, 32), 0);
+        assert_eq!(extra_cycles(&addresses(|_| 64), !0, 4, 32), 0);
+        assert_eq!(extra_cycles(&addresses(|lane| 16 * lane), !0, 16, 32), 0);
+    }
+
+    #[test]
+    fn a_stride_of_all_banks_serialises_every_lane() {
+        // 32 lanes of each half ask bank 0 for 32 different dwords: 31 extra cycles, twice.
+        assert_eq!(extra_cycles(&addresses(|lane| 128 * lane), !0, 4, 32), 62);
+        assert_eq!(extra_cycles(&addresses(|lane| 128 * lane), 0xffff_ffff, 4, 32), 31);
+    }
+
+    #[test]
+    fn a_stride_of_two_dwords_takes_two_cycles_a_group() {
+        assert_eq!(extra_cycles(&addresses(|lane| 8 * lane), !0, 4, 32), 2);
+    }
+}
