@@ -38,7 +38,17 @@ impl Registry {
     /// Probes every backend that is compiled in. A missing driver or device is data, never an error or a panic.
     pub fn discover() -> Self {
         let mut registry = Registry { backends: Vec::new(), absent: Vec::new() };
-        registry.add(Arc::new(ReferenceBackend::new()));
+        #[cfg(feature = "cuda")]
+        match omniflash_cuda::discover() {
+            Ok(backends) => registry.backends.extend(backends),
+            Err(absent) => registry.note_absent("cuda", absent.into()),
+        }
+        #[cfg(feature = "cpu")]
+        match omniflash_cpu::CpuBackend::new() {
+            Ok(backend) => registry.backends.push(Arc::new(backend)),
+            Err(error) => registry.note_absent("cpu", error),
+        }
+        registry.backends.push(Arc::new(ReferenceBackend::new()));
         registry
     }
 
@@ -75,9 +85,13 @@ impl Registry {
         if !matches!(wanted, "" | "auto") {
             return self.get(wanted);
         }
-        self.backends.first().cloned().ok_or_else(|| Error::Absent {
+        let fastest = self.backends.iter().find(|backend| backend.info().name != "reference");
+        fastest.cloned().ok_or_else(|| Error::Absent {
             backend: "auto".into(),
-            reason: "this build has no backend; enable one of its features".into(),
+            reason: match self.absent.first() {
+                Some(absent) => format!("{}: {}", absent.name, absent.reason),
+                None => "this build has no backend but the reference; enable one of its features".into(),
+            },
         })
     }
 
@@ -101,8 +115,13 @@ impl Registry {
         Err(Error::value("backend", name, format!("auto or one of {}", names.join(", "))))
     }
 
-    fn add(&mut self, backend: Arc<dyn Backend>) {
-        self.backends.push(backend);
+    #[cfg(any(feature = "cuda", feature = "cpu"))]
+    fn note_absent(&mut self, name: &str, error: Error) {
+        let reason = match error {
+            Error::Absent { reason, .. } => reason,
+            error => error.to_string(),
+        };
+        self.absent.push(AbsentBackend { name: name.into(), reason });
     }
 }
 

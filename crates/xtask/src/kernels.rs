@@ -119,8 +119,7 @@ fn build(toolkit: &Toolkit, task: &Task, output: &Path, check: bool) -> anyhow::
     let source = folder.join(format!("{}.cu", task.instance.id));
     // The name by which the kernel store finds it, and no other version of it.
     let cubin = folder.join(prebuilt_name(&task.instance.id, &task.architecture.name, &text, "cubin"));
-    fs::write(&source, text)
-        .with_context(|| format!("writing {}", source.display()))?;
+    fs::write(&source, text).with_context(|| format!("writing {}", source.display()))?;
     let begin = Instant::now();
     let compiled = Command::new(&toolkit.nvcc)
         .args(["-std=c++20", "-O3", "-cubin", "-Xptxas", "-v"])

@@ -220,7 +220,7 @@ impl<'s> Tensors<'s> {
     /// What one step computes, for the backend and for the reference.
     fn decode_arguments(&self, step: usize) -> Result<[(Query<'_>, KvCache<'_>); 2]> {
         let token = self.sizes.prompt + step;
-        let of = |place: usize| {
+        let of = |place: usize| -> Result<_> {
             let q = self.q.both()[place].slice(1, token, token + 1)?;
             let kv = KvCache::Paged {
                 k: self.k_pages.both()[place].clone(),
