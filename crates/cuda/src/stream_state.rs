@@ -19,7 +19,10 @@ const WORKSPACE_STEP: usize = 1 << 20;
 /// The states of all streams of a backend.
 #[derive(Debug, Default)]
 pub(crate) struct StreamStates {
+    /// By the driver's id of the stream.
     states: Mutex<HashMap<u64, Arc<Mutex<StreamState>>>>,
+    /// The id last seen of each handle: the driver does not tell it while the stream is captured.
+    ids: Mutex<HashMap<u64, u64>>,
 }
 
 /// What is kept for one stream.
@@ -68,8 +71,16 @@ impl<'u> StreamUse<'u> {
 impl StreamStates {
     /// The state of a stream. The driver's id tells streams apart whose handles are the same because one was
     /// destroyed.
-    pub(crate) fn of(&self, context: &Context, stream: &Stream) -> Result<Arc<Mutex<StreamState>>> {
-        let id = driver::stream_id(context, stream)?;
+    pub(crate) fn of(&self, launch: &StreamUse<'_>) -> Result<Arc<Mutex<StreamState>>> {
+        let handle = launch.stream.raw();
+        let id = if launch.is_capturing {
+            // A stream that was never used before its capture has no state to find: id 0 is no stream's.
+            lock(&self.ids).get(&handle).copied().unwrap_or(0)
+        } else {
+            let id = driver::stream_id(launch.context, launch.stream)?;
+            lock(&self.ids).insert(handle, id);
+            id
+        };
         Ok(Arc::clone(lock(&self.states).entry(id).or_default()))
     }
 

@@ -47,7 +47,7 @@ impl Launcher {
         planned.check(problem, &functors)?;
         let launch = StreamUse::new(&self.context, stream)?;
         self.load(planned, &launch)?;
-        let state = self.states.of(&self.context, stream)?;
+        let state = self.states.of(&launch)?;
         let mut state = lock(&state);
         state.set_tables(problem, &mut functors, &launch)?;
         if planned.combine.is_some() {
@@ -79,7 +79,7 @@ impl Launcher {
         }
         let launch = StreamUse::new(&self.context, stream)?;
         let modules = self.load(planned, &launch)?;
-        let state = self.states.of(&self.context, stream)?;
+        let state = self.states.of(&launch)?;
         // Held until all kernels are enqueued: the next launch on this stream must not come between them, since it
         // uses the same workspace.
         let mut state = lock(&state);

@@ -106,7 +106,7 @@ int cuStreamCreate(uint64_t **stream, unsigned flags) {
 int cuStreamDestroy_v2(uint64_t *stream) { CALL; NEED_CONTEXT; free(stream); live_objects--; return 0; }
 int cuStreamSynchronize(uint64_t *stream) { (void)stream; CALL; NEED_CONTEXT; NOT_CAPTURED; return 0; }
 int cuStreamIsCapturing(uint64_t *stream, unsigned *status) { (void)stream; CALL; *status = capturing; return 0; }
-int cuStreamGetId(uint64_t *stream, uint64_t *id) { CALL; NEED_CONTEXT; *id = stream ? *stream : 1; return 0; }
+int cuStreamGetId(uint64_t *stream, uint64_t *id) { CALL; NEED_CONTEXT; NOT_CAPTURED; *id = stream ? *stream : 1; return 0; }
 int cuStreamBeginCapture_v2(uint64_t *stream, unsigned mode) { (void)stream; CALL; NOT_CAPTURED; capturing = 1; return mode == 1 ? 0 : 1; }
 int cuStreamEndCapture(uint64_t *stream, void **graph) { (void)stream; CALL; capturing = 0; *graph = malloc(1); live_objects++; return 0; }
 int cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long flags) { (void)graph; (void)flags; CALL; *exec = malloc(1); live_objects++; return 0; }
