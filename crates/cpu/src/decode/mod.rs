@@ -103,9 +103,7 @@ pub(crate) unsafe fn attention(isa: Isa, problem: &AttentionProblem<'_>) -> Resu
                 compute::<f16>(problem, |job, records, memory| dispatch(isa, Work { job, records, memory }))
             }
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if isa == Isa::Avx512Bf16 => {
-                compute::<bf16>(problem, |job, records, memory| work_in_pairs(job, records, memory))
-            }
+            DType::BF16 if isa == Isa::Avx512Bf16 => compute::<bf16>(problem, work_in_pairs),
             DType::BF16 => {
                 compute::<bf16>(problem, |job, records, memory| dispatch(isa, Work { job, records, memory }))
             }
