@@ -452,7 +452,7 @@ fn config(cases: u32) -> Config {
 }
 
 proptest! {
-    #![proptest_config(config(80))]
+    #![proptest_config(config(200))]
 
     #[test]
     fn f32_decoding_agrees_with_the_reference(case in cases()) {

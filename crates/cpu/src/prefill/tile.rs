@@ -102,7 +102,6 @@ unsafe fn scores_of_vectors<S: Simd, O: Operands<S>, const N: usize>(
 const QUERY_PANELS: usize = 4;
 
 /// The sums over some panels, on top of those over the panels before.
-
 #[inline(always)]
 unsafe fn scores_of_keys<S: Simd, O: Operands<S>, const N: usize, const B: usize>(
     simd: S,

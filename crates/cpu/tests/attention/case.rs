@@ -9,7 +9,7 @@ use omniflash_cpu::{CpuBackend, Isa};
 
 /// How queries are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Queries {
+pub(crate) enum Queries {
     Padded,
     PaddedWithLengths,
     Ragged,
@@ -17,7 +17,7 @@ pub enum Queries {
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Keys {
+pub(crate) enum Keys {
     Dense,
     DenseWithLengths,
     Ragged,
@@ -27,7 +27,7 @@ pub enum Keys {
 
 /// The order of axes in memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Order {
+pub(crate) enum Order {
     /// Positions, then heads.
     Bshd,
     /// Heads, then positions.
@@ -37,7 +37,7 @@ pub enum Order {
 }
 
 #[derive(Clone, Debug)]
-pub enum MaskKind {
+pub(crate) enum MaskKind {
     None,
     Causal,
     Window(usize, usize),
@@ -61,7 +61,7 @@ pub enum MaskKind {
 }
 
 #[derive(Clone, Debug)]
-pub enum ModKind {
+pub(crate) enum ModKind {
     Softcap(f32),
     Alibi { default: bool },
     Bias { per_head: bool, per_row: bool },
@@ -69,25 +69,25 @@ pub enum ModKind {
 }
 
 #[derive(Clone, Debug)]
-pub struct Case {
-    pub dtype: DType,
-    pub batch: usize,
-    pub kv_heads: usize,
-    pub group_size: usize,
-    pub head_dim: usize,
-    pub value_dim: usize,
-    pub seqlen_q: usize,
-    pub seqlen_k: usize,
-    pub queries: Queries,
-    pub keys: Keys,
-    pub order: Order,
-    pub mask: MaskKind,
-    pub mods: Vec<ModKind>,
-    pub sinks: bool,
-    pub query_start: Option<i32>,
-    pub softmax_scale: Option<f32>,
-    pub config: AttentionConfig,
-    pub seed: u64,
+pub(crate) struct Case {
+    pub(crate) dtype: DType,
+    pub(crate) batch: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) group_size: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) seqlen_q: usize,
+    pub(crate) seqlen_k: usize,
+    pub(crate) queries: Queries,
+    pub(crate) keys: Keys,
+    pub(crate) order: Order,
+    pub(crate) mask: MaskKind,
+    pub(crate) mods: Vec<ModKind>,
+    pub(crate) sinks: bool,
+    pub(crate) query_start: Option<i32>,
+    pub(crate) softmax_scale: Option<f32>,
+    pub(crate) config: AttentionConfig,
+    pub(crate) seed: u64,
 }
 
 impl Default for Case {
@@ -116,14 +116,14 @@ impl Default for Case {
 }
 
 /// Numbers that follow from a seed.
-pub struct Numbers(u64);
+pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -131,12 +131,12 @@ impl Numbers {
     }
 
     /// Below `end`.
-    pub fn index(&mut self, end: usize) -> usize {
+    pub(crate) fn index(&mut self, end: usize) -> usize {
         (self.next() >> 33) as usize % end.max(1)
     }
 
     /// About normal.
-    pub fn normal(&mut self) -> f32 {
+    pub(crate) fn normal(&mut self) -> f32 {
         let sum: f32 = (0..6).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5).sum();
         sum * std::f32::consts::SQRT_2
     }
@@ -284,17 +284,17 @@ impl Extras {
 }
 
 /// What a run gave.
-pub struct Outcome<T> {
-    pub out: Vec<T>,
-    pub lse: Vec<f32>,
+pub(crate) struct Outcome<T> {
+    pub(crate) out: Vec<T>,
+    pub(crate) lse: Vec<f32>,
 }
 
 /// Where rows that are not written keep what was there.
-pub const POISON: f32 = 1234.0;
+pub(crate) const POISON: f32 = 1234.0;
 
 impl Case {
     /// Calls `check` with the problem; `out` and `lse` are poisoned before.
-    pub fn with_problem<T: Float, R>(
+    pub(crate) fn with_problem<T: Float, R>(
         &self,
         check: impl FnOnce(&AttentionProblem<'_>) -> R,
     ) -> (R, Outcome<T>) {
@@ -449,7 +449,7 @@ impl Case {
     }
 
     /// Runs on an instruction set and a pool of threads.
-    pub fn run<T: Float>(&self, isa: Isa, threads: usize) -> Outcome<T> {
+    pub(crate) fn run<T: Float>(&self, isa: Isa, threads: usize) -> Outcome<T> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let backend = CpuBackend::with_isa(isa).unwrap();
         self.with_problem::<T, _>(|problem| {
@@ -459,7 +459,7 @@ impl Case {
     }
 
     /// Compares every instruction set with the reference.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         match self.dtype {
             DType::F16 => self.check_as::<f16>(),
             DType::BF16 => self.check_as::<bf16>(),
@@ -477,7 +477,7 @@ impl Case {
 }
 
 /// Asserts that a result is as exact as its dtype lets it be, and that unwritten rows are as they were.
-pub fn compare<T: Float>(
+pub(crate) fn compare<T: Float>(
     what: &str,
     dtype: DType,
     expected: &reference::ReferenceOutput,
