@@ -422,7 +422,13 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   int tile = tiles.next(tiles.begin, status);
 
   Output o = {};
+  // Member by member: nvcc 13.0 leaves out what a default constructor would set in the second row of the pair.
   Softmax softmax;
+#pragma unroll
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    softmax[i / 2][i % 2].max = -kInfinity;
+    softmax[i / 2][i % 2].sum = 0.0f;
+  }
   const bool active = block.is_active();
   if (tile < tiles.end) {
     block.copy_queries();
@@ -433,6 +439,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   for (int slot = 0; tile < tiles.end; slot = (slot + 1) % kStages, status = next_status) {
     const int next = tiles.next(tile + 1, next_status);
     const bool touched = status != TileStatus::Full;
+    const bool hides = touched || hides_by_score<ScoreModType>;
 
     copy_wait<0>();
     barrier();  // this tile has landed, and all warps have left the slots of the last one
@@ -457,7 +464,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, softmax, s, o);
     }
-    if (touched && barrier_any(has_non_finite(value_tile(slot)))) {
+    if (hides && barrier_any(has_non_finite(value_tile(slot)))) {
       if (active) add_non_finite(value_tile(slot), s, o);
       barrier();
       clear_non_finite(value_tile(slot));

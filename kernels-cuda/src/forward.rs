@@ -140,8 +140,8 @@ impl ForwardConfig {
         if self.block_n == 0 || !self.block_n.is_multiple_of(32) || self.block_n > 256 {
             return value("block_n", self.block_n, "a multiple of 32, up to 256");
         }
-        if self.stages == 0 || self.stages > 4 {
-            return value("num_pipeline_stages", self.stages, "1 to 4");
+        if self.stages == 0 || self.stages > 2 {
+            return value("num_pipeline_stages", self.stages, "1 or 2");
         }
         for (name, dim) in [("head_dim", self.head_dim), ("value_dim", self.value_dim)] {
             if dim == 0 || dim > MAX_HEAD_DIM || !dim.is_multiple_of(16) {

@@ -44,6 +44,27 @@ pub const EXPECTATIONS: &[Expectation] = &[
         expected: Expected::Unsupported,
         reason: "the reference computes whole rows",
     },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "f5/*closure*",
+        expected: Expected::Unsupported,
+        reason: "a GPU cannot call a Rust closure on every score; device source works",
+    },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "f8/rising*",
+        expected: Expected::Unsupported,
+        reason: "a GPU cannot call a Rust closure on every score; device source works",
+    },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "f8/falling*",
+        expected: Expected::Unsupported,
+        reason: "a GPU cannot call a Rust closure on every score; device source works",
+    },
 ];
 
 /// The expectation that a list holds for a backend and a case.

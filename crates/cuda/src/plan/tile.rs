@@ -75,7 +75,9 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
 /// Fewer rows than a tile has need fewer warps, not idle ones; more blocks then fit on a multiprocessor and keep more
 /// loads in flight.
 fn few_rows_tile(base: ForwardConfig, rows: usize) -> (ForwardConfig, String) {
-    let warps = rows.div_ceil(WARP_ROWS).next_power_of_two();
+    // A row of a tile is copied by one pass of the threads at most: f32 rows of 256 have more chunks than a warp threads.
+    let chunks = base.head_dim.max(base.value_dim).next_multiple_of(16) * base.dtype.size() / 16;
+    let warps = rows.div_ceil(WARP_ROWS).max(chunks.div_ceil(32)).next_power_of_two();
     if warps * WARP_ROWS >= base.block_m || warps > base.warps {
         return (base, format!("tile {}x{} for {rows} rows", base.block_m, base.block_n));
     }

@@ -58,6 +58,20 @@ struct Then {
   }
 };
 
+// Whether a score modification can hide a key by a score of -inf: a functor that does not say it cannot, may.
+template <class ScoreMod>
+constexpr bool hides_by_score = true;
+template <>
+inline constexpr bool hides_by_score<Identity> = false;
+template <>
+inline constexpr bool hides_by_score<Softcap> = false;
+template <>
+inline constexpr bool hides_by_score<Alibi> = false;
+template <class T>
+inline constexpr bool hides_by_score<AlibiSlopes<T>> = false;
+template <class A, class B>
+inline constexpr bool hides_by_score<Then<A, B>> = hides_by_score<A> || hides_by_score<B>;
+
 template <class ScoreMod>
 constexpr bool is_identity = false;
 template <>
