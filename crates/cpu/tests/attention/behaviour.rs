@@ -139,7 +139,9 @@ fn the_largest_of_extreme_scores_takes_all() {
     for isa in Isa::available() {
         let options = AttentionOptions::new().softmax_scale(1.0);
         let (out, _) = attend(isa, (&q, &k, &v), (1, 300, dim), &options);
-        assert_eq!(out, v[123 * dim..124 * dim], "{isa}");
+        for (found, expected) in out.iter().zip(&v[123 * dim..]) {
+            assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{isa}: {found} is not {expected}");
+        }
     }
 }
 
