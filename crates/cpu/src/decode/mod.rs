@@ -36,7 +36,9 @@ const MOST_ROWS: usize = 16;
 pub(crate) fn applies(problem: &AttentionProblem<'_>) -> bool {
     let (shape, config) = (problem.shape(), problem.config());
     let is_tiled = config.block_m.is_some() || config.block_n.is_some();
-    !is_tiled && (shape.seqlen_q <= 1 || shape.seqlen_q * shape.group_size() <= MOST_ROWS)
+    // Ragged queries without a bound have at most `total_q` rows a sequence; no more rows than sequences are one each.
+    let seqlen_q = if shape.total_q <= shape.batch { 1 } else { shape.seqlen_q };
+    !is_tiled && (seqlen_q <= 1 || seqlen_q * shape.group_size() <= MOST_ROWS)
 }
 
 /// The plan of a problem for which these kernels are the ones, as if all sequences had the most keys.
