@@ -225,7 +225,7 @@ fn bf16_that_is_hidden_may_hold_nan() {
                 let is_right =
                     (found.to_f64() - expected).abs() < 0.02 || found.is_nan() && expected.is_nan();
                 assert!(
-                    is_right && (row < 90) == !found.is_nan(),
+                    is_right && (row < 90) != found.is_nan(),
                     "{isa}, row {row}: {found} is not {expected}"
                 );
             }
