@@ -158,6 +158,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 
     /// [`exp2`](Simd::exp2) within 4e-6, for results that are rounded to bf16.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only bf16 pairs need no more"))]
     #[inline(always)]
     fn exp2_coarse(self, t: Self::Vector) -> Self::Vector {
         let t = self.max(self.splat(-127.0), t);
@@ -279,6 +280,7 @@ const EXP2: [f32; 7] =
     [1.0, 0.693_147_24, 0.240_226_52, 0.055_503_104, 0.009_617_693, 0.001_340_664_3, 0.000_155_946_78];
 
 /// The same of degree 4, relative error 3.6e-6.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only bf16 pairs need no more"))]
 const EXP2_COARSE: [f32; 5] = [1.0, 0.693_113_6, 0.240_207_1, 0.055_976_883, 0.009_782_912];
 
 /// Minimax coefficients of `(tanh(x) / x - 1) / x^2` in `x^2` for |x| below the switch, relative error of tanh 4.4e-9.

@@ -139,7 +139,9 @@ fn the_largest_of_extreme_scores_takes_all() {
     for isa in Isa::available() {
         let options = AttentionOptions::new().softmax_scale(1.0);
         let (out, _) = attend(isa, (&q, &k, &v), (1, 300, dim), &options);
-        assert_eq!(out, v[123 * dim..124 * dim], "{isa}");
+        for (found, expected) in out.iter().zip(&v[123 * dim..]) {
+            assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{isa}: {found} is not {expected}");
+        }
     }
 }
 
@@ -223,7 +225,7 @@ fn bf16_that_is_hidden_may_hold_nan() {
                 let is_right =
                     (found.to_f64() - expected).abs() < 0.02 || found.is_nan() && expected.is_nan();
                 assert!(
-                    is_right && (row < 90) == !found.is_nan(),
+                    is_right && (row < 90) != found.is_nan(),
                     "{isa}, row {row}: {found} is not {expected}"
                 );
             }

@@ -313,7 +313,7 @@ impl Case {
                 _ => length(&mut numbers, self.seqlen_k) as u32,
             })
             .collect();
-        let cu_q = offsets(q_lengths.iter().map(|&length| length as i32));
+        let cu_q = offsets(q_lengths.iter().copied());
         let cu_k = offsets(kv_lengths.iter().map(|&length| length as i32));
 
         let mut q = match self.queries {

@@ -1,5 +1,7 @@
 //! The CPU backend against the float64 reference: every instruction set of this machine, every form of input.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot build its case has failed")]
+
 mod behaviour;
 mod case;
 
@@ -78,7 +80,7 @@ fn case() -> impl Strategy<Value = Case> {
         prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(modification(), 1..3)],
         prop::bool::weighted(0.3),
         prop::option::weighted(0.2, -40i32..200),
-        prop::option::weighted(0.2, prop::sample::select(vec![0.0f32, -0.3, 0.07, 1.0])),
+        prop::option::weighted(0.2, prop::sample::select(vec![0.0f32, -1.0, 0.4, 1.5])),
         prop::option::weighted(0.2, 1usize..5),
         prop::option::weighted(0.2, prop::sample::select(vec![24usize, 48, 96])),
     );
@@ -86,6 +88,8 @@ fn case() -> impl Strategy<Value = Case> {
         let (batch, kv_heads, group_size, head_dim, value_dim, seqlen_q, seqlen_k) = sizes;
         let (dtype, queries, keys, order) = forms;
         let (mask, mods, sinks, query_start, softmax_scale, num_partitions, block_n) = options;
+        // Larger scores would lose more in f32 than the tolerance allows, whoever computes them.
+        let softmax_scale = softmax_scale.map(|factor| factor / (head_dim as f32).sqrt());
         let config = omniflash_core::AttentionConfig { num_partitions, block_n, ..Default::default() };
         Case {
             dtype,
