@@ -65,6 +65,41 @@ pub const EXPECTATIONS: &[Expectation] = &[
         expected: Expected::Unsupported,
         reason: "a GPU cannot call a Rust closure on every score; device source works",
     },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "f2/any=300_*",
+        expected: Expected::Unsupported,
+        reason: "GPU kernels take head_dim and value_dim up to 256",
+    },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "f2/any=384_*",
+        expected: Expected::Unsupported,
+        reason: "GPU kernels take head_dim and value_dim up to 256",
+    },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "f2/any=576_*",
+        expected: Expected::Unsupported,
+        reason: "GPU kernels take head_dim and value_dim up to 256",
+    },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "seed/host_any_*_D300",
+        expected: Expected::Unsupported,
+        reason: "GPU kernels take head_dim and value_dim up to 256",
+    },
+    Expectation {
+        backend: "cuda:*",
+        arch: "*",
+        case: "seed/host_any_*_D384",
+        expected: Expected::Unsupported,
+        reason: "GPU kernels take head_dim and value_dim up to 256",
+    },
 ];
 
 /// The expectation that a list holds for a backend and a case.
