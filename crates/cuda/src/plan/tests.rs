@@ -179,7 +179,7 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
         AttentionConfig { algorithm: Algorithm::Flash3, ..none },
         AttentionConfig { block_m: Some(72), ..none },
         AttentionConfig { block_n: Some(48), ..none },
-        AttentionConfig { block_n: Some(256), num_pipeline_stages: Some(4), ..none },
+        AttentionConfig { block_n: Some(256), num_pipeline_stages: Some(2), ..none },
         AttentionConfig { block_k: Some(32), ..none },
         AttentionConfig { warp_m: Some(24), ..none },
         AttentionConfig { warp_n: Some(16), ..none },
