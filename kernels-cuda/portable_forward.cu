@@ -422,7 +422,8 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   int tile = tiles.next(tiles.begin, status);
 
   Output o = {};
-  // Member by member: nvcc 13.0 leaves out what a default constructor would set in the second row of the pair.
+  // Member by member: with the default constructor alone, rows of the second half came out as if max had begun at 0
+  // (NVRTC on an H200; seen in results, not traced in the machine code).
   Softmax softmax;
 #pragma unroll
   for (int i = 0; i < 2 * kFragments; ++i) {

@@ -55,7 +55,7 @@ fn repeated_launches_are_bitwise_equal() {
 }
 
 #[test]
-fn a_captured_decode_step_sees_lengths_that_change() {
+fn a_captured_decode_step_replays_what_a_launch_computes() {
     let backend = gpu_or_return!();
     let stream = backend.stream().unwrap();
     let case =
