@@ -202,7 +202,8 @@ impl Expectation {
                     let error = error(expected, found[at]);
                     squared_error += error * error;
                     squared_reference += if expected.is_finite() { expected * expected } else { 0.0 };
-                    let bound = self.tolerance.element(if expected.is_finite() { expected } else { 0.0 }, lse);
+                    let bound =
+                        self.tolerance.element(if expected.is_finite() { expected } else { 0.0 }, lse);
                     if fraction(error, bound) > worst {
                         worst = fraction(error, bound);
                         (deviation.max_error, deviation.max_error_bound) = (error, bound);
