@@ -6,6 +6,8 @@ use omniflash_core::{
     Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result,
     Stream, Support,
 };
+use omniflash_gpu::check::{check_room, check_table_report};
+use omniflash_gpu::{StreamStates, parameters};
 use omniflash_kernel_store::KernelStore;
 use omniflash_kernels_cuda::verify_page_table_launch;
 
@@ -13,11 +15,10 @@ use crate::driver::{
     self, Context, DeviceMemory, Event, Graph, Launch, Module, StreamHandle, copy_to_device, copy_to_host,
 };
 use crate::kernel_store::kernel_store;
-use crate::launch::{Launcher, parameters};
+use crate::launch::Launcher;
 use crate::plan::arch;
 use crate::planner::{Planned, Planner};
 use crate::probe::{self, Absent, DeviceFacts};
-use crate::stream_state::StreamStates;
 
 /// One NVIDIA GPU.
 ///
@@ -128,7 +129,7 @@ impl CudaBackend {
         let bytes = bytemuck::must_cast_slice_mut(&mut answer);
         // SAFETY: the report has 16 bytes; the copy waits for the kernel.
         unsafe { copy_to_host(self.context(), report.address(), bytes, stream) }?;
-        bad_table_entry(answer, problem)
+        check_table_report(answer, problem)
     }
 
     /// A mark in a stream, for timing.
@@ -218,7 +219,7 @@ impl Backend for CudaBackend {
             Ok(_) if problem.config().algorithm == Algorithm::Naive => {
                 Support::Slow("algorithm naive computes one row a block".into())
             }
-            Ok((_, key)) if !key.is_aligned() => {
+            Ok((_, key)) if !key.is_aligned => {
                 Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
             }
             Ok(_) => Support::Yes,
@@ -294,7 +295,7 @@ impl Backend for CudaBackend {
 /// A stream of ours, with what is kept for it.
 struct OwnedStream {
     device: DeviceId,
-    states: Arc<StreamStates>,
+    states: Arc<StreamStates<Context>>,
     context: Arc<Context>,
     handle: StreamHandle,
 }
@@ -309,13 +310,6 @@ impl Drop for OwnedStream {
     }
 }
 
-fn check_room(argument: &str, bytes: usize, needed: usize) -> Result<()> {
-    if bytes >= needed {
-        return Ok(());
-    }
-    Err(Error::shape(argument, format!("{bytes} bytes, expected {needed}")))
-}
-
 fn info(facts: &DeviceFacts) -> BackendInfo {
     let device = DeviceId::Cuda(facts.ordinal);
     BackendInfo {
@@ -328,21 +322,4 @@ fn info(facts: &DeviceFacts) -> BackendInfo {
         units: facts.multiprocessors,
         driver: Some(format!("CUDA {}", facts.driver)),
     }
-}
-
-/// The report of the kernel that checks tables, as an error.
-fn bad_table_entry([entry, sequence]: [u64; 2], problem: &AttentionProblem<'_>) -> Result<()> {
-    let most = problem.shape().seqlen_k;
-    if sequence != u64::MAX {
-        return Err(Error::value(format!("kv_lengths[{sequence}]"), "out of range", format!("0 to {most}")));
-    }
-    if entry == u64::MAX {
-        return Ok(());
-    }
-    let (batch, page, blocks) = (entry >> 32, entry & u64::from(u32::MAX), problem.kv().k().shape()[0]);
-    let name = match problem.kv().kind() {
-        omniflash_core::KvKind::Continuous => format!("lookup_table[{batch}]"),
-        _ => format!("page_table[{batch}, {page}]"),
-    };
-    Err(Error::value(name, "out of range", format!("an id below {blocks}")))
 }

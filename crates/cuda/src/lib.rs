@@ -23,12 +23,10 @@ pub mod driver;
 pub mod interop;
 mod kernel_store;
 mod launch;
-mod mask_table;
 mod offline;
 mod plan;
 mod planner;
 pub mod probe;
-mod stream_state;
 #[cfg(test)]
 mod tests;
 

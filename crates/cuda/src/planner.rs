@@ -6,19 +6,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{
-    Algorithm, AttentionConfig, AttentionPlan, AttentionProblem, DType, Error, ProblemShape, Result,
-};
+use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result};
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
+use omniflash_gpu::parameters::Cut;
+use omniflash_gpu::{PlanKey, lock};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table};
 
 use crate::driver::{Launch, Module};
-use crate::launch::parameters::{Cut, is_aligned};
 use crate::plan::{self, Choice, KernelChoice, Request, arch, arch_family, kernel_id};
 use crate::probe::DeviceFacts;
-use crate::stream_state::lock;
 
 /// Compiler options of all kernels; no fast-math option, for infinities have a meaning.
 const OPTIONS: &[&str] = &["--std=c++20"];
@@ -33,17 +31,6 @@ pub(crate) struct Planner {
     facts: DeviceFacts,
     store: Arc<KernelStore>,
     plans: Mutex<HashMap<PlanKey, AttentionPlan>>,
-}
-
-/// What a plan depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PlanKey {
-    shape: ProblemShape,
-    config: AttentionConfig,
-    mask_type: String,
-    score_mod_type: String,
-    sources: Vec<String>,
-    is_aligned: bool,
 }
 
 /// What a plan keeps for its launches.
@@ -213,47 +200,6 @@ impl Planner {
             options: OPTIONS,
             prebuilt_tags: &tags,
         })
-    }
-}
-
-impl PlanKey {
-    fn new(problem: &AttentionProblem<'_>, functors: FunctorSpec<'_>) -> Self {
-        PlanKey {
-            shape: *problem.shape(),
-            config: *problem.config(),
-            mask_type: functors.mask_type,
-            score_mod_type: functors.score_mod_type,
-            sources: functors.sources,
-            is_aligned: is_aligned(problem),
-        }
-    }
-
-    pub(crate) fn is_aligned(&self) -> bool {
-        self.is_aligned
-    }
-
-    fn functor(&self) -> String {
-        format!("{} {}", self.mask_type, self.score_mod_type)
-    }
-}
-
-impl Planned {
-    /// Refuses a problem of another kind than the plan's.
-    pub(crate) fn check(&self, problem: &AttentionProblem<'_>, functors: &FunctorSpec<'_>) -> Result<()> {
-        let plan = &self.key;
-        let same = plan.shape == *problem.shape()
-            && plan.mask_type == functors.mask_type
-            && plan.score_mod_type == functors.score_mod_type
-            && plan.sources == functors.sources
-            && (!plan.is_aligned || is_aligned(problem));
-        if same {
-            return Ok(());
-        }
-        Err(Error::value(
-            "plan",
-            format!("made for {:?} with {} {}", plan.shape, plan.mask_type, plan.score_mod_type),
-            "one made for a problem of the same shape, mask, score modification and alignment",
-        ))
     }
 }
 

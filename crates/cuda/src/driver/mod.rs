@@ -17,4 +17,4 @@ pub use event::Event;
 pub use graph::Graph;
 pub(crate) use memory::{DeviceMemory, copy_to_device, copy_to_host};
 pub(crate) use module::{Launch, Module};
-pub(crate) use stream::{StreamHandle, is_capturing, stream_id, synchronize};
+pub(crate) use stream::{StreamHandle, synchronize};

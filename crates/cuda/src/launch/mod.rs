@@ -3,23 +3,21 @@
 //! A launch allocates, loads and copies nothing once its plan has been launched on the stream before, or
 //! [prepared](crate::CudaBackend::prepare); it never waits and never reads device memory.
 
-pub(crate) mod parameters;
-
 use std::sync::Arc;
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionProblem, Result, Stream};
 use omniflash_device::parameters::DeviceAddress;
+use omniflash_gpu::{StreamStates, StreamUse, lock, parameters};
 
 use crate::driver::{Context, Module};
 use crate::planner::{Planned, PlannedKernel, Planner};
-use crate::stream_state::{StreamStates, StreamUse, lock};
 
 /// What launches of one backend share.
 #[derive(Debug)]
 pub(crate) struct Launcher {
     context: Arc<Context>,
-    states: Arc<StreamStates>,
+    states: Arc<StreamStates<Context>>,
 }
 
 impl Launcher {
@@ -31,7 +29,7 @@ impl Launcher {
         &self.context
     }
 
-    pub(crate) fn states(&self) -> &Arc<StreamStates> {
+    pub(crate) fn states(&self) -> &Arc<StreamStates<Context>> {
         &self.states
     }
 
@@ -44,7 +42,7 @@ impl Launcher {
         stream: &Stream,
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
-        planned.check(problem, &functors)?;
+        planned.key.check(problem, &functors)?;
         let launch = StreamUse::new(&self.context, stream)?;
         self.load(planned, &launch)?;
         let state = self.states.of(&launch)?;
@@ -68,7 +66,7 @@ impl Launcher {
         stream: &Stream,
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
-        planned.check(problem, &functors)?;
+        planned.key.check(problem, &functors)?;
         if planned.combine.is_none() && functors.tables.is_empty() {
             let forward = match planned.forward.module.get() {
                 Some(module) => module,
@@ -96,14 +94,18 @@ impl Launcher {
     fn load<'p>(
         &self,
         planned: &'p Planned,
-        launch: &StreamUse<'_>,
+        launch: &StreamUse<'_, Context>,
     ) -> Result<(&'p Arc<Module>, Option<&'p Arc<Module>>)> {
         let forward = self.loaded(&planned.forward, launch)?;
         let combine = planned.combine.as_ref().map(|kernel| self.loaded(kernel, launch)).transpose()?;
         Ok((forward, combine))
     }
 
-    fn loaded<'p>(&self, kernel: &'p PlannedKernel, launch: &StreamUse<'_>) -> Result<&'p Arc<Module>> {
+    fn loaded<'p>(
+        &self,
+        kernel: &'p PlannedKernel,
+        launch: &StreamUse<'_, Context>,
+    ) -> Result<&'p Arc<Module>> {
         if let Some(module) = kernel.module.get() {
             return Ok(module);
         }

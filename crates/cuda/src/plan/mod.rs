@@ -9,6 +9,8 @@ mod tile;
 mod tests;
 
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, KvKind, ProblemShape, Result};
+use omniflash_gpu::check::check_sizes;
+use omniflash_gpu::plan::{is_causal, typical_rows};
 use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig};
 
 use crate::probe::DeviceFacts;
@@ -56,7 +58,7 @@ pub(crate) enum KernelChoice {
 /// # Errors
 /// [`Error::Unsupported`] for what these kernels cannot do, [`Error::Value`] for an impossible configuration.
 pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
-    check_sizes(request)?;
+    check_sizes(request.shape)?;
     match request.config.algorithm {
         Algorithm::Auto | Algorithm::Flash2 => choose_tiled(request),
         Algorithm::Naive => choose_naive(request),
@@ -66,23 +68,6 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
             "its kernels are flash2 and naive",
             "algorithm auto or flash2 works",
         )),
-    }
-}
-
-/// Kernels count rows, keys and heads in 32 bits, and blocks in 31.
-fn check_sizes(request: &Request<'_>) -> Result<()> {
-    let shape = request.shape;
-    const LIMIT: u64 = i32::MAX as u64;
-    let rows = shape.batch as u64 * shape.seqlen_q as u64;
-    let sizes = [
-        ("batch * seqlen_q * num_heads", rows.saturating_mul(shape.num_heads as u64)),
-        ("seqlen_k", shape.seqlen_k as u64),
-        ("head_dim", shape.head_dim as u64),
-        ("value_dim", shape.value_dim as u64),
-    ];
-    match sizes.into_iter().find(|(_, size)| *size > LIMIT) {
-        Some((name, size)) => Err(Error::value(name, size, format!("at most {LIMIT} on a GPU"))),
-        None => Ok(()),
     }
 }
 
@@ -151,15 +136,6 @@ fn choose_naive(request: &Request<'_>) -> Result<Choice> {
     })
 }
 
-/// Query rows of a typical sequence: of ragged ones the host knows the longest and the sum.
-fn typical_rows(shape: &ProblemShape) -> usize {
-    if shape.ragged_q {
-        shape.total_q.div_ceil(shape.batch.max(1)).min(shape.seqlen_q)
-    } else {
-        shape.seqlen_q
-    }
-}
-
 /// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
 /// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
 fn section(request: &Request<'_>) -> usize {
@@ -169,11 +145,6 @@ fn section(request: &Request<'_>) -> usize {
     let shape = request.shape;
     let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
     (request.facts.l2_bytes / 2 / keys.max(1)).clamp(1, 32)
-}
-
-/// Whether a mask's type hides keys after the query.
-fn is_causal(mask_type: &str) -> bool {
-    !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains("Causal")
 }
 
 /// 16-bit elements go through tensor cores as they are; f32 as sums of tf32.

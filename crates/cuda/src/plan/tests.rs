@@ -216,19 +216,6 @@ fn wide_heads_are_refused_by_the_tiles_and_taken_by_the_naive_kernel() {
 }
 
 #[test]
-fn only_masks_that_hide_the_future_are_causal() {
-    for (mask_type, causal) in [
-        ("Causal", true),
-        ("And<Chunked, Causal>", true),
-        ("Not<Causal>", false),
-        ("Or<PrefixLm, Causal>", false),
-        ("NoMask", false),
-    ] {
-        assert_eq!(is_causal(mask_type), causal, "{mask_type}");
-    }
-}
-
-#[test]
 fn kernel_ids_name_everything_chosen() {
     let shape = shape(1, (4096, 4096), (8, 8), 128, DType::BF16);
     let facts = facts((9, 0));

@@ -8,15 +8,19 @@ use omniflash_device::parameters::{
 
 /// How a launch is cut into blocks, as the plan chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cut {
-    pub(crate) heads_per_tile: usize,
-    pub(crate) num_row_tiles: u32,
-    pub(crate) section: usize,
-    pub(crate) num_partitions: usize,
+pub struct Cut {
+    /// Query heads whose rows a tile interleaves.
+    pub heads_per_tile: usize,
+    /// Tiles of rows of the longest sequence.
+    pub num_row_tiles: u32,
+    /// Pairs of sequence and head tile whose longest tiles start together.
+    pub section: usize,
+    /// Blocks that the keys of a row are split among.
+    pub num_partitions: usize,
 }
 
 /// The parameters of a problem; the workspace's addresses are still to be set.
-pub(crate) fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParameters {
+pub fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParameters {
     let shape = problem.shape();
     let (q_form, q_lengths) = query_lengths(problem.query());
     let (k_form, k_lengths) = key_lengths(problem.kv());
@@ -59,7 +63,7 @@ pub(crate) fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionP
 }
 
 /// The parameters of the check of a problem's tables; `None` when it has none.
-pub(crate) fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<VerifyParameters> {
+pub fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<VerifyParameters> {
     let kv = problem.kv();
     if !matches!(kv, KvCache::Continuous { .. } | KvCache::Paged { .. }) {
         return None;
@@ -81,7 +85,7 @@ pub(crate) fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<Veri
 
 /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes, so that it
 /// can be moved 16 bytes at a time.
-pub(crate) fn is_aligned(problem: &AttentionProblem<'_>) -> bool {
+pub fn is_aligned(problem: &AttentionProblem<'_>) -> bool {
     let out = problem.out().as_ref();
     [problem.query().tensor(), problem.kv().k(), problem.kv().v(), &out].into_iter().all(|tensor| {
         let size = tensor.dtype().size() as i64;

@@ -10,52 +10,117 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use omniflash_core::lower::{FunctorSpec, TableExtent};
 use omniflash_core::{AttentionProblem, Error, KvCache, Mask, MaskFunction, Query, Result, Stream};
 
-use crate::driver::{self, Context, DeviceMemory};
 use crate::mask_table::{DeviceTable, TableKey};
 
 /// Workspace grows in steps of this many bytes.
 const WORKSPACE_STEP: usize = 1 << 20;
 
+/// What kept state asks of a backend's driver.
+pub trait StreamDriver: std::fmt::Debug {
+    /// The method of the backend that prepares launches, as errors advise it: `CudaBackend::prepare`.
+    const PREPARE: &'static str;
+
+    /// Device memory, freed on drop.
+    type Memory: StreamMemory;
+
+    /// Memory that may outlive the stream: dropped, it waits for the device. The contents are undefined; usable by
+    /// work enqueued on `stream` from now on.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Driver`].
+    fn allocate(self: &Arc<Self>, bytes: usize, stream: &Stream) -> Result<Self::Memory>;
+
+    /// Whether work on the stream is being captured in a graph rather than done.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    fn is_capturing(&self, stream: &Stream) -> Result<bool>;
+
+    /// An id of the stream that no other stream of the process ever has, if the driver knows one; never 0. Not asked
+    /// of a stream that is being captured.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    fn stream_id(&self, stream: &Stream) -> Result<u64>;
+}
+
+/// Device memory of a [`StreamDriver`].
+pub trait StreamMemory: std::fmt::Debug {
+    /// The address of the first byte.
+    fn address(&self) -> u64;
+
+    /// The size in bytes.
+    fn bytes(&self) -> usize;
+
+    /// Copies host bytes to the start, and waits until the source has been read.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    fn write(&self, source: &[u8], stream: &Stream) -> Result<()>;
+
+    /// Frees the memory after all work now on `stream`.
+    fn free_on(self, stream: &Stream);
+}
+
 /// The states of all streams of a backend.
-#[derive(Debug, Default)]
-pub(crate) struct StreamStates {
+#[derive(Debug)]
+pub struct StreamStates<D: StreamDriver> {
     /// By the driver's id of the stream.
-    states: Mutex<HashMap<u64, Arc<Mutex<StreamState>>>>,
+    states: Mutex<HashMap<u64, Arc<Mutex<StreamState<D>>>>>,
     /// The id last seen of each handle: the driver does not tell it while the stream is captured.
     ids: Mutex<HashMap<u64, u64>>,
 }
 
+impl<D: StreamDriver> Default for StreamStates<D> {
+    fn default() -> Self {
+        StreamStates { states: Mutex::default(), ids: Mutex::default() }
+    }
+}
+
 /// What is kept for one stream.
-#[derive(Debug, Default)]
-pub(crate) struct StreamState {
-    workspace: Option<Kept>,
-    tables: HashMap<TableKey, (DeviceTable, bool)>,
+#[derive(Debug)]
+pub struct StreamState<D: StreamDriver> {
+    workspace: Option<Kept<D::Memory>>,
+    tables: HashMap<TableKey, (DeviceTable<D::Memory>, bool)>,
     /// Outgrown, but used by graphs.
-    retired: Vec<DeviceMemory>,
+    retired: Vec<D::Memory>,
+}
+
+impl<D: StreamDriver> Default for StreamState<D> {
+    fn default() -> Self {
+        StreamState { workspace: None, tables: HashMap::new(), retired: Vec::new() }
+    }
 }
 
 #[derive(Debug)]
-struct Kept {
-    memory: DeviceMemory,
+struct Kept<M> {
+    memory: M,
     is_captured: bool,
 }
 
 /// One launch's use of what is kept for its stream.
-pub(crate) struct StreamUse<'u> {
-    pub(crate) context: &'u Arc<Context>,
+#[derive(Debug)]
+pub struct StreamUse<'u, D: StreamDriver> {
+    pub(crate) driver: &'u Arc<D>,
     pub(crate) stream: &'u Stream,
     pub(crate) is_capturing: bool,
 }
 
-impl<'u> StreamUse<'u> {
+impl<'u, D: StreamDriver> StreamUse<'u, D> {
     /// Asks whether the stream is being captured.
-    pub(crate) fn new(context: &'u Arc<Context>, stream: &'u Stream) -> Result<Self> {
-        let is_capturing = driver::is_capturing(context, stream)?;
-        Ok(StreamUse { context, stream, is_capturing })
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn new(driver: &'u Arc<D>, stream: &'u Stream) -> Result<Self> {
+        let is_capturing = driver.is_capturing(stream)?;
+        Ok(StreamUse { driver, stream, is_capturing })
     }
 
     /// Refuses what capture forbids.
-    pub(crate) fn check_may_allocate(&self, what: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the stream is being captured.
+    pub fn check_may_allocate(&self, what: &str) -> Result<()> {
         if !self.is_capturing {
             return Ok(());
         }
@@ -63,21 +128,24 @@ impl<'u> StreamUse<'u> {
             self.stream.device().to_string(),
             format!("{what} while its stream is captured in a graph"),
             "capture forbids allocations and copies",
-            "launch the plan once on this stream before capture, or call CudaBackend::prepare",
+            format!("launch the plan once on this stream before capture, or call {}", D::PREPARE),
         ))
     }
 }
 
-impl StreamStates {
+impl<D: StreamDriver> StreamStates<D> {
     /// The state of a stream. The driver's id tells streams apart whose handles are the same because one was
     /// destroyed.
-    pub(crate) fn of(&self, launch: &StreamUse<'_>) -> Result<Arc<Mutex<StreamState>>> {
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn of(&self, launch: &StreamUse<'_, D>) -> Result<Arc<Mutex<StreamState<D>>>> {
         let handle = launch.stream.raw();
         let id = if launch.is_capturing {
             // A stream that was never used before its capture has no state to find: id 0 is no stream's.
             lock(&self.ids).get(&handle).copied().unwrap_or(0)
         } else {
-            let id = driver::stream_id(launch.context, launch.stream)?;
+            let id = launch.driver.stream_id(launch.stream)?;
             lock(&self.ids).insert(handle, id);
             id
         };
@@ -85,8 +153,11 @@ impl StreamStates {
     }
 
     /// Forgets a stream that is about to be destroyed; what graphs use stays.
-    pub(crate) fn forget(&self, context: &Context, stream: &Stream) -> Result<()> {
-        let id = driver::stream_id(context, stream)?;
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn forget(&self, driver: &D, stream: &Stream) -> Result<()> {
+        let id = driver.stream_id(stream)?;
         let Some(state) = lock(&self.states).get(&id).cloned() else {
             return Ok(());
         };
@@ -104,21 +175,21 @@ impl StreamStates {
     }
 }
 
-/// A panic elsewhere leaves no state half changed here.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks state that a panic elsewhere leaves whole.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl StreamState {
+impl<D: StreamDriver> StreamState<D> {
     /// At least `bytes` of workspace.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when it would have to grow under capture, [`Error::OutOfMemory`].
-    pub(crate) fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_>) -> Result<u64> {
+    pub fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
         if self.workspace.as_ref().is_none_or(|kept| kept.memory.bytes() < bytes) {
             launch.check_may_allocate("a launch that needs more workspace")?;
             let size = bytes.next_multiple_of(WORKSPACE_STEP);
-            let memory = DeviceMemory::kept(launch.context, size, launch.stream)?;
+            let memory = launch.driver.allocate(size, launch.stream)?;
             if let Some(old) = self.workspace.replace(Kept { memory, is_captured: false }) {
                 self.give_up(old.memory, old.is_captured, launch.stream);
             }
@@ -133,15 +204,15 @@ impl StreamState {
     /// # Errors
     /// [`Error::Unsupported`] when one is not kept yet under capture, or when positions are known to the device
     /// only; [`Error::OutOfMemory`], [`Error::Driver`].
-    pub(crate) fn set_tables(
+    pub fn set_tables(
         &mut self,
         problem: &AttentionProblem<'_>,
         spec: &mut FunctorSpec<'_>,
-        launch: &StreamUse<'_>,
+        launch: &StreamUse<'_, D>,
     ) -> Result<()> {
         for slot in 0..spec.tables.len() {
             let function = spec.tables[slot].function;
-            let extent = table_extent(problem, launch)?;
+            let extent = table_extent(problem, launch.stream)?;
             let key = TableKey::new(problem.mask(), function, extent);
             if !self.tables.contains_key(&key) {
                 launch.check_may_allocate("the first launch with a closure as mask")?;
@@ -166,7 +237,7 @@ impl StreamState {
     }
 
     /// Frees memory in the order of the stream, unless a graph may use it.
-    fn give_up(&mut self, memory: DeviceMemory, is_captured: bool, stream: &Stream) {
+    fn give_up(&mut self, memory: D::Memory, is_captured: bool, stream: &Stream) {
         if is_captured {
             self.retired.push(memory);
         } else {
@@ -176,10 +247,10 @@ impl StreamState {
 }
 
 /// The positions that launches of a problem can meet.
-fn table_extent(problem: &AttentionProblem<'_>, launch: &StreamUse<'_>) -> Result<TableExtent> {
+fn table_extent(problem: &AttentionProblem<'_>, stream: &Stream) -> Result<TableExtent> {
     if problem.query_start().is_some() {
         return Err(Error::unsupported(
-            launch.stream.device().to_string(),
+            stream.device().to_string(),
             "a closure as mask with query_start",
             "the closure is evaluated on the host, which does not know the positions",
             "give the mask device source (MaskFunction::device_source)",
