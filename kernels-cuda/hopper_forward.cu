@@ -78,6 +78,8 @@ struct HopperParameters {
   unsigned q_batch_rows, k_batch_rows, v_batch_rows, out_batch_rows;  // rows between sequences
 };
 static_assert(sizeof(HopperParameters) == kParameterBytes);
+OMNIFLASH_CHECK_OFFSET(HopperParameters, counter, kCounterOffset);
+OMNIFLASH_CHECK_OFFSET(HopperParameters, q_batch_rows, kBatchRowsOffset);
 
 // ---- shared memory
 
