@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytemuck::{Pod, Zeroable};
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
@@ -26,12 +27,12 @@ const STAGES: usize = 2;
 const REST_BYTES: usize = 1024 + 512;
 
 /// A map of a tensor as the driver writes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
 
 /// What a launch of the Hopper kernel is given beside the parameters that all kernels have: its third argument.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct HopperParameters {
     /// Map of the queries; boxes of [`HopperConfig::block_m`] rows.
@@ -56,14 +57,6 @@ pub struct HopperParameters {
     pub out_batch_rows: u32,
     /// Zero.
     pub reserved: [u32; 9],
-}
-
-impl HopperParameters {
-    /// The bytes as the kernel takes them.
-    pub fn as_bytes(&self) -> &[u8] {
-        // SAFETY: the struct has no padding (tested below), so all its bytes are initialised.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
-    }
 }
 
 /// The choices that make one instance of `hopper_forward.cu`, beside mask and score modification.
@@ -205,7 +198,7 @@ mod tests {
         assert_eq!(std::mem::offset_of!(HopperParameters, out), 3 * map);
         assert_eq!(std::mem::offset_of!(HopperParameters, num_tiles), 4 * map + 8);
         let parameters = HopperParameters { counter: 7, out_batch_rows: 9, ..HopperParameters::default() };
-        let bytes = parameters.as_bytes();
+        let bytes = bytemuck::bytes_of(&parameters);
         assert_eq!(bytes.len(), 576);
         assert_eq!((bytes[512], bytes[512 + 8 + 16]), (7, 9));
     }

@@ -1,5 +1,5 @@
 // A driver without a device, for tests: host memory in the place of device memory, and a record of what was asked.
-// -DVERSION=, -DDEVICES= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out.
+// -DVERSION=, -DDEVICES=, -DMAJOR= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out.
 // An image `emulated:PATH` names a library with a kernel for the host, which launches then run.
 #include <dlfcn.h>
 #include <stddef.h>
@@ -12,6 +12,9 @@
 #endif
 #ifndef DEVICES
 #define DEVICES 1
+#endif
+#ifndef MAJOR
+#define MAJOR 9
 #endif
 #ifndef INIT
 #define INIT 0
@@ -79,7 +82,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; CALL; *bytes 
 int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
   (void)device; CALL;
   switch (attribute) {
-    case 75: *value = 9; break;
+    case 75: *value = MAJOR; break;
     case 76: *value = 0; break;
     case 16: *value = 132; break;
     case 97: *value = 227 << 10; break;
@@ -153,6 +156,19 @@ int cuModuleLoadDataEx(Module **module, const char *image, unsigned count, const
     (*module)->emulate = (Emulate)dlsym(library, "emulate");
     (*module)->functor_bytes = ((size_t(*)(void))dlsym(library, "functor_bytes"))();
   }
+  return 0;
+}
+int cuTensorMapEncodeTiled(void *map, unsigned element, unsigned rank, void *address, const uint64_t *extents,
+                           const uint64_t *strides, const unsigned *sizes, const unsigned *steps, unsigned interleave,
+                           unsigned swizzle, unsigned promotion, unsigned outside) {
+  (void)promotion; CALL;
+  if ((uintptr_t)map % 64 || element < 6 || rank != 5 || (uintptr_t)address % 16 || interleave || swizzle != 3 || outside) return 1;
+  for (unsigned i = 0; i < rank; i++)
+    if (!extents[i] || extents[i] >> 32 || !sizes[i] || sizes[i] > 256 || steps[i] != 1) return 1;
+  for (unsigned i = 0; i + 1 < rank; i++)
+    if (strides[i] % 16 || strides[i] >> 40) return 1;
+  memset(map, 0, 128);
+  *(uint64_t *)map = (uint64_t)address;
   return 0;
 }
 int cuModuleUnload(void *module) { CALL; NEED_CONTEXT; free(module); live_objects--; return 0; }

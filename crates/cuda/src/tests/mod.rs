@@ -248,7 +248,7 @@ fn a_closure_is_evaluated_and_copied_once_a_stream() {
     let Some(fake) = Fake::build(&[]) else { return };
     let backend = fake.backend();
     let (stream, other) = (backend.stream().unwrap(), backend.stream().unwrap());
-    let mut tensors = Tensors::new(&backend, &stream, (64, 64), (8, 2), 128);
+    let mut tensors = Tensors::new(&backend, &stream, (16, 64), (8, 2), 128);
     let mask = Mask::from_fn(|_, _, q, k| (q + k) % 2 == 0);
     let mut copies = Vec::new();
     for (mask, stream) in
