@@ -52,7 +52,9 @@ constexpr int kHeadSlabs = KeyTile::kSlabs, kValueSlabs = ValueTile::kSlabs;
 
 // Registers of a thread before and after they are shared out: (producer + kConsumers * consumer) threads must not have more
 // than the launch gave the block, or the consumers wait for ever.
-constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 56, kConsumerRegisters = kConsumers == 3 ? 160 : 224;
+constexpr int kAccumulators = kBlockN / 2 + kBlockN / 4 + kValueDim / 2;
+constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kAccumulators > 160 ? 40 : 56;
+constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kAccumulators > 160 ? 232 : 224;
 static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (kConsumers == 3 ? 512 : 504));
 
 // A mask that hides something, or a score that does: then a value that is not finite may have weight 0.

@@ -73,7 +73,7 @@ struct MatrixProduct;
 #define OMNIFLASH_REGISTERS_15 OMNIFLASH_REGISTERS_14, OMNIFLASH_EIGHT(112)
 #define OMNIFLASH_REGISTERS_16 OMNIFLASH_REGISTERS_15, OMNIFLASH_EIGHT(120)
 
-#define OMNIFLASH_PRODUCT(element, type, n, g, i0, i1, i2, i3, i4)                                                \
+#define OMNIFLASH_PRODUCT(element, type, n, g, i0, i1, i2, i3, i4)                                                    \
   template <>                                                                                                         \
   struct MatrixProduct<element, n> {                                                                                  \
     OMNIFLASH_DEVICE static void from_shared(float (&d)[n / 2], unsigned long long a, unsigned long long b,           \

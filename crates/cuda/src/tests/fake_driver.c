@@ -26,6 +26,7 @@ typedef struct {
   uint64_t stream;
   unsigned char parameters[1024];
   unsigned char functor[64];
+  unsigned char hopper[576];
 } FakeLaunch;
 
 typedef int (*Emulate)(unsigned, unsigned, int, size_t, const void *, const void *, _Bool);
@@ -35,7 +36,7 @@ typedef struct { char name[64]; unsigned long count; int failure; } Counter;
 
 static Counter counters[96];
 static FakeLaunch launches[256];
-static size_t launch_count, parameter_bytes, functor_bytes, live_bytes, memory_limit = (size_t)1 << 32;
+static size_t launch_count, parameter_bytes, functor_bytes, hopper_bytes, live_bytes, memory_limit = (size_t)1 << 32;
 static long live_objects, context_depth;
 static int capturing;
 static void *current;
@@ -66,6 +67,7 @@ void fake_fail(const char *name, int code) { counter(name)->failure = code; }
 size_t fake_launch_count(void) { return launch_count; }
 void fake_launch(size_t i, FakeLaunch *launch) { *launch = launches[i]; }
 void fake_sizes(size_t parameters, size_t functor) { parameter_bytes = parameters; functor_bytes = functor; }
+void fake_hopper_size(size_t bytes) { hopper_bytes = bytes; }
 void fake_memory_limit(size_t bytes) { memory_limit = bytes; }
 size_t fake_live_bytes(void) { return live_bytes; }
 long fake_live_objects(void) { return live_objects; }
@@ -197,6 +199,7 @@ int cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsig
   launch->block = block; launch->shared = shared; launch->stream = (uint64_t)stream;
   memcpy(launch->parameters, parameters[0], parameter_bytes);
   if (strcmp(function->name, "omniflash_combine") && functor_bytes) memcpy(launch->functor, parameters[1], functor_bytes);
+  if (hopper_bytes) memcpy(launch->hopper, parameters[2], hopper_bytes);
   if (!function->module.emulate) return 0;
   static _Alignas(16) unsigned char functor[1024];
   if (function->module.functor_bytes) memcpy(functor, parameters[1], function->module.functor_bytes);
