@@ -97,7 +97,8 @@ static_assert(kSwizzleBytes + kMessageOffset + kMessages * kMessageBytes <= kSha
 struct SharedMemory {
   unsigned address;
 
-  OMNIFLASH_DEVICE SharedMemory() : address((shared_memory() + kSwizzleBytes - 1) & ~(kSwizzleBytes - 1)) {}
+  OMNIFLASH_DEVICE SharedMemory()
+      : address(uniform((shared_memory() + kSwizzleBytes - 1) & ~(kSwizzleBytes - 1))) {}
 
   OMNIFLASH_DEVICE QueryTile query(int slot) const { return {address + slot * QueryTile::kBytes}; }
   OMNIFLASH_DEVICE KeyTile key(int slot) const { return {address + kKeyOffset + slot * KeyTile::kBytes}; }
@@ -674,7 +675,8 @@ struct Consumer {
       if (received.work.row_tile < 0) break;
       const RowTile tile(parameters, received.work, received.sequence, kBlockM);
       const WarpRows rows{parameters, functors, received.sequence, tile, tile.first_row + 64 * warpgroup + 16 * warp};
-      const unsigned long long q = shared.query(query.slot).rows_descriptor(64 * warpgroup);
+      const QueryTile queries{unsigned(uniform(shared.query(query.slot).address))};
+      const unsigned long long q = queries.rows_descriptor(64 * warpgroup);
       Scores s;
       Weights p;
 #pragma unroll

@@ -163,7 +163,7 @@ int cuModuleLoadDataEx(Module **module, const char *image, unsigned count, const
 int cuTensorMapEncodeTiled(void *map, unsigned element, unsigned rank, void *address, const uint64_t *extents,
                            const uint64_t *strides, const unsigned *sizes, const unsigned *steps, unsigned interleave,
                            unsigned swizzle, unsigned promotion, unsigned outside) {
-  (void)promotion; CALL;
+  (void)promotion; CALL; NEED_CONTEXT;
   if ((uintptr_t)map % 64 || element < 6 || rank != 5 || (uintptr_t)address % 16 || interleave || swizzle != 3 || outside) return 1;
   for (unsigned i = 0; i < rank; i++)
     if (!extents[i] || extents[i] >> 32 || !sizes[i] || sizes[i] > 256 || steps[i] != 1) return 1;
