@@ -383,13 +383,13 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, Scores& s) {
 }
 
 // Hides what the mask hides, and keys past the end.
-OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, int tile, Scores& s) {
-  const MaskType& mask = at_rows.functors.mask;
+template <class Mask>
+OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, Scores& s) {
   const int kv_len = at_rows.sequence.kv_len, column = lane_index() % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     ScoreIndex at = at_rows.index(at_rows.row(half));
-    if constexpr (has_bits<MaskType> && !has_add<MaskType>) {
+    if constexpr (has_bits<Mask> && !has_add<Mask>) {
 #pragma unroll
       for (int word = 0; word < kBlockN / 32; ++word) {
         at.k = tile * kBlockN + 32 * word;
@@ -556,7 +556,7 @@ struct Consumer {
     release(shared.key_empty(key.slot));
     key.advance();
     modify(rows, tile, s);
-    if (is_partial) hide(rows, tile, s);
+    if (is_partial) hide(rows, functors.mask, tile, s);
     float rescale[2];
     online_softmax(rows.factor(), softmax, s, rescale);
     round_weights(p, s);
@@ -584,7 +584,7 @@ struct Consumer {
     release(shared.key_empty(key.slot));
     key.advance();
     modify(rows, tile, s);
-    if constexpr (kIsPartial) hide(rows, tile, s);
+    if constexpr (kIsPartial) hide(rows, functors.mask, tile, s);
     float rescale[2];
     online_softmax(rows.factor(), softmax, s, rescale);
     product_wait<0>();
