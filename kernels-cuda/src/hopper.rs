@@ -145,7 +145,9 @@ impl HopperConfig {
     pub fn shared_memory_bytes(&self) -> usize {
         let slabs = |columns: usize| columns.div_ceil(SLAB_COLUMNS) * SLAB_ROW_BYTES;
         let (head, value) = (slabs(self.head_dim), slabs(self.value_dim));
-        self.query_tiles * self.block_m * head.max(value) + STAGES * self.block_n * (head + value) + REST_BYTES
+        self.query_tiles * self.block_m * head.max(value)
+            + STAGES * self.block_n * (head + value)
+            + REST_BYTES
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.

@@ -5,9 +5,7 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-use crate::{
-    Arithmetic, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table,
-};
+use crate::{Arithmetic, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table};
 
 const TEXT: &str = include_str!("../manifest.toml");
 

@@ -204,8 +204,7 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
     }
     std::thread::sleep(std::time::Duration::from_millis(80));
     let (shape, is_causal) = ((batch, (seqlen, seqlen), (heads, kv_heads), dim), name.ends_with("causal"));
-    let (ms, plan) =
-        milliseconds(backend, shape, is_causal, config).map_err(|error| error.to_string())?;
+    let (ms, plan) = milliseconds(backend, shape, is_causal, config).map_err(|error| error.to_string())?;
     Ok(line(name, shape, is_causal, ms, &plan))
 }
 

@@ -101,10 +101,7 @@ impl Planner {
         if self.facts.compute_capability.0 != 9 {
             return HopperFit::default();
         }
-        HopperFit {
-            is_mappable: is_mappable(problem),
-            has_positive_scale: problem.softmax_scale() > 0.0,
-        }
+        HopperFit { is_mappable: is_mappable(problem), has_positive_scale: problem.softmax_scale() > 0.0 }
     }
 
     /// Mask and score modification as the kernels take them.
@@ -143,7 +140,8 @@ impl Planner {
                 (config.translation_unit(functors), launch, ForwardConfig::workspace_bytes(&sizes))
             }
             KernelChoice::Hopper(config) => {
-                let num_tiles = sizes.num_row_tiles as usize * key.shape.batch
+                let num_tiles = sizes.num_row_tiles as usize
+                    * key.shape.batch
                     * (key.shape.num_heads / choice.heads_per_tile);
                 let launch = Launch {
                     grid: [num_tiles.min(self.facts.multiprocessors) as u32, 1, 1],

@@ -6,7 +6,9 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with an example")]
 mod support;
 
-use omniflash_core::{Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor};
+use omniflash_core::{
+    Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor,
+};
 use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
 
 macro_rules! gpu_or_return {
@@ -138,16 +140,14 @@ fn a_users_functor_is_compiled_and_its_errors_reach_the_user() {
         source: "struct Thirds { int period; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const \
                  { return at.k % period == 0; } };",
     };
-    let plan =
-        with_dense_problem(&backend, shape, &masked(good), &stream, |p| launch(&backend, p, &stream));
+    let plan = with_dense_problem(&backend, shape, &masked(good), &stream, |p| launch(&backend, p, &stream));
     if plan.as_ref().is_err_and(support::is_missing_kernel) {
         println!("skipped: no compiler here: {}", plan.unwrap_err());
         return;
     }
     assert!(plan.unwrap().contains("thirds"));
     let bad = Thirds { source: "struct Thirds { int period; no_such_type x; };" };
-    let error =
-        with_dense_problem(&backend, shape, &masked(bad), &stream, |p| launch(&backend, p, &stream));
+    let error = with_dense_problem(&backend, shape, &masked(bad), &stream, |p| launch(&backend, p, &stream));
     let error = error.unwrap_err().to_string();
     assert!(error.contains("no_such_type") && error.contains("functor 0"), "{error}");
 }

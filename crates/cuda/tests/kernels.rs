@@ -8,7 +8,8 @@ mod support;
 use std::sync::Arc;
 
 use omniflash_core::{
-    AttentionOptions, AttentionPlan, DType, DeviceSource, Error, Mask, MaskFunction, ReferenceBackend, Result, Stream,
+    AttentionOptions, AttentionPlan, DType, DeviceSource, Error, Mask, MaskFunction, ReferenceBackend,
+    Result, Stream,
 };
 use omniflash_cuda::OfflinePlanner;
 use omniflash_cuda::compiler::Nvrtc;

@@ -18,5 +18,5 @@ pub use event::Event;
 pub use graph::Graph;
 pub(crate) use memory::{DeviceMemory, copy_to_device, copy_to_host};
 pub(crate) use module::{Launch, Module};
-pub(crate) use tensor_map::{TensorBox, encode_tensor_map};
 pub(crate) use stream::{StreamHandle, synchronize};
+pub(crate) use tensor_map::{TensorBox, encode_tensor_map};

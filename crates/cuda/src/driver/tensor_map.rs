@@ -3,8 +3,8 @@
 use std::ptr;
 
 use cudarc::driver::sys::{
-    CUtensorMapDataType as ElementType, CUtensorMapFloatOOBfill as Outside, CUtensorMapInterleave as Interleave,
-    CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle,
+    CUtensorMapDataType as ElementType, CUtensorMapFloatOOBfill as Outside,
+    CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle,
 };
 use omniflash_core::{DType, Result};
 use omniflash_kernels_cuda::TensorMap;

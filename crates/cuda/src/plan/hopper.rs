@@ -170,7 +170,12 @@ fn configured(request: &Request<'_>, default: HopperConfig) -> Result<HopperConf
     only("warp_m", config.warp_m, WARP_ROWS, "a warpgroup has 64 rows")?;
     only("warp_n", config.warp_n, tile.block_n, "a warp sees all keys of a tile")?;
     only("k_group_size", config.k_group_size, 1, "a tile holds whole vectors")?;
-    only("num_pipeline_stages", config.num_pipeline_stages, tile.stages(), "keys and values have two slots each")?;
+    only(
+        "num_pipeline_stages",
+        config.num_pipeline_stages,
+        tile.stages(),
+        "keys and values have two slots each",
+    )?;
     match config.swizzle {
         Some(swizzle) if swizzle != Swizzle::B128 => {
             Err(Error::value("config.swizzle", swizzle.bytes(), "128: the pattern of its copies"))

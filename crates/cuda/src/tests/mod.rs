@@ -5,8 +5,8 @@ mod fake;
 
 use bytemuck::Zeroable;
 use omniflash_core::{
-    Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, DeviceId, Error, KvCache, Mask, Query, Result,
-    ScoreMod, Stream, Support, Tensor, TensorMut,
+    Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, DeviceId, Error, KvCache,
+    Mask, Query, Result, ScoreMod, Stream, Support, Tensor, TensorMut,
 };
 use omniflash_device::parameters::{AttentionParameters, KeyForm, QueryForm, SinkForm};
 use omniflash_kernels_cuda::HopperParameters;
@@ -200,7 +200,8 @@ fn a_second_launch_only_launches() {
         AttentionOptions::new().num_partitions(1),
         AttentionOptions::new(),
         AttentionOptions::new().mask(even),
-        AttentionOptions::new().config(AttentionConfig { algorithm: Algorithm::Flash3, ..Default::default() }),
+        AttentionOptions::new()
+            .config(AttentionConfig { algorithm: Algorithm::Flash3, ..Default::default() }),
     ] {
         let problem = tensors.problem(&options);
         launch(&backend, &problem, &stream).unwrap();
