@@ -124,7 +124,7 @@ fn kernels(arch: &str) -> Result<(), String> {
     }
     for (_, (_, seqlen, heads, dim), is_causal) in timed() {
         let host = Stream::host();
-        let shape = (1, (seqlen.0.min(512), 512), heads, dim);
+        let shape = (1, (seqlen.0.min(4096), seqlen.1.min(4096)), heads, dim);
         let options = AttentionOptions::new().mask(mask(is_causal));
         report(with_dense_problem(&ReferenceBackend::new(), shape, &options, &host, |problem| {
             planner.plan(problem)
