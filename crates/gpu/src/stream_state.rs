@@ -12,6 +12,10 @@ use omniflash_core::{AttentionProblem, Error, KvCache, Mask, MaskFunction, Query
 
 use crate::mask_table::{DeviceTable, TableKey};
 
+/// Counters of one page: one for launches, the others for captured launches in turn.
+const COUNTERS: usize = 1024;
+const COUNTER_BYTES: usize = 4;
+
 /// Workspace grows in steps of this many bytes.
 const WORKSPACE_STEP: usize = 1 << 20;
 
@@ -82,13 +86,22 @@ impl<D: StreamDriver> Default for StreamStates<D> {
 pub struct StreamState<D: StreamDriver> {
     workspace: Option<Kept<D::Memory>>,
     tables: HashMap<TableKey, (DeviceTable<D::Memory>, bool)>,
+    counters: Option<Kept<D::Memory>>,
+    /// Launches captured so far that use a counter.
+    captured_counters: usize,
     /// Outgrown, but used by graphs.
     retired: Vec<D::Memory>,
 }
 
 impl<D: StreamDriver> Default for StreamState<D> {
     fn default() -> Self {
-        StreamState { workspace: None, tables: HashMap::new(), retired: Vec::new() }
+        StreamState {
+            workspace: None,
+            tables: HashMap::new(),
+            counters: None,
+            captured_counters: 0,
+            retired: Vec::new(),
+        }
     }
 }
 
@@ -168,6 +181,9 @@ impl<D: StreamDriver> StreamStates<D> {
         for (_, (table, is_captured)) in std::mem::take(&mut state.tables) {
             state.give_up(table.memory, is_captured, stream);
         }
+        if let Some(counters) = state.counters.take() {
+            state.give_up(counters.memory, counters.is_captured, stream);
+        }
         if state.retired.is_empty() {
             lock(&self.states).remove(&id);
         }
@@ -197,6 +213,28 @@ impl<D: StreamDriver> StreamState<D> {
         let kept = self.workspace.as_mut().expect("made above when there was none");
         kept.is_captured |= launch.is_capturing;
         Ok(kept.memory.address())
+    }
+
+    /// The address of a u32 that is 0 whenever no launch uses it: launches leave it so. Captured launches, whose replays
+    /// may run beside later work of the stream, get others.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is none yet under capture, [`Error::OutOfMemory`], [`Error::Driver`].
+    pub fn counter(&mut self, launch: &StreamUse<'_, D>) -> Result<u64> {
+        if self.counters.is_none() {
+            launch.check_may_allocate("the first launch that counts tiles")?;
+            let memory = launch.driver.allocate(COUNTERS * COUNTER_BYTES, launch.stream)?;
+            memory.write(&[0; COUNTERS * COUNTER_BYTES], launch.stream)?;
+            self.counters = Some(Kept { memory, is_captured: false });
+        }
+        let counters = self.counters.as_mut().expect("made above when there were none");
+        counters.is_captured |= launch.is_capturing;
+        let mut index = 0;
+        if launch.is_capturing {
+            index = 1 + self.captured_counters % (COUNTERS - 1);
+            self.captured_counters += 1;
+        }
+        Ok(counters.memory.address() + (index * COUNTER_BYTES) as u64)
     }
 
     /// Names the tables of a problem's closures in the functors' parameters; builds and copies those not kept yet.
