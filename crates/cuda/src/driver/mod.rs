@@ -11,7 +11,7 @@ mod memory;
 mod module;
 mod stream;
 
-pub(crate) use api::{Api, Code, open_first};
+pub(crate) use api::{Api, Code};
 pub(crate) use context::Context;
 pub use event::Event;
 pub use graph::Graph;
