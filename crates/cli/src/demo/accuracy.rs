@@ -26,7 +26,7 @@ impl Accuracy {
     fn fraction(&self) -> f64 {
         let of = |found: f64, allowed: f64| if found == 0.0 { 0.0 } else { found / allowed };
         of(self.deviation.relative_rms, self.tolerance.relative_rms)
-            .max(of(self.deviation.max_error, self.tolerance.max_error))
+            .max(of(self.deviation.max_error, self.deviation.max_error_bound))
     }
 }
 
@@ -62,7 +62,7 @@ impl Step {
             Cell::new(self.seconds.map_or_else(String::new, |seconds| report::milliseconds(seconds * 1e3))),
             Cell::new(self.rate().unwrap_or_default()),
             Cell::new(errors(deviation.relative_rms, deviation.max_error)),
-            Cell::new(errors(tolerance.relative_rms, tolerance.max_error)),
+            Cell::new(errors(tolerance.relative_rms, deviation.max_error_bound)),
             report::verdict_cell(self.accuracy.passed()),
         ]);
     }
@@ -83,7 +83,7 @@ impl Step {
             "rms_error": deviation.relative_rms,
             "rms_tolerance": tolerance.relative_rms,
             "max_error": deviation.max_error,
-            "max_tolerance": tolerance.max_error,
+            "max_tolerance": deviation.max_error_bound,
             "passed": self.accuracy.passed(),
             "plan": self.plan,
         });
