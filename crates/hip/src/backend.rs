@@ -60,7 +60,7 @@ impl HipBackend {
         Ok(HipBackend::of_probe(probe::probe_libraries(&[library.to_path_buf()])?, store))
     }
 
-    fn of_probe(probe: probe::Probe, store: &Arc<KernelStore>) -> Vec<Self> {
+    pub(crate) fn of_probe(probe: probe::Probe, store: &Arc<KernelStore>) -> Vec<Self> {
         let mut backends = Vec::new();
         for facts in probe.devices {
             let ordinal = facts.ordinal;
@@ -207,7 +207,8 @@ impl HipBackend {
     }
 }
 
-fn detail(plan: &AttentionPlan) -> Result<Option<&Planned>> {
+/// What a plan of this backend keeps; `None` when there is nothing to compute.
+pub(crate) fn detail(plan: &AttentionPlan) -> Result<Option<&Planned>> {
     match &plan.detail {
         None => Ok(None),
         Some(detail) => match detail.downcast_ref::<Planned>() {

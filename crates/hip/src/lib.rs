@@ -27,6 +27,8 @@ mod offline;
 mod plan;
 mod planner;
 pub mod probe;
+#[cfg(test)]
+mod tests;
 
 pub use backend::{HipBackend, discover};
 pub use kernel_store::kernel_store;

@@ -12,7 +12,7 @@ use omniflash_core::Error;
 use omniflash_gpu::library::open_first;
 use omniflash_kernels_hip::Architecture;
 
-use crate::driver::{Api, constant};
+use crate::driver::{Api, DeviceStrings, constant};
 
 /// Names another driver library than the system's.
 pub const LIBRARY_VARIABLE: &str = "OMNIFLASH_HIP_LIBRARY";
@@ -155,24 +155,36 @@ fn probe_api(api: Api) -> Result<Probe, Absent> {
     // SAFETY: `version` is writable.
     unsafe { api.hipRuntimeGetVersion(&raw mut version) }.map_err(failed)?;
     check_version(version)?;
-    let (mut devices, mut unknown) = (Vec::new(), Vec::new());
-    for ordinal in 0..count {
-        let strings = api.device_strings(ordinal).map_err(failed)?;
+    let strings = (0..count).map(|ordinal| api.device_strings(ordinal)).collect::<Result<Vec<_>, Error>>();
+    let devices = with_kernels(strings.map_err(failed)?)?
+        .into_iter()
+        .map(|device| facts(&api, version, device))
+        .collect::<Result<Vec<_>, Error>>()
+        .map_err(failed)?;
+    Ok(Probe { api: Arc::new(api), devices })
+}
+
+/// A device that kernels exist for.
+#[derive(Debug)]
+struct Known {
+    ordinal: c_int,
+    architecture: Architecture,
+    strings: DeviceStrings,
+}
+
+/// The devices that kernels exist for; the ordinal of each is its place.
+fn with_kernels(devices: Vec<DeviceStrings>) -> Result<Vec<Known>, Absent> {
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    for (ordinal, strings) in (0..).zip(devices) {
         match strings.arch.parse() {
-            Ok(architecture) => {
-                let facts = facts(&api, ordinal, version, architecture).map_err(failed)?;
-                devices.push(DeviceFacts { name: strings.name, arch_name: strings.arch, ..facts });
-            }
+            Ok(architecture) => known.push(Known { ordinal, architecture, strings }),
             Err(_) => {
                 tracing::warn!(ordinal, name = strings.name, arch = strings.arch, "no kernels for this GPU");
                 unknown.push(format!("{} ({})", strings.arch, strings.name));
             }
         }
     }
-    if devices.is_empty() {
-        return Err(Absent::UnknownArchitecture(unknown.join(", ")));
-    }
-    Ok(Probe { api: Arc::new(api), devices })
+    if known.is_empty() { Err(Absent::UnknownArchitecture(unknown.join(", "))) } else { Ok(known) }
 }
 
 fn driver_version(library: &Library) -> Result<c_int, Absent> {
@@ -204,12 +216,8 @@ fn version_text(version: c_int) -> String {
     format!("{}.{}", version / 10_000_000, version / 100_000 % 100)
 }
 
-fn facts(
-    api: &Api,
-    ordinal: c_int,
-    version: c_int,
-    architecture: Architecture,
-) -> Result<DeviceFacts, Error> {
+fn facts(api: &Api, version: c_int, device: Known) -> Result<DeviceFacts, Error> {
+    let Known { ordinal, architecture, strings } = device;
     let mut memory_bytes = 0;
     // SAFETY: `memory_bytes` is writable; a device's handle is its ordinal.
     unsafe { api.hipDeviceTotalMem(&raw mut memory_bytes, ordinal) }?;
@@ -221,9 +229,9 @@ fn facts(
     };
     Ok(DeviceFacts {
         ordinal: ordinal as u32,
-        name: String::new(),
+        name: strings.name,
         architecture,
-        arch_name: String::new(),
+        arch_name: strings.arch,
         memory_bytes: memory_bytes as u64,
         multiprocessors: attribute(constant::ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         wave_size: attribute(constant::ATTRIBUTE_WARP_SIZE)?,
@@ -262,6 +270,16 @@ mod tests {
         assert!(error.to_string().starts_with("backend hip is absent: the driver sees no device"), "{error}");
         let error = Absent::UnknownArchitecture("gfx803 (R9 Fury)".into()).to_string();
         assert!(error.contains("gfx803") && error.contains("gfx942"), "{error}");
+    }
+
+    #[test]
+    fn devices_without_kernels_are_left_out_and_alone_they_are_the_reason() {
+        let device = |arch: &str| DeviceStrings { name: "a card".into(), arch: arch.into() };
+        let known = with_kernels(vec![device("gfx803"), device("gfx942:sramecc+:xnack-")]).unwrap();
+        assert_eq!(known.len(), 1);
+        assert_eq!((known[0].ordinal, known[0].architecture), (1, Architecture::Gfx942));
+        let absent = with_kernels(vec![device("gfx803"), device("gfx94")]).unwrap_err();
+        assert_eq!(absent, Absent::UnknownArchitecture("gfx803 (a card), gfx94 (a card)".into()));
     }
 
     #[test]

@@ -70,6 +70,19 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Gives something back to the driver; that it cannot be done goes to the log, for a drop has nobody to tell.
+    ///
+    /// Tries even where the device cannot be made current, for a handle names what is given back well enough.
+    pub(crate) fn release(&self, what: &str, release: impl FnOnce(&Api) -> Result<()>) {
+        let entered = self.enter();
+        let released = release(&self.api);
+        if let Err(error) = released.and(entered.map(drop)) {
+            tracing::debug!(%error, "giving back {what}");
+        }
+    }
+}
+
 impl StreamDriver for Context {
     const PREPARE: &'static str = "HipBackend::prepare";
 

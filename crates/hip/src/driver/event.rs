@@ -59,12 +59,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let destroyed = self.context.enter().and_then(|_entered| {
-            // SAFETY: created in `new`, destroyed only here.
-            unsafe { self.context.api().hipEventDestroy(self.raw) }
-        });
-        if let Err(error) = destroyed {
-            tracing::debug!(%error, "destroying an event");
-        }
+        // SAFETY: created in `new`, destroyed only here.
+        self.context.release("an event", |api| unsafe { api.hipEventDestroy(self.raw) });
     }
 }

@@ -70,12 +70,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        let destroyed = self.context.enter().and_then(|_entered| {
-            // SAFETY: instantiated in `capture`, destroyed only here.
-            unsafe { self.context.api().hipGraphExecDestroy(self.raw) }
-        });
-        if let Err(error) = destroyed {
-            tracing::debug!(%error, "destroying a graph");
-        }
+        // SAFETY: instantiated in `capture`, destroyed only here.
+        self.context.release("a graph", |api| unsafe { api.hipGraphExecDestroy(self.raw) });
     }
 }

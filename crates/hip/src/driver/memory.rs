@@ -103,19 +103,16 @@ impl StreamMemory for DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let freed = self.context.enter().and_then(|_entered| match &self.stream {
+        self.context.release("device memory", |api| match &self.stream {
             Some(stream) if self.context.facts().has_memory_pools => {
                 // SAFETY: allocated in `kept` and freed only here; the stream is kept alive.
-                unsafe { self.context.api().hipFreeAsync(self.address, stream::handle(stream)) }
+                unsafe { api.hipFreeAsync(self.address, stream::handle(stream)) }
             }
             _ => {
                 // SAFETY: allocated in `kept`, freed only here; the function itself waits for the device's work.
-                unsafe { self.context.api().hipFree(self.address) }
+                unsafe { api.hipFree(self.address) }
             }
         });
-        if let Err(error) = freed {
-            tracing::debug!(%error, "freeing device memory");
-        }
     }
 }
 

@@ -11,7 +11,7 @@ mod memory;
 mod module;
 mod stream;
 
-pub(crate) use api::{Api, constant};
+pub(crate) use api::{Api, DeviceStrings, constant};
 pub(crate) use context::Context;
 pub use event::Event;
 pub use graph::Graph;

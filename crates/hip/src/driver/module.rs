@@ -124,17 +124,14 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let unloaded = self.context.enter().and_then(|_entered| {
+        self.context.release("a module", |api| {
             // Kernels of the module may still be running.
-            // SAFETY: the device is current.
-            let waited = unsafe { self.context.api().hipDeviceSynchronize() };
+            // SAFETY: takes nothing.
+            let waited = unsafe { api.hipDeviceSynchronize() };
             // Even after a fault, which ends the work too.
             // SAFETY: loaded in `load`, unloaded only here, and no kernel of it is running any more.
-            unsafe { self.context.api().hipModuleUnload(self.raw) }.and(waited)
+            unsafe { api.hipModuleUnload(self.raw) }.and(waited)
         });
-        if let Err(error) = unloaded {
-            tracing::debug!(%error, "unloading a module");
-        }
     }
 }
 

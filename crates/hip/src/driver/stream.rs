@@ -38,13 +38,8 @@ impl StreamHandle {
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
-        let destroyed = self.context.enter().and_then(|_entered| {
-            // SAFETY: created in `new`, destroyed only here.
-            unsafe { self.context.api().hipStreamDestroy(self.raw) }
-        });
-        if let Err(error) = destroyed {
-            tracing::debug!(%error, "destroying a stream");
-        }
+        // SAFETY: created in `new`, destroyed only here.
+        self.context.release("a stream", |api| unsafe { api.hipStreamDestroy(self.raw) });
     }
 }
 
