@@ -197,9 +197,10 @@ impl Expectation {
             for head in 0..shape.num_heads {
                 let lse = self.reference.lse.get(lse_index(problem, token, head)).copied().unwrap_or(0.0);
                 let begin = (token * shape.num_heads + head) * shape.value_dim;
-                for at in begin..begin + shape.value_dim {
-                    let expected = self.reference.out[at];
-                    let error = error(expected, found[at]);
+                let row = begin..begin + shape.value_dim;
+                let pairs = self.reference.out[row.clone()].iter().zip(&found[row]);
+                for (d, (&expected, &found)) in pairs.enumerate() {
+                    let error = error(expected, found);
                     squared_error += error * error;
                     squared_reference += if expected.is_finite() { expected * expected } else { 0.0 };
                     let bound =
@@ -207,7 +208,7 @@ impl Expectation {
                     if fraction(error, bound) > worst {
                         worst = fraction(error, bound);
                         (deviation.max_error, deviation.max_error_bound) = (error, bound);
-                        deviation.max_error_at = at;
+                        deviation.max_error_at = begin + d;
                     }
                 }
             }
