@@ -78,6 +78,14 @@ pub(crate) mod constant {
     pub(crate) const NO_DEVICE: c_int = 100;
 }
 
+/// A type for the compiler to find out.
+#[cfg(all(test, feature = "hip-link"))]
+macro_rules! inferred {
+    ($argument:ident) => {
+        _
+    };
+}
+
 macro_rules! api {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {
         /// The functions of one driver library.
@@ -167,17 +175,16 @@ macro_rules! api {
             pub(crate) const SYMBOLS: &[&str] = &[$(stringify!($name)),*];
         }
 
+        /// Compares every signature with that of hip-sys, which fails to compile where their lengths differ.
         #[cfg(all(test, feature = "hip-link"))]
-        mod conformance {
-            //! Our signatures against those of hip-sys.
-            use super::*;
-
+        pub(super) fn assert_signatures() {
+            use super::conformance::assert_same;
             $(
-                #[test]
-                fn $name() {
-                    let ours: Option<unsafe extern "C" fn($($type),*) -> Code> = None;
-                    super::signature::same(ours, Some(hip_sys::hiprt::$name));
-                }
+                assert_same(
+                    stringify!($name),
+                    None::<unsafe extern "C" fn($($type),*) -> Code>,
+                    hip_sys::hiprt::$name as unsafe extern "C" fn($(inferred!($argument)),*) -> _,
+                );
             )*
         }
     };
@@ -330,32 +337,5 @@ impl Api {
 impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Api({} functions)", Api::SYMBOLS.len())
-    }
-}
-
-/// Comparing the signatures of C functions, parameter by parameter.
-#[cfg(all(test, feature = "hip-link"))]
-mod signature {
-    /// Size and alignment of each parameter, then of the result.
-    pub(super) trait Signature {
-        fn layout() -> Vec<(usize, usize)>;
-    }
-
-    macro_rules! signatures {
-        ($(($($argument:ident),*))*) => {$(
-            impl<R, $($argument),*> Signature for unsafe extern "C" fn($($argument),*) -> R {
-                fn layout() -> Vec<(usize, usize)> {
-                    vec![$((size_of::<$argument>(), align_of::<$argument>()),)* (size_of::<R>(), align_of::<R>())]
-                }
-            }
-        )*};
-    }
-    signatures! {
-        () (A) (A, B) (A, B, C) (A, B, C, D) (A, B, C, D, E) (A, B, C, D, E, F, G, H, I, J, K)
-    }
-
-    /// Fails unless both functions pass the same in the same places.
-    pub(super) fn same<A: Signature, B: Signature>(_ours: Option<A>, _theirs: Option<B>) {
-        assert_eq!(A::layout(), B::layout());
     }
 }

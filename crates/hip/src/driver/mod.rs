@@ -4,6 +4,8 @@
 //! failure an [`Error`](omniflash_core::Error) with the function, the code and the driver's text.
 
 mod api;
+#[cfg(all(test, feature = "hip-link"))]
+mod conformance;
 mod context;
 mod event;
 mod graph;
