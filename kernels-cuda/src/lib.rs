@@ -1,6 +1,6 @@
 //! The CUDA kernels' sources and what a host must know to build and launch them.
 //!
-//! The `.cu` files lie beside `Cargo.toml`, one a family; [`ForwardConfig`], [`NaiveConfig`], [`combine`] and
+//! The `.cu` files lie beside `Cargo.toml`, one a family, and what AMD shares in `omniflash-device`; [`ForwardConfig`], [`NaiveConfig`], [`combine`] and
 //! [`verify_page_table`] say for each which choices make an instance, and what a launch of it needs. How blocks,
 //! threads, shared memory and workspace are laid out is written in `README.md`.
 
@@ -25,9 +25,6 @@ pub const LIBRARY: &[SourceFile] =
     &[source_file!("sm80.hpp"), source_file!("tile.hpp"), source_file!("product.hpp")];
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
-const COMBINE: SourceFile = source_file!("combine.cu");
-const NAIVE: SourceFile = source_file!("naive.cu");
-const VERIFY_PAGE_TABLE: SourceFile = source_file!("verify_page_table.cu");
 
 /// The C++ name of an element type.
 fn element_type(dtype: omniflash_core::DType) -> &'static str {
