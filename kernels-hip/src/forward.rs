@@ -7,7 +7,7 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 
-use crate::{FORWARD, LIBRARY, Target, element_type};
+use crate::{Architecture, FORWARD, LIBRARY, element_type};
 
 /// The largest head_dim and value_dim of the forward kernel.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -38,7 +38,7 @@ impl Arithmetic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ForwardConfig {
     /// The processor.
-    pub target: Target,
+    pub architecture: Architecture,
     /// Type of q, k, v and out.
     pub dtype: DType,
     /// How products are computed; [`Arithmetic::Half`] iff dtype has 16 bits.
@@ -47,7 +47,7 @@ pub struct ForwardConfig {
     pub head_dim: usize,
     /// value_dim, rounded up to a multiple of 16.
     pub value_dim: usize,
-    /// Query rows of a tile: [`Target::wave_rows`] for each wave.
+    /// Query rows of a tile: [`Architecture::wave_rows`] for each wave.
     pub block_m: usize,
     /// Keys of a tile: a multiple of 32.
     pub block_n: usize,
@@ -62,12 +62,12 @@ pub struct ForwardConfig {
 }
 
 impl ForwardConfig {
-    /// The default tile of a target for these dimensions.
+    /// The default tile of an architecture for these dimensions.
     ///
     /// # Errors
     /// [`Error::Unsupported`], in the name of `backend`, for dimensions above [`MAX_HEAD_DIM`].
     pub fn new(
-        target: Target,
+        architecture: Architecture,
         dtype: DType,
         head_dim: usize,
         value_dim: usize,
@@ -82,7 +82,7 @@ impl ForwardConfig {
             ));
         }
         let wide = head_dim.max(value_dim);
-        let (block_n, warps, stages) = match (target.is_cdna(), dtype.size(), wide) {
+        let (block_n, warps, stages) = match (architecture.is_cdna(), dtype.size(), wide) {
             (true, 2, ..=64) => (64, 4, 2),
             // Two waves a SIMD, so that one computes weights while the other multiplies.
             (true, 2, ..=128) => (64, 8, 2),
@@ -97,12 +97,12 @@ impl ForwardConfig {
             (false, ..) => (32, 8, 1),
         };
         Ok(ForwardConfig {
-            target,
+            architecture,
             dtype,
             arithmetic: if dtype.size() == 2 { Arithmetic::Half } else { Arithmetic::Exact },
             head_dim: head_dim.next_multiple_of(16),
             value_dim: value_dim.next_multiple_of(16),
-            block_m: warps * target.wave_rows(),
+            block_m: warps * architecture.wave_rows(),
             block_n,
             warps,
             stages,
@@ -119,11 +119,11 @@ impl ForwardConfig {
         let value = |name: &str, value: usize, expected: &str| {
             Err(Error::value(format!("config.{name}"), value, expected))
         };
-        let most_warps = 1024 / self.target.wave_size();
+        let most_warps = 1024 / self.architecture.wave_size();
         if self.warps == 0 || self.warps > most_warps {
             return value("warps", self.warps, &format!("1 to {most_warps}"));
         }
-        let rows = self.target.wave_rows();
+        let rows = self.architecture.wave_rows();
         if self.block_m != rows * self.warps {
             return value("block_m", self.block_m, &format!("{rows} rows for each wave"));
         }
@@ -142,7 +142,7 @@ impl ForwardConfig {
         if row_chunks > self.block_threads() as usize {
             return value("warps", self.warps, "a thread for every 16 bytes of a row");
         }
-        let limit = self.target.shared_memory();
+        let limit = self.architecture.shared_memory();
         if self.shared_memory_bytes() > limit {
             let expected = format!("keys whose tiles fit {limit} bytes of shared memory");
             return value("block_n", self.block_n, &expected);
@@ -152,17 +152,17 @@ impl ForwardConfig {
 
     /// Threads of a block.
     pub fn block_threads(&self) -> u32 {
-        (self.target.wave_size() * self.warps) as u32
+        (self.architecture.wave_size() * self.warps) as u32
     }
 
     /// Whether products are computed on the matrix unit.
     pub fn uses_matrix_cores(&self) -> bool {
-        self.arithmetic == Arithmetic::Half || self.target.is_cdna()
+        self.arithmetic == Arithmetic::Half || self.architecture.is_cdna()
     }
 
     /// value_dim, rounded up to whole tiles of the matrix unit.
     fn value_columns(&self) -> usize {
-        self.value_dim.next_multiple_of(self.target.wave_rows())
+        self.value_dim.next_multiple_of(self.architecture.wave_rows())
     }
 
     /// Dynamic shared memory of a block: the tile of keys, the tile of values over or behind it, a flag for each wave.
@@ -246,22 +246,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_dimension_has_a_tile_on_every_target() {
-        for target in Target::ALL {
+    fn every_dimension_has_a_tile_on_every_architecture() {
+        for architecture in Architecture::ALL {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
-                for (head_dim, value_dim) in (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)]) {
-                    let config = ForwardConfig::new(target, dtype, head_dim, value_dim, "test").unwrap();
-                    assert!(config.check().is_ok(), "{target} {config}: {:?}", config.check());
+                for (head_dim, value_dim) in
+                    (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)])
+                {
+                    let config =
+                        ForwardConfig::new(architecture, dtype, head_dim, value_dim, "test").unwrap();
+                    assert!(config.check().is_ok(), "{architecture} {config}: {:?}", config.check());
                 }
             }
-            assert!(ForwardConfig::new(target, DType::F16, 264, 64, "test").is_err());
+            assert!(ForwardConfig::new(architecture, DType::F16, 264, 64, "test").is_err());
         }
     }
 
     #[test]
     fn impossible_tiles_are_refused_with_what_is_possible() {
-        for target in Target::ALL {
-            let config = ForwardConfig::new(target, DType::F16, 128, 128, "test").unwrap();
+        for architecture in Architecture::ALL {
+            let config = ForwardConfig::new(architecture, DType::F16, 128, 128, "test").unwrap();
             assert!(ForwardConfig { block_m: config.block_m + 16, ..config }.check().is_err());
             assert!(ForwardConfig { block_n: 48, ..config }.check().is_err());
             assert!(ForwardConfig { block_n: 256, head_dim: 256, ..config }.check().is_err());

@@ -4,15 +4,15 @@
 //! [`ForwardConfig`], [`NaiveConfig`], [`combine`] and [`verify_page_table`] say for each which choices make an instance,
 //! and what a launch of it needs. How blocks, threads, shared memory and workspace are laid out is written in `README.md`.
 
+mod architecture;
 mod forward;
 mod manifest;
 mod simple;
-mod target;
 
+pub use architecture::{Architecture, COMPILER_OPTIONS};
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use manifest::{Instance, Manifest};
 pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
-pub use target::{COMPILER_OPTIONS, Target};
 
 use omniflash_device::SourceFile;
 

@@ -5,7 +5,7 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-use crate::{ForwardConfig, NaiveConfig, Target, combine, verify_page_table};
+use crate::{Architecture, ForwardConfig, NaiveConfig, combine, verify_page_table};
 
 const TEXT: &str = include_str!("../manifest.toml");
 
@@ -52,7 +52,7 @@ struct CombineEntry {
 /// One kernel of the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// Names it among those of a target; a file name.
+    /// Names it among those of an architecture; a file name.
     pub id: String,
     /// Its source.
     pub unit: TranslationUnit,
@@ -73,14 +73,14 @@ impl Manifest {
         toml::from_str(TEXT).map_err(|error| Error::value("manifest.toml", error, "a valid manifest"))
     }
 
-    /// All kernels for a target.
+    /// All kernels for an architecture.
     ///
     /// # Errors
     /// [`Error::Value`] for a name that is unknown, [`Error::Unsupported`] for a tile that does not fit.
-    pub fn instances(&self, target: Target) -> Result<Vec<Instance>> {
+    pub fn instances(&self, architecture: Architecture) -> Result<Vec<Instance>> {
         let mut instances = Vec::new();
         for entry in &self.forward {
-            entry.append(target, &mut instances)?;
+            entry.append(architecture, &mut instances)?;
         }
         for entry in &self.naive {
             for (dtype, mask, score_mod, paged) in
@@ -101,13 +101,14 @@ impl Manifest {
 }
 
 impl ForwardEntry {
-    fn append(&self, target: Target, instances: &mut Vec<Instance>) -> Result<()> {
+    fn append(&self, architecture: Architecture, instances: &mut Vec<Instance>) -> Result<()> {
         for &(head_dim, value_dim) in &self.head_dims {
             for (dtype, mask, score_mod, paged) in
                 product(&self.dtypes, &self.masks, &self.score_mods, &self.paged)
             {
                 let dtype: DType = dtype.parse()?;
-                let default = ForwardConfig::new(target, dtype, head_dim, value_dim, target.name())?;
+                let default =
+                    ForwardConfig::new(architecture, dtype, head_dim, value_dim, architecture.name())?;
                 let config = ForwardConfig { paged, vector_loads: self.vector_loads, ..default };
                 instances.push(Instance {
                     id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
@@ -162,17 +163,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_instance_has_an_id_of_its_own_and_fits_its_target() {
+    fn every_instance_has_an_id_of_its_own_and_fits_its_architecture() {
         let manifest = Manifest::load().unwrap();
-        for target in Target::ALL {
-            let instances = manifest.instances(target).unwrap();
-            assert!((20..=40).contains(&instances.len()), "{} kernels for {target}", instances.len());
+        for architecture in Architecture::ALL {
+            let instances = manifest.instances(architecture).unwrap();
+            assert!((20..=40).contains(&instances.len()), "{} kernels for {architecture}", instances.len());
             let mut ids: Vec<&str> = instances.iter().map(|instance| instance.id.as_str()).collect();
             ids.sort_unstable();
             ids.dedup();
             assert_eq!(ids.len(), instances.len());
             for instance in &instances {
-                assert!(instance.shared_memory_bytes <= target.shared_memory(), "{}", instance.id);
+                assert!(instance.shared_memory_bytes <= architecture.shared_memory(), "{}", instance.id);
                 assert!(!instance.unit.source().contains("#include"), "{}", instance.id);
             }
         }

@@ -5,7 +5,7 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
 use omniflash_device::{COMBINE, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
 
-use crate::{LIBRARY, Target, element_type};
+use crate::{Architecture, LIBRARY, element_type};
 
 /// Blocks, threads and dynamic shared memory of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,10 +59,10 @@ pub fn combine(dtype: DType) -> TranslationUnit {
 ///
 /// # Errors
 /// [`Error::Value`] when there are more blocks than a launch can have.
-pub fn combine_launch(target: Target, parameters: &AttentionParameters) -> Result<Launch> {
+pub fn combine_launch(architecture: Architecture, parameters: &AttentionParameters) -> Result<Launch> {
     const THREADS: u32 = 128;
     let rows = parameters.total_q as u64 * u64::from(parameters.num_heads);
-    launch(rows.div_ceil(u64::from(THREADS) / target.wave_size() as u64), THREADS)
+    launch(rows.div_ceil(u64::from(THREADS) / architecture.wave_size() as u64), THREADS)
 }
 
 /// Work items of a launch are counted in 32 bits along x.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use omniflash_core::{Error, Result};
 
-/// How clang compiles a unit for a [`Target`], beside `--offload-arch`, the input and the output: freestanding, one code
+/// How clang compiles a unit for a [`Architecture`], beside `--offload-arch`, the input and the output: freestanding, one code
 /// object of version 5, which every ROCm from 5 on loads. hipRTC needs only the language's version of these.
 pub const COMPILER_OPTIONS: &[&str] = &[
     "-x",
@@ -21,7 +21,7 @@ pub const COMPILER_OPTIONS: &[&str] = &[
 
 /// A processor that kernels are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Target {
+pub enum Architecture {
     /// CDNA 2: MI210, MI250.
     Gfx90a,
     /// CDNA 3: MI300, MI325.
@@ -36,26 +36,32 @@ pub enum Target {
     Gfx1201,
 }
 
-impl Target {
-    /// Every target, in the order of their numbers.
-    pub const ALL: [Target; 6] =
-        [Target::Gfx90a, Target::Gfx942, Target::Gfx950, Target::Gfx1100, Target::Gfx1200, Target::Gfx1201];
+impl Architecture {
+    /// Every architecture, in the order of their numbers.
+    pub const ALL: [Architecture; 6] = [
+        Architecture::Gfx90a,
+        Architecture::Gfx942,
+        Architecture::Gfx950,
+        Architecture::Gfx1100,
+        Architecture::Gfx1200,
+        Architecture::Gfx1201,
+    ];
 
     /// The name that compilers take; a device reports it as the part of `gcnArchName` before the first colon.
     pub fn name(self) -> &'static str {
         match self {
-            Target::Gfx90a => "gfx90a",
-            Target::Gfx942 => "gfx942",
-            Target::Gfx950 => "gfx950",
-            Target::Gfx1100 => "gfx1100",
-            Target::Gfx1200 => "gfx1200",
-            Target::Gfx1201 => "gfx1201",
+            Architecture::Gfx90a => "gfx90a",
+            Architecture::Gfx942 => "gfx942",
+            Architecture::Gfx950 => "gfx950",
+            Architecture::Gfx1100 => "gfx1100",
+            Architecture::Gfx1200 => "gfx1200",
+            Architecture::Gfx1201 => "gfx1201",
         }
     }
 
     /// Whether its matrix instructions are MFMA on waves of 64, as on CDNA; on RDNA they are WMMA on waves of 32.
     pub fn is_cdna(self) -> bool {
-        matches!(self, Target::Gfx90a | Target::Gfx942 | Target::Gfx950)
+        matches!(self, Architecture::Gfx90a | Architecture::Gfx942 | Architecture::Gfx950)
     }
 
     /// Threads of a wave.
@@ -70,7 +76,7 @@ impl Target {
 
     /// The most shared memory (LDS) of a block, in bytes.
     pub fn shared_memory(self) -> usize {
-        if self == Target::Gfx950 { 160 << 10 } else { 64 << 10 }
+        if self == Architecture::Gfx950 { 160 << 10 } else { 64 << 10 }
     }
 
     /// The most vector registers that a thread of a block of so many threads can have, accumulators among them.
@@ -81,20 +87,20 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Target {
+impl FromStr for Architecture {
     type Err = Error;
 
     /// Takes `gfx942` and what devices report, `gfx942:sramecc+:xnack-`.
     fn from_str(text: &str) -> Result<Self> {
         let name = text.split(':').next().unwrap_or_default();
-        Target::ALL.into_iter().find(|target| target.name() == name).ok_or_else(|| {
-            Error::value("target", text, "gfx90a, gfx942, gfx950, gfx1100, gfx1200 or gfx1201")
+        Architecture::ALL.into_iter().find(|architecture| architecture.name() == name).ok_or_else(|| {
+            Error::value("architecture", text, "gfx90a, gfx942, gfx950, gfx1100, gfx1200 or gfx1201")
         })
     }
 }
@@ -105,9 +111,9 @@ mod tests {
 
     #[test]
     fn names_of_devices_are_read_up_to_their_features() {
-        assert_eq!("gfx942:sramecc+:xnack-".parse::<Target>().unwrap(), Target::Gfx942);
-        assert_eq!("gfx1201".parse::<Target>().unwrap(), Target::Gfx1201);
-        assert!("gfx94".parse::<Target>().is_err());
-        assert!("sm_90".parse::<Target>().is_err());
+        assert_eq!("gfx942:sramecc+:xnack-".parse::<Architecture>().unwrap(), Architecture::Gfx942);
+        assert_eq!("gfx1201".parse::<Architecture>().unwrap(), Architecture::Gfx1201);
+        assert!("gfx94".parse::<Architecture>().is_err());
+        assert!("sm_90".parse::<Architecture>().is_err());
     }
 }
