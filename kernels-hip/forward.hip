@@ -155,6 +155,8 @@ OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
   }
 }
 
+constexpr unsigned kMinusInfinityBits = 0xff800000;
+
 // Hides what the mask hides, if it has to be asked, and keys past the end.
 template <class Mask>
 OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int tile, bool ask, Scores& s) {
@@ -169,7 +171,10 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int tile, bool 
       bits >>= 8 * lane_group();
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        if (!(bits >> result_row(i, 0) & 1)) set_result(s, 16 * word + i, -kInfinity);
+        // All ones where visible: comparisons would each hold a register pair until they are used.
+        const unsigned visible = __builtin_amdgcn_sbfe(bits, result_row(i, 0), 1);
+        const unsigned score = __builtin_bit_cast(unsigned, result(s, 16 * word + i));
+        set_result(s, 16 * word + i, __builtin_bit_cast(float, (score & visible) | (kMinusInfinityBits & ~visible)));
       }
     }
   } else {
@@ -222,26 +227,34 @@ OMNIFLASH_DEVICE bool any_flag() {
 }
 
 OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores& p, Output& o) {
-  const int columns = block.parameters.value_dim, keys = minimum(block.keys_from(tile), kBlockN);
+  constexpr int kElements = kChunkElements<Element>;
+  const int keys = minimum(block.keys_from(tile), kBlockN);
   auto walker = block.keys.template values_from<Element>(tile * kBlockN);
 #pragma unroll 1
   for (int key = 0; key < keys; ++key) {
     float weight = 0.0f;
+    const int own_key = key - 8 * lane_group();
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
-      if (result_row(i, lane_group()) == key) weight = result(p, i);
+      if (result_row(i, 0) == own_key) weight = result(p, i);
     }
     // One of the two is 0, or they both are.
     weight = maximum(weight, of_other_group(weight));
     const Element* value = walker.at(true);
     walker.advance(1);
+    const int columns = opaque(block.parameters.value_dim), group = opaque(lane_group());
 #pragma unroll
-    for (int i = 0; i < kOutputs; ++i) {
-      const int column = result_row(i, lane_group());
-      if (column >= columns) continue;
-      const float number = to_float(value[column]);
-      const bool is_finite = (__builtin_bit_cast(unsigned, number) & 0x7f800000) != 0x7f800000;
-      if (!is_finite && weight > 0.0f) set_result(o, i, result(o, i) + number);
+    for (int first = 0; first < kOutputs; first += kElements) {
+      // One after the other: this happens seldom, and must not cost registers.
+      __builtin_amdgcn_sched_barrier(0);
+      const Chunk chunk = load_chunk<kVectorLoads>(value, result_row(first, group), columns, true);
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) {
+        const float number = element_of<Element>(chunk, i);
+        const bool is_finite = (__builtin_bit_cast(unsigned, number) & 0x7f800000) != 0x7f800000;
+        const float added = is_finite || weight == 0.0f ? 0.0f : number;
+        set_result(o, first + i, result(o, first + i) + added);
+      }
     }
   }
 }

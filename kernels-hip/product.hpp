@@ -47,14 +47,14 @@ struct QueryRow {
 
 template <class Element>
 struct MatrixProduct {
-  // Positions 16 step .. of a slot.
+  // Positions 16 step .. of the lane's slot in tile n.
   template <class Tile>
-  static OMNIFLASH_DEVICE Operand load_operand(int base, int slot, int step) {
+  static OMNIFLASH_DEVICE Operand load_operand(int base, int n, int step) {
 #if defined(__GFX11__)
-    return Operand{{load_shared<Chunk>(Tile::chunk_at(base, slot, 2 * step)),
-                    load_shared<Chunk>(Tile::chunk_at(base, slot, 2 * step + 1))}};
+    return Operand{{load_shared<Chunk>(Tile::chunk_at(base, lane_column(), 0, n * kTile, 2 * step)),
+                    load_shared<Chunk>(Tile::chunk_at(base, lane_column(), 0, n * kTile, 2 * step + 1))}};
 #else
-    return Operand{{load_shared<Chunk>(Tile::chunk_at(base, slot, 2 * step + lane_group()))}};
+    return Operand{{load_shared<Chunk>(Tile::chunk_at(base, lane_column(), lane_group(), n * kTile, 2 * step))}};
 #endif
   }
 
@@ -65,7 +65,7 @@ struct MatrixProduct {
       const Operand q = operand_of(query.chunk(step));
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        s[n] = multiply_add<Element>(load_operand<KeyTile>(keys, n * kTile + lane_column(), step), q, s[n]);
+        s[n] = multiply_add<Element>(load_operand<KeyTile>(keys, n, step), q, s[n]);
       }
     }
   }
@@ -82,15 +82,13 @@ struct MatrixProduct {
       const Operand b = operand_of(weights);
 #pragma unroll
       for (int n = 0; n < kOutputs; ++n) {
-        o[n] = multiply_add<Element>(load_operand<ValueTile>(values, n * kTile + lane_column(), step), b, o[n]);
+        o[n] = multiply_add<Element>(load_operand<ValueTile>(values, n, step), b, o[n]);
       }
     }
   }
 };
 
 // ---- 32 bits
-
-OMNIFLASH_DEVICE float float_of(Chunk chunk, int i) { return __builtin_bit_cast(float, chunk[i]); }
 
 #if OMNIFLASH_MFMA
 
@@ -103,9 +101,9 @@ struct FloatProduct {
       const Chunk q = query.chunk(step);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const Chunk k = load_shared<Chunk>(KeyTile::chunk_at(keys, n * kTile + lane_column(), 2 * step + lane_group()));
+        const Chunk k = load_shared<Chunk>(KeyTile::chunk_at(keys, lane_column(), lane_group(), n * kTile, 2 * step));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[n] = multiply_add_float(float_of(k, i), float_of(q, i), s[n]);
+        for (int i = 0; i < 4; ++i) s[n] = multiply_add_float(element_of<float>(k, i), element_of<float>(q, i), s[n]);
       }
     }
   }
@@ -138,10 +136,10 @@ struct FloatProduct {
       const Chunk q = query.chunk(step);
 #pragma unroll
       for (int key = 0; key < kTiles * kTile; ++key) {
-        const Chunk k = load_shared<Chunk>(KeyTile::chunk_at(keys, key, 2 * step + lane_group()));
+        const Chunk k = load_shared<Chunk>(KeyTile::chunk_at(keys, 0, lane_group(), slot_of(key), 2 * step));
         float& sum = part[key / kTile][key % kTile];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum = fused_multiply_add(float_of(k, i), float_of(q, i), sum);
+        for (int i = 0; i < 4; ++i) sum = fused_multiply_add(element_of<float>(k, i), element_of<float>(q, i), sum);
       }
     }
 #pragma unroll
@@ -175,8 +173,8 @@ struct FloatProduct {
       const Chunk low = load_shared<Chunk>(row + n * kTile * 4), high = load_shared<Chunk>(row + n * kTile * 4 + 16);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        o[n][i] = fused_multiply_add(weight, float_of(low, i), o[n][i]);
-        o[n][4 + i] = fused_multiply_add(weight, float_of(high, i), o[n][4 + i]);
+        o[n][i] = fused_multiply_add(weight, element_of<float>(low, i), o[n][i]);
+        o[n][4 + i] = fused_multiply_add(weight, element_of<float>(high, i), o[n][4 + i]);
       }
     }
   }

@@ -83,6 +83,18 @@ OMNIFLASH_DEVICE Chunk load_chunk(const Element* row, int column, int columns, b
   return chunk;
 }
 
+// Element i of a chunk.
+template <class Element>
+OMNIFLASH_DEVICE float element_of(Chunk chunk, int i) {
+  // A copy: of an element where it lies, clang's bit cast is that of the first.
+  const unsigned word = chunk[i * sizeof(Element) / 4];
+  if constexpr (sizeof(Element) == 4) {
+    return __builtin_bit_cast(float, word);
+  } else {
+    return to_float(Element{static_cast<unsigned short>(word >> i % 2 * 16)});
+  }
+}
+
 // ---- tiles of rows
 
 // kRows rows of kColumns elements. One thread keeps its column of chunks and steps down the rows; threads that do not make
@@ -95,7 +107,10 @@ struct LinearTile {
   static constexpr int kPasses = (kRows + kStep - 1) / kStep;
   static_assert(kColumns % kChunkElements<Element> == 0 && kStep >= 1, "a row is a whole number of chunks");
 
-  static OMNIFLASH_DEVICE int chunk_at(int base, int row, int chunk) { return base + (row * kPitch + chunk) * 16; }
+  // Row and chunk each as a part that a lane brings and a part known when compiling.
+  static OMNIFLASH_DEVICE int chunk_at(int base, int row, int chunk, int more_rows = 0, int more_chunks = 0) {
+    return base + (row * kPitch + chunk) * 16 + (more_rows * kPitch + more_chunks) * 16;
+  }
 
   // On its way from global to shared memory.
   struct Stage {
@@ -105,6 +120,17 @@ struct LinearTile {
     OMNIFLASH_DEVICE void load(Walker walker, int columns, int num_valid) {
       const int chunk = thread_index() % kChunks, first = thread_index() / kChunks;
       walker.advance(first);
+      if constexpr (kVector && kThreads % kChunks == 0 && kRows % kStep == 0) {
+        if (num_valid >= kRows && columns == kColumns) {
+          // Nothing to ask about.
+#pragma unroll
+          for (int pass = 0; pass < kPasses; ++pass) {
+            chunks[pass] = load_global<Chunk>(walker.at(true) + chunk * kChunkElements<Element>);
+            walker.advance(kStep);
+          }
+          return;
+        }
+      }
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         const bool valid = first < kStep && first + pass * kStep < num_valid;
@@ -141,15 +167,18 @@ struct TransposedTile {
   static constexpr int kPasses = (kKeyUnits * kColumnUnits + kThreads - 1) / kThreads;
   static_assert(kChunks >= 4 && kColumns % 16 == 0, "tiles of at least 32 keys");
 
-  static OMNIFLASH_DEVICE int permuted(int slot, int chunk) {
+  static OMNIFLASH_DEVICE constexpr int permutation(int slot) {
     if constexpr (kChunks % 8 == 0) {
-      return chunk ^ chunk_permutation(slot);
+      return chunk_permutation(slot);
     } else {
-      return chunk ^ (slot >> 1 & 3);
+      return slot >> 1 & 3;
     }
   }
-  static OMNIFLASH_DEVICE int chunk_at(int base, int slot, int chunk) {
-    return base + (slot * kChunks + permuted(slot, chunk)) * 16;
+  // Slot and chunk each as a part that a lane brings and a part known when compiling, without common bits. The permutation
+  // is linear over bits, so that the known parts cost an exclusive or at most, and few different ones.
+  static OMNIFLASH_DEVICE int chunk_at(int base, int slot, int chunk, int more_slots = 0, int more_chunks = 0) {
+    const int mine = (slot * kChunks + (chunk ^ permutation(slot))) * 16;
+    return base + (mine ^ (more_chunks ^ permutation(more_slots)) * 16) + more_slots * kChunks * 16;
   }
 
   // A unit of a thread: eight lanes cover 128 bytes of a row, sixteen of them all banks of two neighbouring keys' units.
@@ -174,6 +203,24 @@ struct TransposedTile {
 
     template <bool kVector, class Walker>
     OMNIFLASH_DEVICE void load(Walker walker, int columns, int num_valid) {
+      if constexpr (kVector) {
+        if (num_valid >= kKeys && columns == kColumns) {
+          // Nothing to ask about but whether there is a unit left.
+#pragma unroll
+          for (int pass = 0; pass < kPasses; ++pass) {
+            const Unit unit(pass);
+            if (!unit.is_inside) continue;
+            Walker at = walker;
+            at.advance(unit.key);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              chunks[pass][i] = load_global<Chunk>(at.at(true) + unit.column);
+              at.advance(1);
+            }
+          }
+          return;
+        }
+      }
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         const Unit unit(pass);
@@ -207,7 +254,7 @@ struct TransposedTile {
           const Pair pair = {
               __builtin_amdgcn_perm(chunks[pass][1][column / 2], chunks[pass][0][column / 2], halves),
               __builtin_amdgcn_perm(chunks[pass][3][column / 2], chunks[pass][2][column / 2], halves)};
-          store_shared(chunk_at(base, slot_of(unit.column + column), unit.key / 8) + unit.key % 8 * 2, pair);
+          store_shared(chunk_at(base, slot_of(unit.column), unit.key / 8, slot_of(column), 0) + unit.key % 8 * 2, pair);
         }
       }
       return found;

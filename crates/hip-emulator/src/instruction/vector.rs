@@ -406,6 +406,16 @@ impl Vector {
         wave.set_vector(self.destination, &result, enabled, written);
     }
 
+    /// The lanes in which the low word of an integer multiply-add is initialised: it does not depend on the high word of
+    /// what is added, which compilers leave as it is where they need the low word only.
+    fn low_words_written(&self, wave: &Wave) -> u64 {
+        let (Function::WideCarry(_), Kind::B64) = (self.function, self.kind) else { return 0 };
+        self.sources[..self.count].iter().fold(u64::MAX, |known, source| match source.operand.place {
+            Place::Vector(register) => known & wave.vector_written[usize::from(register)],
+            _ => known & source.written(wave),
+        })
+    }
+
     #[inline(never)]
     fn execute_wide(&self, wave: &mut Wave, active: u64) {
         let known =
@@ -437,7 +447,7 @@ impl Vector {
         }
         let known = known & known_mask;
         if self.kind.is_wide() {
-            wave.set_vector(self.destination, &low, active, known);
+            wave.set_vector(self.destination, &low, active, known | self.low_words_written(wave));
             wave.set_vector(self.destination + 1, &high, active, known);
         } else {
             self.store(wave, low, active, known);
