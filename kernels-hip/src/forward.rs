@@ -169,7 +169,7 @@ impl ForwardConfig {
     pub fn shared_memory_bytes(&self) -> usize {
         let size = self.dtype.size();
         // An odd number of chunks of 16 bytes keeps neighbouring rows in different banks.
-        let keys = self.block_n * 16 * (self.head_dim * size / 16 | 1);
+        let keys = self.block_n * 16 * ((self.head_dim * size / 16) | 1);
         let values = self.block_n * self.value_columns() * size;
         let tiles = if self.stages == 1 { keys.max(values) } else { keys + values };
         tiles + (4 * self.warps).next_multiple_of(16)

@@ -40,7 +40,11 @@ fn dense_attention_without_a_mask_is_right_for_every_shape_of_batch() {
         check(&module, &config, &Case { seqlen_q: 2, seqlen_k: 0, sinks: true, ..base.clone() });
         check(&module, &config, &Case { seqlen_q: 2, seqlen_k: 0, ..base.clone() });
         check(&module, &config, &Case { q_form: QForm::Lengths, kv_form: KvForm::Lengths, ..base.clone() });
-        check(&module, &config, &Case { seqlen_q: 2, seqlen_k: 200, partitions: 3, sinks: true, ..base.clone() });
+        check(
+            &module,
+            &config,
+            &Case { seqlen_q: 2, seqlen_k: 200, partitions: 3, sinks: true, ..base.clone() },
+        );
         let packed = Case { seqlen_q: 3, pack_groups: true, ..base.clone() };
         check(&module, &config, &Case { partitions: 2, kv_form: KvForm::Continuous, ..packed });
         check(&module, &config, &Case { q_form: QForm::Ragged, kv_form: KvForm::Ragged, section: 3, ..base });
@@ -78,7 +82,11 @@ fn single_precision_keeps_its_accuracy() {
             let config = config(architecture, DType::F32, dim, value_dim);
             let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 1);
             let base = Case { softmax_scale: -0.1, ..Case::<f32>::new(1, 40, 50, 1, 1, dim, value_dim) };
-            check(&module, &config, &Case { bad_values: dim == 64, partitions: 2, ..base.masked(Mask::Causal) });
+            check(
+                &module,
+                &config,
+                &Case { bad_values: dim == 64, partitions: 2, ..base.masked(Mask::Causal) },
+            );
         }
     });
 }

@@ -10,7 +10,8 @@ use omniflash_device::parameters::{
     Table, VerifyParameters,
 };
 use omniflash_kernels_hip::{
-    Architecture, ForwardConfig, Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch,
+    Architecture, ForwardConfig, Launch, NaiveConfig, combine, combine_launch, verify_page_table,
+    verify_page_table_launch,
 };
 
 use super::memory::Memory;
@@ -509,10 +510,7 @@ fn compare_values<T: Float>(
             assert_eq!(found, f32::NEG_INFINITY, "lse {i}");
         } else {
             let difference = (f64::from(found) - wanted).abs();
-            assert!(
-                difference <= 1e-4 + 1e-5 * wanted.abs(),
-                "lse {i} is {found}, expected {wanted}"
-            );
+            assert!(difference <= 1e-4 + 1e-5 * wanted.abs(), "lse {i} is {found}, expected {wanted}");
         }
     }
 }

@@ -208,11 +208,12 @@ pub(crate) fn decode(
     let Some(name) = statement.mnemonic.strip_prefix("v_") else { return Ok(None) };
     let name = name.to_string();
     let operation = match name.as_str() {
-        "bitop3_b32" => {
+        "bitop3_b32" | "bitop3_b16" => {
             let table = statement.modifiers.number("bitop3")?.unwrap_or(0) as u8;
-            let sources: &'static [Kind] = &[Kind::B32, Kind::B32, Kind::B32];
+            let (words, halves): (&'static [Kind], &'static [Kind]) = (&[Kind::B32; 3], &[Kind::B16; 3]);
+            let sources = if name == "bitop3_b16" { halves } else { words };
             let function = Function::TruthTable(table);
-            VectorOperation { function, sources, destination: Kind::B32, accumulates: false }
+            VectorOperation { function, sources, destination: sources[0], accumulates: false }
         }
         _ => match lookup(&name, statement.target) {
             Some(operation) => operation,
