@@ -1,8 +1,8 @@
 //! The CUDA kernels' sources and what a host must know to build and launch them.
 //!
-//! The `.cu` files lie beside `Cargo.toml`, one a family; [`ForwardConfig`], [`HopperConfig`], [`NaiveConfig`],
-//! [`combine`] and [`verify_page_table`] say for each which choices make an instance, and what a launch of it needs. How blocks,
-//! threads, shared memory and workspace are laid out is written in `README.md`.
+//! The `.cu` files lie beside `Cargo.toml`, one a family, and what AMD shares in `omniflash-device`; [`ForwardConfig`],
+//! [`HopperConfig`], [`NaiveConfig`], [`combine`] and [`verify_page_table`] say for each which choices make an instance, and
+//! what a launch of it needs. How blocks, threads, shared memory and workspace are laid out is written in `README.md`.
 
 mod forward;
 mod hopper;
@@ -38,9 +38,6 @@ pub const LIBRARY: &[SourceFile] = &[
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
 const HOPPER_FORWARD: SourceFile = source_file!("hopper_forward.cu");
-const COMBINE: SourceFile = source_file!("combine.cu");
-const NAIVE: SourceFile = source_file!("naive.cu");
-const VERIFY_PAGE_TABLE: SourceFile = source_file!("verify_page_table.cu");
 
 /// The C++ name of an element type.
 fn element_type(dtype: omniflash_core::DType) -> &'static str {

@@ -5,6 +5,7 @@
 //! [`StreamMemory`], so that both backends keep the same state by the same rules.
 
 pub mod check;
+pub mod library;
 pub mod mask_table;
 pub mod parameters;
 pub mod plan;

@@ -12,7 +12,7 @@ mod module;
 mod stream;
 mod tensor_map;
 
-pub(crate) use api::{Api, Code, open_first};
+pub(crate) use api::{Api, Code};
 pub(crate) use context::Context;
 pub use event::Event;
 pub use graph::Graph;
