@@ -6,10 +6,12 @@
 
 mod forward;
 mod manifest;
+mod peak;
 mod simple;
 
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use manifest::{Architecture, Instance, Manifest};
+pub use peak::{PeakParameters, PeakWork};
 pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
 
 use omniflash_device::SourceFile;
@@ -26,6 +28,7 @@ pub const LIBRARY: &[SourceFile] =
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
 const COMBINE: SourceFile = source_file!("combine.cu");
+const PEAK: SourceFile = source_file!("peak.cu");
 const NAIVE: SourceFile = source_file!("naive.cu");
 const VERIFY_PAGE_TABLE: SourceFile = source_file!("verify_page_table.cu");
 

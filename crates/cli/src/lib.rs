@@ -13,6 +13,7 @@ mod execution;
 mod failure;
 mod info;
 mod report;
+mod results;
 mod synthetic;
 mod verify;
 
@@ -28,13 +29,13 @@ use arguments::{Cli, Command};
 enum Verdict {
     /// All is well.
     Passed,
-    /// A result is further from the reference than it may be.
+    /// A result is further from the reference than it may be, or a case slower than it was.
     OutOfTolerance,
 }
 
 /// Runs the command line `arguments`, the program's name first.
 ///
-/// Exit codes: 0; 1 when a result is out of tolerance; 2 with one line on standard error for all that fails.
+/// Exit codes: 0; 1 when a result is out of tolerance or a case slower than it was; 2 with one line on standard error for all that fails.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     failure::install();
     let cli = match Cli::try_parse_from(arguments) {

@@ -1,7 +1,9 @@
 //! The backend: one device behind the trait.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use omniflash_core::measure::Peaks;
 use omniflash_core::{
     Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result,
     Stream, Support,
@@ -164,7 +166,7 @@ impl CudaBackend {
         Ok(Some((registers, local, module.blocks_per_multiprocessor(&forward.launch)?)))
     }
 
-    fn context(&self) -> &Arc<Context> {
+    pub(crate) fn context(&self) -> &Arc<Context> {
         self.launcher.context()
     }
 
@@ -289,6 +291,25 @@ impl Backend for CudaBackend {
             Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
             None => Ok(()),
         }
+    }
+
+    unsafe fn time_launches(
+        &self,
+        plan: &AttentionPlan,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+        repeats: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        self.prepare(plan, problem, stream)?;
+        // SAFETY: the caller's duties are the same.
+        let graph = self.capture(stream, || unsafe { self.launch(plan, problem, stream) })?;
+        // SAFETY: the caller keeps the tensors; replays on one stream run one after another.
+        self.time(stream, repeats, || unsafe { graph.replay(stream) }).map(Some)
+    }
+
+    fn measure_peaks(&self, stream: &Stream, budget: Duration) -> Result<Peaks> {
+        self.check_stream(stream)?;
+        self.peaks(stream, budget)
     }
 }
 

@@ -17,13 +17,18 @@ use crate::report;
 const HEAD: usize = 8;
 
 pub(super) fn run(arguments: &BenchArguments, case: &BenchCase) -> anyhow::Result<Verdict> {
-    let backend = choose(&arguments.backend.backend)?;
+    let backend = match &arguments.backend[..] {
+        // One answer, so one backend.
+        [name] if name != "all" => choose(name)?,
+        [_] => choose("auto")?,
+        names => anyhow::bail!("--backend names {} backends, expected one for a single case", names.len()),
+    };
     let dtype = match arguments.dtype[..] {
         [] => DType::F32,
         [dtype] => dtype,
         _ => anyhow::bail!("--dtype names {} types, expected one for a single case", arguments.dtype.len()),
     };
-    let budget = Duration::from_secs_f64(arguments.budget.unwrap_or(1.0));
+    let budget = arguments.budget();
     let answer = match measure(&*backend, case, dtype, budget) {
         Ok((samples, head)) => json!({"samples_ms": samples, "head": head}),
         Err(error) => json!({"skip": error.to_string()}),
