@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Info(InfoArguments),
     /// Measure; one JSON line a case, a table on a terminal
     Bench(BenchArguments),
+    /// Draw result files: a page of charts, or tables
+    Report(ReportArguments),
     /// Show attention at work and check it; what runs without a subcommand
     Demo(DemoArguments),
 }
@@ -93,6 +95,23 @@ pub(crate) struct DemoArguments {
     /// Report as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReportArguments {
+    /// JSON lines of `omniflash bench`, of the peers' scripts and of `omniflash verify --json`
+    #[arg(value_name = "FILES")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The HTML page to write, which needs nothing beside itself; without it, tables are printed
+    #[arg(long, value_name = "HTML")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write the generated parts of this README instead: FILES as tables [default: benches/results beside it] and
+    /// charts, and what each backend supports
+    #[arg(long, value_name = "README", conflicts_with = "out")]
+    pub(crate) readme: Option<PathBuf>,
+    /// Only say whether the README is current
+    #[arg(long, requires = "readme")]
+    pub(crate) check: bool,
 }
 
 #[derive(Args, Debug)]

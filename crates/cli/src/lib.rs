@@ -14,7 +14,9 @@ mod failure;
 mod info;
 mod report;
 mod results;
+mod support;
 mod synthetic;
+mod terminal;
 mod verify;
 
 use std::ffi::OsString;
@@ -42,7 +44,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return failure::exit(&failure::usage(&error)),
         // Help and version.
-        Err(error) => return failure::outcome(report::print(error.render()).map(|()| Verdict::Passed)),
+        Err(error) => return failure::outcome(terminal::print(error.render()).map(|()| Verdict::Passed)),
     };
     failure::outcome(dispatch(cli))
 }
@@ -55,5 +57,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<Verdict> {
         Some(Command::Verify(arguments)) => verify::run(&arguments),
         Some(Command::Info(arguments)) => info::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
+        Some(Command::Report(arguments)) => report::run(&arguments),
     }
 }

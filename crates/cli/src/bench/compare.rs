@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::report::{self, milliseconds};
 use crate::results::{Key, Record, Results};
+use crate::terminal::{self, milliseconds};
 
 /// The medians of an earlier run, by what was measured.
 #[derive(Debug)]
@@ -48,9 +48,9 @@ impl Baseline {
         if prints {
             for record in &regressed {
                 let (was, now) = (record.was_ms.unwrap_or_default(), record.ms.unwrap_or_default());
-                report::print_line(format_args!(
+                terminal::print_line(format_args!(
                     "{} {} {}: {} was {}, {:+.0} %",
-                    report::verdict(false),
+                    terminal::verdict(false),
                     record.case,
                     record.dtype,
                     milliseconds(now),
@@ -58,7 +58,7 @@ impl Baseline {
                     100.0 * (now / was - 1.0)
                 ))?;
             }
-            report::print_line(format_args!(
+            terminal::print_line(format_args!(
                 "{} of {} cases are more than {:.0} % slower than before",
                 regressed.len(),
                 compared.len(),

@@ -13,8 +13,8 @@ use serde_json::json;
 
 use crate::Verdict;
 use crate::arguments::{BenchArguments, SingleCaseArguments};
-use crate::report;
 use crate::results::Record;
+use crate::terminal;
 
 mod clock;
 mod compare;
@@ -53,10 +53,10 @@ fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
         arguments,
         budget: arguments.budget(),
         dtypes: if arguments.dtype.is_empty() { vec![DType::BF16] } else { arguments.dtype.clone() },
-        as_json: arguments.json || !report::is_terminal(),
+        as_json: arguments.json || !terminal::is_terminal(),
         baseline,
         records: Vec::new(),
-        bar: report::progress(0),
+        bar: terminal::progress(0),
     };
     bench.check_filter(&backends)?;
     for backend in &backends {
@@ -148,7 +148,7 @@ impl Bench<'_> {
         let cases = self.cases(backend);
         let peaks = self.peaks(backend, &cases)?;
         let first = self.records.len();
-        self.bar = report::progress(cases.len() * self.dtypes.len());
+        self.bar = terminal::progress(cases.len() * self.dtypes.len());
         for dtype in self.dtypes.clone() {
             for (group, case) in &cases {
                 self.bar.set_message(format!("{} {} {dtype}", backend.info().name, case.name()));
@@ -190,7 +190,7 @@ impl Bench<'_> {
             Ok(peaks) => Ok(peaks),
             // Figures without a share are still figures.
             Err(error) => {
-                report::print_note(format_args!("{}: no peaks: {error}", backend.info().name))?;
+                terminal::print_note(format_args!("{}: no peaks: {error}", backend.info().name))?;
                 Ok(Peaks::default())
             }
         }
@@ -226,8 +226,8 @@ impl Bench<'_> {
                 });
                 self.save(&skip.to_string())?;
                 self.bar.suspend(|| match self.as_json {
-                    true => report::print_json(&skip),
-                    false => report::print_line(format_args!("{case} skipped: {error}")),
+                    true => terminal::print_json(&skip),
+                    false => terminal::print_line(format_args!("{case} skipped: {error}")),
                 })
             }
             Err(error) => Err(anyhow::Error::new(error).context(case.to_owned())),
@@ -237,7 +237,7 @@ impl Bench<'_> {
     fn emit(&self, record: &Record) -> anyhow::Result<()> {
         let line = serde_json::to_string(record).context("a measurement cannot be written as JSON")?;
         self.save(&line)?;
-        if self.as_json { self.bar.suspend(|| report::print_line(&line)) } else { Ok(()) }
+        if self.as_json { self.bar.suspend(|| terminal::print_line(&line)) } else { Ok(()) }
     }
 
     /// Appends a line to the file that was asked for.

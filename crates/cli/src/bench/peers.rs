@@ -9,8 +9,8 @@ use omniflash::{Backend, DeviceId};
 use serde::Deserialize;
 
 use crate::arguments::BenchArguments;
-use crate::report;
 use crate::results::Record;
+use crate::terminal;
 
 /// A Python that has the peers' packages, named by the environment.
 const PYTHON_VARIABLE: &str = "OMNIFLASH_PYTHON";
@@ -152,7 +152,7 @@ fn quoted(path: &Path) -> String {
 
 /// Tells on standard error, beside the lines of results.
 fn note(text: impl std::fmt::Display) -> anyhow::Result<()> {
-    report::print_note(text)
+    terminal::print_note(text)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::workload::BenchCase;
 use crate::Verdict;
 use crate::arguments::BenchArguments;
 use crate::execution::choose;
-use crate::report;
+use crate::terminal;
 
 /// Outputs of query row 0 of head 0 that a script compares with its own.
 const HEAD: usize = 8;
@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &BenchArguments, case: &BenchCase) -> anyhow::Resul
         Ok((samples, head)) => json!({"samples_ms": samples, "head": head}),
         Err(error) => json!({"skip": error.to_string()}),
     };
-    report::print_json(&answer)?;
+    terminal::print_json(&answer)?;
     Ok(Verdict::Passed)
 }
 

@@ -85,14 +85,19 @@ impl CaseName {
         })
     }
 
+    /// Multiplications and additions, every key visible, halved for causal.
+    pub(crate) fn operations(&self) -> f64 {
+        let visible = if self.form == "causal" { 0.5 } else { 1.0 };
+        let scores = (self.batch * self.num_heads * self.seqlen_q) as f64 * self.seqlen_k as f64;
+        4.0 * scores * self.head_dim as f64 * visible
+    }
+
     /// Operations for each byte of q, k, v and out moved once, of elements of `bytes` bytes: where a roofline places
     /// the case.
     pub(crate) fn intensity(&self, bytes: usize) -> f64 {
-        let visible = if self.form == "causal" { 0.5 } else { 1.0 };
-        let rows = (self.batch * self.num_heads * self.seqlen_q) as f64;
-        let keys = (self.batch * self.num_kv_heads * self.seqlen_k) as f64;
-        let operations = 4.0 * rows * self.seqlen_k as f64 * visible;
-        operations / ((2.0 * rows + 2.0 * keys) * bytes as f64)
+        let rows = self.batch * self.num_heads * self.seqlen_q;
+        let keys = self.batch * self.num_kv_heads * self.seqlen_k;
+        self.operations() / (2 * (rows + keys) * self.head_dim * bytes) as f64
     }
 
     /// What is common to the cases of one curve over lengths: heads, head_dim and form.

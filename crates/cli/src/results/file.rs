@@ -1,5 +1,6 @@
 //! Reading result files.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Context;
@@ -28,7 +29,7 @@ pub(crate) struct Results {
     pub(crate) name: String,
     /// Device, date, commit and command, where a line says so.
     pub(crate) origin: Vec<(String, String)>,
-    /// Of several lines for the same system and case, the last.
+    /// Of several lines for the same system and case in one run, the last.
     pub(crate) records: Vec<Record>,
     pub(crate) verifications: Vec<Verification>,
     /// Cases that a system could not do: what it says.
@@ -54,6 +55,7 @@ impl Results {
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             results.add(line).with_context(|| format!("line {}", index + 1))?;
         }
+        results.number_runs();
         anyhow::ensure!(
             !results.records.is_empty() || !results.verifications.is_empty(),
             "holds no result, expected JSON lines of `omniflash bench` or `omniflash verify --json`"
@@ -74,8 +76,6 @@ impl Results {
             if record.device.is_none() {
                 record.device = self.origin("device").map(String::from);
             }
-            let key = record.key();
-            self.records.retain(|other| other.key() != key);
             self.records.push(record);
         } else if ORIGIN.iter().any(|name| value.get(name).is_some()) {
             let found =
@@ -85,6 +85,26 @@ impl Results {
             anyhow::bail!("is neither a measurement nor a verification");
         }
         Ok(())
+    }
+
+    /// Tells runs of one file apart: where a case has several lines of ours, each ends a run, since a run writes ours
+    /// last. Figures are compared within a run only.
+    fn number_runs(&mut self) {
+        for at in 0..self.records.len() {
+            let ours: Vec<usize> = (0..self.records.len())
+                .filter(|&i| self.records[i].is_ours() && self.records[i].cell() == self.records[at].cell())
+                .collect();
+            let before = ours.iter().filter(|&&i| i < at).count();
+            self.records[at].run = before.min(ours.len().saturating_sub(1));
+        }
+        let mut seen = HashSet::new();
+        let mut kept: Vec<Record> = std::mem::take(&mut self.records)
+            .into_iter()
+            .rev()
+            .filter(|record| seen.insert((record.key(), record.run)))
+            .collect();
+        kept.reverse();
+        self.records = kept;
     }
 
     /// What the file says of its origin.
@@ -111,6 +131,21 @@ mod tests {
         assert_eq!(results.records[0].device.as_deref(), Some("a box"));
         assert_eq!(results.skipped, ["B1_S8_H1_1_D8_full: too small"]);
         assert!(results.verifications[0].passed);
+    }
+
+    #[test]
+    fn peers_belong_to_the_run_that_ours_ends() {
+        let line = |system: &str, ms: f64| {
+            format!("{{\"system\": \"{system}\", \"case\": \"a\", \"dtype\": \"f32\", \"ms\": {ms}}}\n")
+        };
+        let text =
+            [line("torch", 1.0), line("omniflash", 2.0), line("torch_fixed", 3.0), line("omniflash", 4.0)];
+        let results = Results::parse("a".into(), &text.concat()).unwrap();
+        let runs: Vec<(usize, Option<f64>)> = results.records.iter().map(|r| (r.run, r.ms)).collect();
+        assert_eq!(runs, [(0, Some(1.0)), (0, Some(2.0)), (1, Some(3.0)), (1, Some(4.0))]);
+        // One line of ours is compared with all, wherever it stands.
+        let text = [line("omniflash", 2.0), line("torch", 1.0)].concat();
+        assert!(Results::parse("a".into(), &text).unwrap().records.iter().all(|record| record.run == 0));
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub(crate) struct Record {
     /// Whether it is slower than the threshold allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) regressed: Option<bool>,
+    /// Which run of its file it belongs to, where a file holds several of the same case.
+    #[serde(skip)]
+    pub(crate) run: usize,
     /// In 10^9 a second, as the peers of the CPU write them.
     #[serde(skip_serializing)]
     pub(crate) gflops: Option<f64>,
@@ -97,6 +100,11 @@ impl Record {
 
     pub(crate) fn key(&self) -> Key {
         (self.system.clone(), self.case.clone(), self.dtype.clone(), self.threads)
+    }
+
+    /// What systems are compared on, within one run.
+    pub(crate) fn cell(&self) -> (&str, &str, Option<u64>) {
+        (&self.case, &self.dtype, self.threads)
     }
 
     /// The rate that counts for its case.
