@@ -7,6 +7,7 @@
 mod forward;
 mod hopper;
 mod manifest;
+mod peak;
 mod simple;
 
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
@@ -14,6 +15,7 @@ pub use hopper::{
     HOPPER_ARCH, HopperConfig, HopperParameters, MAX_HOPPER_HEAD_DIM, SLAB_COLUMNS, TensorMap, WARP_ROWS,
 };
 pub use manifest::{Architecture, Instance, Manifest};
+pub use peak::{PeakParameters, PeakWork};
 pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
 
 use omniflash_device::SourceFile;
@@ -38,6 +40,7 @@ pub const LIBRARY: &[SourceFile] = &[
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
 const HOPPER_FORWARD: SourceFile = source_file!("hopper_forward.cu");
+const PEAK: SourceFile = source_file!("peak.cu");
 
 /// The C++ name of an element type.
 fn element_type(dtype: omniflash_core::DType) -> &'static str {

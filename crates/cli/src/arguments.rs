@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use omniflash::DType;
@@ -30,6 +31,8 @@ pub(crate) enum Command {
     Info(InfoArguments),
     /// Measure; one JSON line a case, a table on a terminal
     Bench(BenchArguments),
+    /// Draw result files: a page of charts, or tables
+    Report(ReportArguments),
     /// Show attention at work and check it; what runs without a subcommand
     Demo(DemoArguments),
 }
@@ -95,6 +98,23 @@ pub(crate) struct DemoArguments {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct ReportArguments {
+    /// JSON lines of `omniflash bench`, of the peers' scripts and of `omniflash verify --json`
+    #[arg(value_name = "FILES")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The HTML page to write, which needs nothing beside itself; without it, tables are printed
+    #[arg(long, value_name = "HTML")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write the generated parts of this README instead: FILES as tables [default: benches/results beside it] and
+    /// charts, and what each backend supports
+    #[arg(long, value_name = "README", conflicts_with = "out")]
+    pub(crate) readme: Option<PathBuf>,
+    /// Only say whether the README is current
+    #[arg(long, requires = "readme")]
+    pub(crate) check: bool,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct BenchArguments {
     /// What to measure; default all
     #[arg(value_name = "GROUP")]
@@ -114,8 +134,24 @@ pub(crate) struct BenchArguments {
     /// Fewer and smaller cases
     #[arg(long)]
     pub(crate) quick: bool,
-    #[command(flatten)]
-    pub(crate) backend: BackendArgument,
+    /// Backends: all but the reference, auto for the best, or names that `omniflash info` lists
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "all")]
+    pub(crate) backend: Vec<String>,
+    /// Append the JSON lines to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// The JSON lines of an earlier run; exit code 1 when a case is slower than it was
+    #[arg(long, value_name = "FILE")]
+    pub(crate) compare: Option<PathBuf>,
+    /// How many percent slower is slower
+    #[arg(long, value_name = "PERCENT", default_value = "10", requires = "compare", value_parser = percent)]
+    pub(crate) threshold: f64,
+    /// Also time other systems in turns with ours, by the scripts in benches/peers; says which are absent
+    #[arg(long)]
+    pub(crate) peers: bool,
+    /// The Python that has the peers' packages [default: OMNIFLASH_PYTHON, then python3]
+    #[arg(long, value_name = "PATH", requires = "peers")]
+    pub(crate) python: Option<PathBuf>,
     /// JSON lines also on a terminal
     #[arg(long)]
     pub(crate) json: bool,
@@ -123,9 +159,16 @@ pub(crate) struct BenchArguments {
     pub(crate) single: SingleCaseArguments,
 }
 
+impl BenchArguments {
+    /// What to spend on each case.
+    pub(crate) fn budget(&self) -> Duration {
+        Duration::from_secs_f64(self.budget.unwrap_or(if self.quick { 0.2 } else { 1.0 }))
+    }
+}
+
 /// One case, answered with one JSON line of its samples and its first outputs, for scripts that compare systems.
 #[derive(Args, Clone, Copy, Debug)]
-#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick"])]
+#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers"])]
 pub(crate) struct SingleCaseArguments {
     /// One case only, described by the next six options: its batch. Answers one line of samples and first outputs
     #[arg(long = "b", value_name = "B", requires_all = ["hq", "hkv", "sq", "skv", "d", "causal"])]
@@ -161,6 +204,13 @@ fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
         _ => Err("expected seconds from 0 to 3600".into()),
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if (0.0..=1000.0).contains(&percent) => Ok(percent),
+        _ => Err("expected percent from 0 to 1000".into()),
     }
 }
 
