@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Bench(BenchArguments),
     /// Draw result files: a page of charts, or tables
     Report(ReportArguments),
+    /// Build compiled GPU kernels ahead of their first use, list them, clear them
+    #[command(subcommand)]
+    Kernels(KernelsCommand),
     /// Show attention at work and check it; what runs without a subcommand
     Demo(DemoArguments),
 }
@@ -95,6 +98,43 @@ pub(crate) struct DemoArguments {
     /// Report as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelsCommand {
+    /// Build the kernels of common calls into the cache; needs no GPU, but NVRTC or nvcc
+    Build(BuildArguments),
+    /// List the kernels in the cache
+    List(ListArguments),
+    /// Remove the kernels in the cache
+    Clear(ClearArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BuildArguments {
+    /// Architectures such as sm_90 [default: those of the GPUs here]
+    #[arg(long, value_name = "ARCH", value_delimiter = ',')]
+    pub(crate) arch: Vec<String>,
+    /// Types of q, k and v
+    #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "bf16,f16", value_parser = float_dtype)]
+    pub(crate) dtype: Vec<DType>,
+    /// head_dims, multiples of 8 up to 256
+    #[arg(long, value_name = "D", value_delimiter = ',', default_value = "64,128", value_parser = head_dim)]
+    pub(crate) head_dim: Vec<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListArguments {
+    /// Report as JSON, one line a kernel
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ClearArguments {
+    /// Really remove them
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Args, Debug)]
@@ -204,6 +244,13 @@ fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
         _ => Err("expected seconds from 0 to 3600".into()),
+    }
+}
+
+fn head_dim(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(dim) if (8..=256).contains(&dim) && dim % 8 == 0 => Ok(dim),
+        _ => Err("expected a multiple of 8 up to 256".into()),
     }
 }
 

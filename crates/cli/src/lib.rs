@@ -1,4 +1,4 @@
-//! The command `omniflash`: `attend`, `verify`, `info`, `bench` and a demonstration, all thin over the library.
+//! The command `omniflash`: `attend`, `verify`, `info`, `bench`, `report`, `kernels` and a demonstration, all thin over the library.
 //!
 //! [`case_file`] is the format of bug reports and tests, and knows nothing of the command line.
 
@@ -12,6 +12,7 @@ mod demo;
 mod execution;
 mod failure;
 mod info;
+mod kernels;
 mod report;
 mod results;
 mod support;
@@ -57,6 +58,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Verdict> {
         Some(Command::Verify(arguments)) => verify::run(&arguments),
         Some(Command::Info(arguments)) => info::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
+        Some(Command::Kernels(command)) => kernels::run(&command),
         Some(Command::Report(arguments)) => report::run(&arguments),
     }
 }

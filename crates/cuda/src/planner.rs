@@ -120,7 +120,7 @@ impl Planner {
 
     /// Mask and score modification as the kernels take them.
     pub(crate) fn functors<'p>(&self, problem: &'p AttentionProblem<'_>) -> Result<FunctorSpec<'p>> {
-        FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, &self.name)
+        omniflash_gpu::functors(problem, &self.name)
     }
 
     /// A plan with its kernels.

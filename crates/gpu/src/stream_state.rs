@@ -11,6 +11,7 @@ use omniflash_core::lower::{FunctorSpec, TableExtent};
 use omniflash_core::{AttentionProblem, Error, KvCache, Mask, MaskFunction, Query, Result, Stream};
 
 use crate::mask_table::{DeviceTable, TableKey};
+use crate::plan::closure_with_query_start;
 
 /// Counters of one page: one for launches, the others for captured launches in turn.
 const COUNTERS: usize = 1024;
@@ -287,12 +288,7 @@ impl<D: StreamDriver> StreamState<D> {
 /// The positions that launches of a problem can meet.
 fn table_extent(problem: &AttentionProblem<'_>, stream: &Stream) -> Result<TableExtent> {
     if problem.query_start().is_some() {
-        return Err(Error::unsupported(
-            stream.device().to_string(),
-            "a closure as mask with query_start",
-            "the closure is evaluated on the host, which does not know the positions",
-            "give the mask device source (MaskFunction::device_source)",
-        ));
+        return Err(closure_with_query_start(&stream.device().to_string()));
     }
     let shape = problem.shape();
     let (seqlen_q, seqlen_k) = (shape.seqlen_q as i64, shape.seqlen_k as i64);
