@@ -198,7 +198,8 @@ fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_
 
 /// Pairs of sequence and head tile whose rows are taken in turn, from the last on. Without a causal mask those of one
 /// group, which read the same keys; with one as many as the second-level cache holds keys of, at most 32, so that the
-/// longest tiles of many heads come first and the end of the launch is even.
+/// longest tiles of many heads come first and the end of the launch is even. All sections are as large: a rest of few
+/// heads at the end would leave blocks without work (5 heads at a time of 16 cost 7 % on an H200).
 fn section(request: &Request<'_>, heads_per_tile: usize) -> usize {
     let shape = request.shape;
     let of_a_group = shape.group_size() / heads_per_tile;
@@ -206,6 +207,7 @@ fn section(request: &Request<'_>, heads_per_tile: usize) -> usize {
         return of_a_group;
     }
     let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
-    let groups = (request.facts.l2_bytes * 2 / 3 / keys.max(1)).clamp(1, 32);
-    groups * of_a_group
+    let most = (request.facts.l2_bytes * 2 / 3 / keys.max(1)).clamp(1, 32);
+    let groups = shape.batch * shape.num_kv_heads;
+    groups.div_ceil(groups.div_ceil(most).max(1)).max(1) * of_a_group
 }
