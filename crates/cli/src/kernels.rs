@@ -8,7 +8,6 @@ use omniflash::{
     AttentionOptions, AttentionPlan, AttentionProblem, DType, DeviceId, Error, KvCache, Mask, Query,
     ReferenceBackend, Registry, Stream, Tensor,
 };
-use omniflash_cuda::OfflinePlanner;
 use omniflash_kernel_store::{CacheEntry, DiskCache};
 use serde_json::json;
 
@@ -97,10 +96,20 @@ type Planner = Box<dyn Fn(&AttentionProblem<'_>) -> omniflash::Result<AttentionP
 /// The planner for an architecture, whoever's it is.
 fn planner(arch: &str) -> omniflash::Result<Planner> {
     if arch.starts_with("sm_") {
-        let planner = OfflinePlanner::new(arch, Arc::new(omniflash_cuda::kernel_store()))?;
+        let planner = omniflash_cuda::OfflinePlanner::new(arch, Arc::new(omniflash_cuda::kernel_store()))?;
         return Ok(Box::new(move |problem| planner.plan(problem)));
     }
-    Err(Error::value("--arch", arch, "an NVIDIA architecture such as sm_90"))
+    // AMD's drivers add features to a name: gfx942:sramecc+:xnack-.
+    let name = arch.split(':').next().unwrap_or(arch);
+    if let Some(architecture) =
+        omniflash_hip::Architecture::ALL.into_iter().find(|known| known.name() == name)
+    {
+        let store = Arc::new(omniflash_hip::kernel_store());
+        let planner = omniflash_hip::OfflinePlanner::new(architecture, store);
+        return Ok(Box::new(move |problem| planner.plan(problem)));
+    }
+    let amd: Vec<&str> = omniflash_hip::Architecture::ALL.iter().map(|known| known.name()).collect();
+    Err(Error::value("--arch", arch, format!("of NVIDIA sm_90 and the like, of AMD {}", amd.join(", "))))
 }
 
 fn build(arguments: &BuildArguments) -> anyhow::Result<Verdict> {

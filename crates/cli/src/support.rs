@@ -10,10 +10,13 @@ use omniflash::{
     Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, DeviceSource, KvCache,
     Mask, MaskFunction, Query, ReferenceBackend, Registry, ScoreFunction, ScoreMod, Stream, Support, Tensor,
 };
-use omniflash_cuda::OfflinePlanner;
+use omniflash_hip::Architecture;
 
 /// The architecture whose plans stand for the CUDA backend; all from sm_80 on support the same.
 const CUDA_ARCH: &str = "sm_80";
+
+/// The same for the HIP backend.
+const HIP_ARCH: Architecture = Architecture::Gfx942;
 
 /// Something to ask about a problem.
 type Question = Box<dyn Fn(&AttentionProblem<'_>) -> Support>;
@@ -22,11 +25,13 @@ type Question = Box<dyn Fn(&AttentionProblem<'_>) -> Support>;
 fn columns() -> anyhow::Result<Vec<(&'static str, Question)>> {
     let reference = ReferenceBackend::new();
     let cpu = Registry::discover().get("cpu").context("the table needs the cpu backend")?;
-    let cuda = OfflinePlanner::new(CUDA_ARCH, Arc::new(omniflash_cuda::kernel_store()))?;
+    let cuda = omniflash_cuda::OfflinePlanner::new(CUDA_ARCH, Arc::new(omniflash_cuda::kernel_store()))?;
+    let hip = omniflash_hip::OfflinePlanner::new(HIP_ARCH, Arc::new(omniflash_hip::kernel_store()));
     Ok(vec![
         ("reference", Box::new(move |problem| reference.supports(problem))),
         ("cpu", Box::new(move |problem| cpu.supports(problem))),
         ("cuda", Box::new(move |problem| cuda.supports(problem))),
+        ("hip", Box::new(move |problem| hip.supports(problem))),
     ])
 }
 
@@ -274,7 +279,7 @@ mod tests {
     fn what_a_gpu_refuses_is_in_the_table_with_its_reason() {
         let text = markdown().unwrap();
         let row = text.lines().find(|line| line.starts_with("| score: any closure")).unwrap();
-        assert_eq!(row, "| score: any closure | yes | yes | no |");
+        assert_eq!(row, "| score: any closure | yes | yes | no | no |");
         assert!(text.contains("- cuda, score: any closure: "), "{text}");
     }
 }

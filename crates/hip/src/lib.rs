@@ -33,4 +33,5 @@ mod tests;
 pub use backend::{HipBackend, discover};
 pub use kernel_store::kernel_store;
 pub use offline::OfflinePlanner;
+pub use omniflash_kernels_hip::Architecture;
 pub use probe::Absent;

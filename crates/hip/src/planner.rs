@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result};
+use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result, Support};
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_gpu::parameters::Cut;
@@ -78,6 +78,20 @@ impl Planner {
         Ok((self.choose_for(&key)?, key))
     }
 
+    /// Whether a problem can be computed; compiles nothing.
+    pub(crate) fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        match self.choose(problem) {
+            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
+                Support::Slow("algorithm naive computes one row a block".into())
+            }
+            Ok((_, key)) if !key.is_aligned => {
+                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
+            }
+            Ok(_) => Support::Yes,
+            Err(error) => Support::No(error),
+        }
+    }
+
     fn choose_for(&self, key: &PlanKey) -> Result<Choice> {
         plan::choose(&Request {
             backend: &self.name,
@@ -91,7 +105,7 @@ impl Planner {
 
     /// Mask and score modification as the kernels take them.
     pub(crate) fn functors<'p>(&self, problem: &'p AttentionProblem<'_>) -> Result<FunctorSpec<'p>> {
-        FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, &self.name)
+        omniflash_gpu::functors(problem, &self.name)
     }
 
     /// A plan with its kernels.
