@@ -13,6 +13,7 @@ mod execution;
 mod failure;
 mod info;
 mod report;
+mod self_test;
 mod synthetic;
 mod verify;
 
