@@ -5,7 +5,7 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-use crate::{Arithmetic, ForwardConfig, NaiveConfig, combine, verify_page_table};
+use crate::{Arithmetic, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table};
 
 const TEXT: &str = include_str!("../manifest.toml");
 
@@ -17,6 +17,7 @@ pub struct Manifest {
     #[serde(rename = "architecture")]
     pub architectures: Vec<Architecture>,
     forward: Vec<ForwardEntry>,
+    hopper: Vec<HopperEntry>,
     naive: Vec<NaiveEntry>,
     combine: CombineEntry,
 }
@@ -43,6 +44,20 @@ struct ForwardEntry {
     vector_loads: bool,
     #[serde(default)]
     arithmetics: Vec<String>,
+    #[serde(default)]
+    accepted_spill_bytes: u32,
+}
+
+/// Kernels for `sm_90a`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HopperEntry {
+    dtypes: Vec<String>,
+    head_dims: Vec<(usize, usize)>,
+    masks: Vec<String>,
+    score_mods: Vec<String>,
+    /// `(block_m, block_n, query_tiles)`.
+    tiles: Vec<(usize, usize, usize)>,
     #[serde(default)]
     accepted_spill_bytes: u32,
 }
@@ -77,8 +92,8 @@ pub struct Instance {
     pub block_threads: u32,
     /// Dynamic shared memory of a block.
     pub shared_memory_bytes: usize,
-    /// Whether it computes on tensor cores.
-    pub uses_tensor_cores: bool,
+    /// The machine instructions of its matrix products, if it computes on tensor cores.
+    pub matrix_instruction: Option<&'static str>,
     /// Bytes of spilled registers that are known and do no harm.
     pub accepted_spill_bytes: u32,
 }
@@ -98,6 +113,12 @@ impl Manifest {
     /// [`Error::Value`] for a name that is unknown, [`Error::Unsupported`] for a tile that does not fit.
     pub fn instances(&self, architecture: &Architecture) -> Result<Vec<Instance>> {
         let mut instances = Vec::new();
+        if architecture.name == HOPPER_ARCH {
+            for entry in &self.hopper {
+                entry.append(architecture, &mut instances)?;
+            }
+            return Ok(instances);
+        }
         for entry in &self.forward {
             entry.append(architecture, &mut instances)?;
         }
@@ -115,7 +136,7 @@ impl Manifest {
                     unit: config.translation_unit(&functors(mask, score_mod)),
                     block_threads: 128,
                     shared_memory_bytes: 0,
-                    uses_tensor_cores: false,
+                    matrix_instruction: None,
                     accepted_spill_bytes: 0,
                 });
             }
@@ -126,7 +147,7 @@ impl Manifest {
                 unit: combine(dtype.parse()?),
                 block_threads: 128,
                 shared_memory_bytes: 0,
-                uses_tensor_cores: false,
+                matrix_instruction: None,
                 accepted_spill_bytes: 0,
             });
         }
@@ -135,7 +156,7 @@ impl Manifest {
             unit: verify_page_table(),
             block_threads: 128,
             shared_memory_bytes: 0,
-            uses_tensor_cores: false,
+            matrix_instruction: None,
             accepted_spill_bytes: 0,
         });
         Ok(instances)
@@ -164,7 +185,7 @@ impl ForwardEntry {
                         unit: config.translation_unit(&functors(mask, score_mod)),
                         block_threads: config.block_threads(),
                         shared_memory_bytes: config.shared_memory_bytes(),
-                        uses_tensor_cores: arithmetic != Arithmetic::Exact,
+                        matrix_instruction: (arithmetic != Arithmetic::Exact).then_some("HMMA"),
                         accepted_spill_bytes: self.accepted_spill_bytes,
                     });
                 }
@@ -186,6 +207,37 @@ impl ForwardEntry {
                 _ => Err(Error::value("manifest.toml arithmetics", name, "exact, tf32 or tf32x3")),
             })
             .collect()
+    }
+}
+
+impl HopperEntry {
+    fn append(&self, architecture: &Architecture, instances: &mut Vec<Instance>) -> Result<()> {
+        for &(head_dim, value_dim) in &self.head_dims {
+            for &(block_m, block_n, query_tiles) in &self.tiles {
+                for (dtype, mask, score_mod, _) in
+                    product(&self.dtypes, &self.masks, &self.score_mods, &[false])
+                {
+                    let config = HopperConfig {
+                        dtype: dtype.parse()?,
+                        head_dim: head_dim.next_multiple_of(16),
+                        value_dim: value_dim.next_multiple_of(16),
+                        block_m,
+                        block_n,
+                        query_tiles,
+                    };
+                    config.check(architecture.shared_memory)?;
+                    instances.push(Instance {
+                        id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
+                        unit: config.translation_unit(&functors(mask, score_mod)),
+                        block_threads: config.block_threads(),
+                        shared_memory_bytes: config.shared_memory_bytes(),
+                        matrix_instruction: Some("HGMMA"),
+                        accepted_spill_bytes: self.accepted_spill_bytes,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::Verdict;
 use crate::case_file::Fault;
-use crate::report;
+use crate::terminal;
 use crate::verify::{Checked, check};
 use cases::{SelfTestCase, cases};
 
@@ -26,7 +26,7 @@ pub(crate) fn run(name: &str, json: bool) -> anyhow::Result<Verdict> {
         backends.push(registry.get(name)?);
     }
     let cases = cases()?;
-    let bar = report::progress(backends.len() * cases.len());
+    let bar = terminal::progress(backends.len() * cases.len());
     let mut reports = Vec::new();
     for backend in &backends {
         let mut outcomes = Vec::new();
@@ -41,7 +41,7 @@ pub(crate) fn run(name: &str, json: bool) -> anyhow::Result<Verdict> {
     if json {
         let devices: Vec<Value> =
             reports.iter().map(|(backend, outcomes)| device_json(&***backend, outcomes)).collect();
-        report::print_json(&json!({
+        terminal::print_json(&json!({
             "omniflash": env!("CARGO_PKG_VERSION"),
             "self_test": name,
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -131,7 +131,7 @@ fn device_json(backend: &dyn Backend, outcomes: &[(&str, Outcome)]) -> Value {
 }
 
 fn print(info: &BackendInfo, outcomes: &[(&str, Outcome)]) -> anyhow::Result<()> {
-    let mut table = report::table(&["case", "time", "RMS error / allowed", "outcome"]);
+    let mut table = terminal::table(&["case", "time", "RMS error / allowed", "outcome"]);
     for (name, outcome) in outcomes {
         let (time, error) = match outcome {
             Outcome::Computed(checked) => checked.time_and_error(),
@@ -140,13 +140,13 @@ fn print(info: &BackendInfo, outcomes: &[(&str, Outcome)]) -> anyhow::Result<()>
         let text = outcome.reason().unwrap_or_else(|| outcome.word().into());
         table.add_row([(*name).to_owned(), time, error, text]);
     }
-    report::align_numbers(&mut table, 1..3);
-    report::print_line(format_args!(
+    terminal::align_numbers(&mut table, 1..3);
+    terminal::print_line(format_args!(
         "{} ({}, {})\n{table}",
-        report::heading(&info.name),
+        terminal::heading(&info.name),
         info.device_name,
         info.arch
     ))?;
     let passed = outcomes.iter().filter(|(_, outcome)| outcome.word() == "passed").count();
-    report::print_line(format_args!("{passed} of {} cases passed\n", outcomes.len()))
+    terminal::print_line(format_args!("{passed} of {} cases passed\n", outcomes.len()))
 }

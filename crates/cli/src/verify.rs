@@ -14,14 +14,14 @@ use crate::arguments::VerifyArguments;
 use crate::attend::compute;
 use crate::case_file::{Case, Fault};
 use crate::execution::{Execution, choose};
-use crate::{report, self_test};
+use crate::{self_test, terminal};
 
 pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
     if let Some(name) = &arguments.self_test {
         return self_test::run(name, arguments.json);
     }
     let backend = choose(&arguments.backend.backend)?;
-    let bar = report::progress(arguments.cases.len());
+    let bar = terminal::progress(arguments.cases.len());
     let mut failed = 0;
     for path in &arguments.cases {
         bar.set_message(format!("{} on {}", path.display(), backend.info().name));
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
         let checked = check(&*backend, &case).map_err(|fault| fault.in_file(path.display().to_string()))?;
         failed += usize::from(!checked.passed());
         bar.suspend(|| match arguments.json {
-            true => report::print_json(&checked.to_json(&path.display().to_string(), &*backend)),
+            true => terminal::print_json(&checked.to_json(&path.display().to_string(), &*backend)),
             false => checked.print(path, &*backend),
         })?;
         bar.inc(1);
@@ -37,7 +37,10 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
     bar.finish_and_clear();
     if !arguments.json && arguments.cases.len() > 1 {
         let passed = arguments.cases.len() - failed;
-        report::print_line(format_args!("{passed} of {} cases are within tolerance", arguments.cases.len()))?;
+        terminal::print_line(format_args!(
+            "{passed} of {} cases are within tolerance",
+            arguments.cases.len()
+        ))?;
     }
     Ok(if failed == 0 { Verdict::Passed } else { Verdict::OutOfTolerance })
 }
@@ -106,31 +109,31 @@ impl Checked {
 
     /// The time of the faster run, and the error of `out` beside what is allowed.
     pub(crate) fn time_and_error(&self) -> (String, String) {
-        let found = report::error_value(self.deviation.relative_rms);
-        let allowed = report::error_value(self.tolerance.relative_rms);
-        (report::time(self.execution.elapsed), format!("{found} / {allowed}"))
+        let found = terminal::error_value(self.deviation.relative_rms);
+        let allowed = terminal::error_value(self.tolerance.relative_rms);
+        (terminal::time(self.execution.elapsed), format!("{found} / {allowed}"))
     }
 
     fn print(&self, path: &Path, backend: &dyn Backend) -> anyhow::Result<()> {
         let (deviation, tolerance) = (&self.deviation, &self.tolerance);
-        let mut table = report::table(&["error", "found", "allowed", ""]);
+        let mut table = terminal::table(&["error", "found", "allowed", ""]);
         let mut row = |name: &str, found: f64, allowed: String, passed: bool| {
             table.add_row(vec![
                 name.into(),
-                report::error_value(found).into(),
+                terminal::error_value(found).into(),
                 allowed.into(),
-                report::verdict_cell(passed),
+                terminal::verdict_cell(passed),
             ]);
         };
         let (rms, max) = (tolerance.relative_rms, deviation.max_error_bound);
         let rms_passed = deviation.relative_rms <= rms;
-        row("RMS of out, relative", deviation.relative_rms, report::error_value(rms), rms_passed);
-        row("max of out", deviation.max_error, report::error_value(max), deviation.max_error <= max);
+        row("RMS of out, relative", deviation.relative_rms, terminal::error_value(rms), rms_passed);
+        row("max of out", deviation.max_error, terminal::error_value(max), deviation.max_error <= max);
         if self.execution.lse.is_some() {
             let allowed = format!(
                 "{} + {} |lse|",
-                report::error_value(tolerance.lse_absolute),
-                report::error_value(tolerance.lse_relative)
+                terminal::error_value(tolerance.lse_absolute),
+                terminal::error_value(tolerance.lse_relative)
             );
             row("max of lse", deviation.lse_error, allowed, deviation.lse_fraction <= 1.0);
         }
@@ -139,22 +142,22 @@ impl Checked {
             "second run".into(),
             repeats.into(),
             "equal bit for bit".into(),
-            report::verdict_cell(self.repeats),
+            terminal::verdict_cell(self.repeats),
         ]);
         let info = backend.info();
-        report::print_line(format_args!(
+        terminal::print_line(format_args!(
             "{} on {} in {}",
-            report::heading(&path.display().to_string()),
+            terminal::heading(&path.display().to_string()),
             info.name,
-            report::time(self.execution.elapsed)
+            terminal::time(self.execution.elapsed)
         ))?;
-        report::print_line(table)?;
-        report::print_plan(&self.execution.plan)?;
+        terminal::print_line(table)?;
+        terminal::print_plan(&self.execution.plan)?;
         if deviation.max_error > max {
             let place = place(deviation.max_error_at, &self.execution.shape.out);
-            report::print_line(format_args!("the worst element is out{place:?}"))?;
+            terminal::print_line(format_args!("the worst element is out{place:?}"))?;
         }
-        report::print_line("")
+        terminal::print_line("")
     }
 
     pub(crate) fn to_json(&self, case: &str, backend: &dyn Backend) -> Value {

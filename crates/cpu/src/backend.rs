@@ -1,7 +1,10 @@
 //! The CPU as a [`Backend`].
 
+use std::time::Duration;
+
 use half::{bf16, f16};
 use omniflash_core::backend::{copy_from_host_buffer, copy_to_host_buffer};
+use omniflash_core::measure::Peaks;
 use omniflash_core::{
     AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DType, DeviceId, Error, Result, Stream,
     Support,
@@ -9,7 +12,7 @@ use omniflash_core::{
 
 use crate::isa::Isa;
 use crate::plan::{self, Route};
-use crate::{decode, naive, prefill};
+use crate::{decode, naive, peaks, prefill};
 
 /// Attention on this machine's processor.
 ///
@@ -129,6 +132,10 @@ impl Backend for CpuBackend {
                 dtype => Err(Error::dtype("q", dtype, "f32, f16 or bf16")),
             }
         }
+    }
+
+    fn measure_peaks(&self, _stream: &Stream, budget: Duration) -> Result<Peaks> {
+        peaks::measure(self.isa, budget)
     }
 }
 

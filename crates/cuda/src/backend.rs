@@ -1,10 +1,11 @@
 //! The backend: one device behind the trait.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use omniflash_core::measure::Peaks;
 use omniflash_core::{
-    Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result,
-    Stream, Support,
+    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result, Stream, Support,
 };
 use omniflash_gpu::check::{check_room, check_table_report};
 use omniflash_gpu::{StreamStates, parameters};
@@ -164,7 +165,7 @@ impl CudaBackend {
         Ok(Some((registers, local, module.blocks_per_multiprocessor(&forward.launch)?)))
     }
 
-    fn context(&self) -> &Arc<Context> {
+    pub(crate) fn context(&self) -> &Arc<Context> {
         self.launcher.context()
     }
 
@@ -214,15 +215,8 @@ impl Backend for CudaBackend {
     }
 
     fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
-        let chosen = self.check_device(problem).and_then(|()| self.planner.choose(problem));
-        match chosen {
-            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
-                Support::Slow("algorithm naive computes one row a block".into())
-            }
-            Ok((_, key)) if !key.is_aligned => {
-                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
-            }
-            Ok(_) => Support::Yes,
+        match self.check_device(problem) {
+            Ok(()) => self.planner.supports(problem),
             Err(error) => Support::No(error),
         }
     }
@@ -289,6 +283,25 @@ impl Backend for CudaBackend {
             Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
             None => Ok(()),
         }
+    }
+
+    unsafe fn time_launches(
+        &self,
+        plan: &AttentionPlan,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+        repeats: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        self.prepare(plan, problem, stream)?;
+        // SAFETY: the caller's duties are the same.
+        let graph = self.capture(stream, || unsafe { self.launch(plan, problem, stream) })?;
+        // SAFETY: the caller keeps the tensors; replays on one stream run one after another.
+        self.time(stream, repeats, || unsafe { graph.replay(stream) }).map(Some)
+    }
+
+    fn measure_peaks(&self, stream: &Stream, budget: Duration) -> Result<Peaks> {
+        self.check_stream(stream)?;
+        self.peaks(stream, budget)
     }
 }
 

@@ -6,16 +6,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result};
+use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result, Support};
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_gpu::parameters::Cut;
 use omniflash_gpu::{PlanKey, lock};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
-use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table};
+use omniflash_kernels_cuda::{
+    ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, combine_launch, verify_page_table,
+};
 
 use crate::driver::{Launch, Module};
-use crate::plan::{self, Choice, KernelChoice, Request, arch, arch_family, kernel_id};
+use crate::launch::tensor_map::is_mappable;
+use crate::plan::{self, Choice, HopperFit, KernelChoice, Request, arch, arch_family, kernel_id};
 use crate::probe::DeviceFacts;
 
 /// Compiler options of all kernels; no fast-math option, for infinities have a meaning.
@@ -30,7 +33,7 @@ pub(crate) struct Planner {
     name: String,
     facts: DeviceFacts,
     store: Arc<KernelStore>,
-    plans: Mutex<HashMap<PlanKey, AttentionPlan>>,
+    plans: Mutex<HashMap<(PlanKey, HopperFit), AttentionPlan>>,
 }
 
 /// What a plan keeps for its launches.
@@ -39,6 +42,8 @@ pub(crate) struct Planned {
     pub(crate) key: PlanKey,
     pub(crate) cut: Cut,
     pub(crate) forward: PlannedKernel,
+    /// The tile, where the forward kernel is Hopper's: what its tensor maps are made for.
+    pub(crate) hopper: Option<HopperConfig>,
     /// Joins partitions.
     pub(crate) combine: Option<PlannedKernel>,
     /// Bytes of partial outputs, and of the partial sums after them.
@@ -76,10 +81,24 @@ impl Planner {
     /// The kernel that a problem would be computed by; finds and compiles none.
     pub(crate) fn choose(&self, problem: &AttentionProblem<'_>) -> Result<(Choice, PlanKey)> {
         let key = PlanKey::new(problem, self.functors(problem)?);
-        Ok((self.choose_for(&key)?, key))
+        Ok((self.choose_for(&key, self.hopper_fit(problem))?, key))
     }
 
-    fn choose_for(&self, key: &PlanKey) -> Result<Choice> {
+    /// Whether a problem can be computed; compiles nothing.
+    pub(crate) fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        match self.choose(problem) {
+            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
+                Support::Slow("algorithm naive computes one row a block".into())
+            }
+            Ok((_, key)) if !key.is_aligned => {
+                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
+            }
+            Ok(_) => Support::Yes,
+            Err(error) => Support::No(error),
+        }
+    }
+
+    fn choose_for(&self, key: &PlanKey, hopper: HopperFit) -> Result<Choice> {
         plan::choose(&Request {
             backend: &self.name,
             facts: &self.facts,
@@ -87,22 +106,31 @@ impl Planner {
             config: &key.config,
             mask_type: &key.mask_type,
             is_aligned: key.is_aligned,
+            hopper,
         })
+    }
+
+    /// Looked at on devices that have the family only: plans of others do not depend on it.
+    fn hopper_fit(&self, problem: &AttentionProblem<'_>) -> HopperFit {
+        if self.facts.compute_capability.0 != 9 {
+            return HopperFit::default();
+        }
+        HopperFit { is_mappable: is_mappable(problem), has_positive_scale: problem.softmax_scale() > 0.0 }
     }
 
     /// Mask and score modification as the kernels take them.
     pub(crate) fn functors<'p>(&self, problem: &'p AttentionProblem<'_>) -> Result<FunctorSpec<'p>> {
-        FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, &self.name)
+        omniflash_gpu::functors(problem, &self.name)
     }
 
     /// A plan with its kernels.
     pub(crate) fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
-        let key = PlanKey::new(problem, self.functors(problem)?);
+        let key = (PlanKey::new(problem, self.functors(problem)?), self.hopper_fit(problem));
         if let Some(plan) = lock(&self.plans).get(&key) {
             return Ok(plan.clone());
         }
-        let choice = self.choose_for(&key)?;
-        let plan = self.plan_with(&key, choice, &self.functors(problem)?)?;
+        let choice = self.choose_for(&key.0, key.1)?;
+        let plan = self.plan_with(&key.0, choice, &self.functors(problem)?)?;
         let mut plans = lock(&self.plans);
         if plans.len() >= MOST_PLANS {
             plans.clear();
@@ -125,6 +153,17 @@ impl Planner {
                 };
                 (config.translation_unit(functors), launch, ForwardConfig::workspace_bytes(&sizes))
             }
+            KernelChoice::Hopper(config) => {
+                let num_tiles = sizes.num_row_tiles as usize
+                    * key.shape.batch
+                    * (key.shape.num_heads / choice.heads_per_tile);
+                let launch = Launch {
+                    grid: [num_tiles.min(self.facts.multiprocessors) as u32, 1, 1],
+                    block_threads: config.block_threads(),
+                    shared_memory_bytes: config.shared_memory_bytes(),
+                };
+                (config.translation_unit(functors), launch, (0, 0))
+            }
             KernelChoice::Naive(config) => {
                 (config.translation_unit(functors), launch_of(NaiveConfig::launch(&sizes)?), (0, 0))
             }
@@ -138,6 +177,9 @@ impl Planner {
         let (algorithm, block_m, block_n, stages) = match &choice.kernel {
             KernelChoice::Forward(config) => {
                 (Algorithm::Flash2, config.block_m, config.block_n, config.stages)
+            }
+            KernelChoice::Hopper(config) => {
+                (Algorithm::Flash3, config.block_m, config.block_n, config.stages())
             }
             KernelChoice::Naive(_) => (Algorithm::Naive, 1, key.shape.seqlen_k.max(1), 1),
         };
@@ -171,30 +213,39 @@ impl Planner {
         sizes: &AttentionParameters,
         workspace_bytes: (usize, usize),
     ) -> Result<Planned> {
-        let forward = PlannedKernel::new(self.kernel(kernel_id, unit, &key.functor())?, unit.entry, launch);
+        let (arch, hopper) = match choice.kernel {
+            KernelChoice::Hopper(config) => (HOPPER_ARCH.into(), Some(config)),
+            _ => (arch(&self.facts), None),
+        };
+        let kernel = self.kernel(kernel_id, &arch, unit, &key.functor())?;
+        let forward = PlannedKernel::new(kernel, unit.entry, launch);
         let combine = if choice.num_partitions > 1 {
             let (unit, launch) = (combine(key.shape.dtype), launch_of(combine_launch(sizes)?));
-            let id = combine_id(&arch(&self.facts), key.shape.dtype);
-            Some(PlannedKernel::new(self.kernel(&id, &unit, "")?, unit.entry, launch))
+            let id = combine_id(&arch, key.shape.dtype);
+            Some(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
         } else {
             None
         };
-        Ok(Planned { key: key.clone(), cut: cut(sizes), forward, combine, workspace_bytes })
+        Ok(Planned { key: key.clone(), cut: cut(sizes), forward, hopper, combine, workspace_bytes })
     }
 
     /// The kernel that checks page tables.
     pub(crate) fn verify_kernel(&self) -> Result<(Kernel, &'static str)> {
         let unit = verify_page_table();
-        let id = format!("verify-page-table-{}", arch(&self.facts));
-        Ok((self.kernel(&id, &unit, "")?, unit.entry))
+        let arch = arch(&self.facts);
+        let id = format!("verify-page-table-{arch}");
+        Ok((self.kernel(&id, &arch, &unit, "")?, unit.entry))
     }
 
-    fn kernel(&self, id: &str, unit: &TranslationUnit, functor: &str) -> Result<Kernel> {
-        let (source, arch) = (unit.source(), arch(&self.facts));
-        let tags: Vec<String> = arch_family(&self.facts).map(|arch| prebuilt_tag(&arch, &source)).collect();
+    fn kernel(&self, id: &str, arch: &str, unit: &TranslationUnit, functor: &str) -> Result<Kernel> {
+        let source = unit.source();
+        // Machine code of Hopper's own instructions runs there only.
+        let family: Vec<String> =
+            if arch == HOPPER_ARCH { vec![arch.into()] } else { arch_family(&self.facts).collect() };
+        let tags: Vec<String> = family.iter().map(|arch| prebuilt_tag(arch, &source)).collect();
         self.store.kernel(&KernelSource {
             id,
-            arch: &arch,
+            arch,
             functor,
             source: &source,
             options: OPTIONS,
@@ -207,6 +258,7 @@ impl Planner {
 fn sizes(shape: &ProblemShape, choice: &Choice) -> AttentionParameters {
     let num_row_tiles = match &choice.kernel {
         KernelChoice::Forward(config) => config.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
+        KernelChoice::Hopper(config) => config.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
         KernelChoice::Naive(_) => shape.seqlen_q as u32,
     };
     AttentionParameters {

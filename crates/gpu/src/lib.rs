@@ -11,5 +11,5 @@ pub mod parameters;
 pub mod plan;
 pub mod stream_state;
 
-pub use plan::PlanKey;
+pub use plan::{PlanKey, functors};
 pub use stream_state::{StreamDriver, StreamMemory, StreamStates, StreamUse, lock};

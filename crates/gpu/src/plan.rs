@@ -5,6 +5,29 @@ use omniflash_core::{AttentionConfig, AttentionProblem, Error, ProblemShape, Res
 
 use crate::parameters::is_aligned;
 
+/// Mask and score modification of a problem as kernels take them.
+///
+/// # Errors
+/// [`Error::Unsupported`] for what no GPU can do: the closure of a score modification, and a closure as mask whose
+/// positions only the device knows.
+pub fn functors<'p>(problem: &'p AttentionProblem<'_>, backend: &str) -> Result<FunctorSpec<'p>> {
+    let functors = FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, backend)?;
+    if !functors.tables.is_empty() && problem.query_start().is_some() {
+        return Err(closure_with_query_start(backend));
+    }
+    Ok(functors)
+}
+
+/// Why a mask that is only a closure does not go with `query_start`.
+pub(crate) fn closure_with_query_start(backend: &str) -> Error {
+    Error::unsupported(
+        backend,
+        "a closure as mask with query_start",
+        "the closure is evaluated on the host, which does not know the positions",
+        "give the mask device source (MaskFunction::device_source)",
+    )
+}
+
 /// What a plan depends on, and so what it is kept by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PlanKey {

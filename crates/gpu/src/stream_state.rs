@@ -11,6 +11,11 @@ use omniflash_core::lower::{FunctorSpec, TableExtent};
 use omniflash_core::{AttentionProblem, Error, KvCache, Mask, MaskFunction, Query, Result, Stream};
 
 use crate::mask_table::{DeviceTable, TableKey};
+use crate::plan::closure_with_query_start;
+
+/// Counters of one page: one for launches, the others for captured launches in turn.
+const COUNTERS: usize = 1024;
+const COUNTER_BYTES: usize = 4;
 
 /// Workspace grows in steps of this many bytes.
 const WORKSPACE_STEP: usize = 1 << 20;
@@ -82,13 +87,22 @@ impl<D: StreamDriver> Default for StreamStates<D> {
 pub struct StreamState<D: StreamDriver> {
     workspace: Option<Kept<D::Memory>>,
     tables: HashMap<TableKey, (DeviceTable<D::Memory>, bool)>,
+    counters: Option<Kept<D::Memory>>,
+    /// Launches captured so far that use a counter.
+    captured_counters: usize,
     /// Outgrown, but used by graphs.
     retired: Vec<D::Memory>,
 }
 
 impl<D: StreamDriver> Default for StreamState<D> {
     fn default() -> Self {
-        StreamState { workspace: None, tables: HashMap::new(), retired: Vec::new() }
+        StreamState {
+            workspace: None,
+            tables: HashMap::new(),
+            counters: None,
+            captured_counters: 0,
+            retired: Vec::new(),
+        }
     }
 }
 
@@ -168,6 +182,9 @@ impl<D: StreamDriver> StreamStates<D> {
         for (_, (table, is_captured)) in std::mem::take(&mut state.tables) {
             state.give_up(table.memory, is_captured, stream);
         }
+        if let Some(counters) = state.counters.take() {
+            state.give_up(counters.memory, counters.is_captured, stream);
+        }
         if state.retired.is_empty() {
             lock(&self.states).remove(&id);
         }
@@ -197,6 +214,28 @@ impl<D: StreamDriver> StreamState<D> {
         let kept = self.workspace.as_mut().expect("made above when there was none");
         kept.is_captured |= launch.is_capturing;
         Ok(kept.memory.address())
+    }
+
+    /// The address of a u32 that is 0 whenever no launch uses it: launches leave it so. Captured launches, whose replays
+    /// may run beside later work of the stream, get others.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is none yet under capture, [`Error::OutOfMemory`], [`Error::Driver`].
+    pub fn counter(&mut self, launch: &StreamUse<'_, D>) -> Result<u64> {
+        if self.counters.is_none() {
+            launch.check_may_allocate("the first launch that counts tiles")?;
+            let memory = launch.driver.allocate(COUNTERS * COUNTER_BYTES, launch.stream)?;
+            memory.write(&[0; COUNTERS * COUNTER_BYTES], launch.stream)?;
+            self.counters = Some(Kept { memory, is_captured: false });
+        }
+        let counters = self.counters.as_mut().expect("made above when there were none");
+        counters.is_captured |= launch.is_capturing;
+        let mut index = 0;
+        if launch.is_capturing {
+            index = 1 + self.captured_counters % (COUNTERS - 1);
+            self.captured_counters += 1;
+        }
+        Ok(counters.memory.address() + (index * COUNTER_BYTES) as u64)
     }
 
     /// Names the tables of a problem's closures in the functors' parameters; builds and copies those not kept yet.
@@ -249,12 +288,7 @@ impl<D: StreamDriver> StreamState<D> {
 /// The positions that launches of a problem can meet.
 fn table_extent(problem: &AttentionProblem<'_>, stream: &Stream) -> Result<TableExtent> {
     if problem.query_start().is_some() {
-        return Err(Error::unsupported(
-            stream.device().to_string(),
-            "a closure as mask with query_start",
-            "the closure is evaluated on the host, which does not know the positions",
-            "give the mask device source (MaskFunction::device_source)",
-        ));
+        return Err(closure_with_query_start(&stream.device().to_string()));
     }
     let shape = problem.shape();
     let (seqlen_q, seqlen_k) = (shape.seqlen_q as i64, shape.seqlen_k as i64);

@@ -4,8 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use omniflash_core::{
-    Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result,
-    Stream, Support,
+    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result, Stream, Support,
 };
 use omniflash_gpu::check::{check_room, check_table_report};
 use omniflash_gpu::{StreamStates, parameters};
@@ -224,15 +223,8 @@ impl Backend for HipBackend {
     }
 
     fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
-        let chosen = self.check_device(problem).and_then(|()| self.planner.choose(problem));
-        match chosen {
-            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
-                Support::Slow("algorithm naive computes one row a block".into())
-            }
-            Ok((_, key)) if !key.is_aligned => {
-                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
-            }
-            Ok(_) => Support::Yes,
+        match self.check_device(problem) {
+            Ok(()) => self.planner.supports(problem),
             Err(error) => Support::No(error),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use omniflash_core::{AttentionPlan, AttentionProblem, Result};
+use omniflash_core::{AttentionPlan, AttentionProblem, Result, Support};
 use omniflash_kernel_store::KernelStore;
 use omniflash_kernels_hip::Architecture;
 
@@ -25,6 +25,11 @@ impl OfflinePlanner {
         OfflinePlanner {
             planner: Planner::new(format!("hip {architecture}"), typical_device(architecture), store),
         }
+    }
+
+    /// Whether a backend on such a device could compute a problem, whose tensors may be anywhere; compiles nothing.
+    pub fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        self.planner.supports(problem)
     }
 
     /// The plan of a problem, whose tensors may be anywhere: they are not read.

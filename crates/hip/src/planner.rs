@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result};
+use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result, Support};
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_gpu::parameters::Cut;
@@ -76,6 +76,20 @@ impl Planner {
     pub(crate) fn choose(&self, problem: &AttentionProblem<'_>) -> Result<(Choice, PlanKey)> {
         let key = PlanKey::new(problem, self.functors(problem)?);
         Ok((self.choose_for(&key)?, key))
+    }
+
+    /// Whether a problem can be computed; compiles nothing.
+    pub(crate) fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        match self.choose(problem) {
+            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
+                Support::Slow("algorithm naive computes one row a block".into())
+            }
+            Ok((_, key)) if !key.is_aligned => {
+                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
+            }
+            Ok(_) => Support::Yes,
+            Err(error) => Support::No(error),
+        }
     }
 
     fn choose_for(&self, key: &PlanKey) -> Result<Choice> {

@@ -10,7 +10,7 @@ use super::accuracy::{Accuracy, Step};
 use crate::attend::compute;
 use crate::case_file::{self, Case, Options};
 use crate::execution::execute;
-use crate::report;
+use crate::terminal;
 use crate::verify::{on_host, with_host_problem};
 
 const CASE: &[u8] = include_bytes!("../../fixtures/minilm/minilm_layer.safetensors");
@@ -144,7 +144,7 @@ impl TextAttention {
             let styled = if i == self.word { styled.underlined().bold() } else { styled };
             text.push_str(&styled.to_string());
         }
-        report::wrapped(&text, width)
+        terminal::wrapped(&text, width)
     }
 
     /// A bar for each token.

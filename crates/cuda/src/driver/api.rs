@@ -12,7 +12,7 @@ use std::mem::ManuallyDrop;
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmemoryPool, CUmodule,
-    CUstream,
+    CUstream, CUtensorMap,
 };
 use libloading::Library;
 use omniflash_core::{Error, Result};
@@ -114,6 +114,11 @@ api! {
     cuFuncGetAttribute = "cuFuncGetAttribute"(value: *mut c_int, attribute: c_uint, function: CUfunction);
     cuOccupancyMaxActiveBlocksPerMultiprocessor = "cuOccupancyMaxActiveBlocksPerMultiprocessor"(
         blocks: *mut c_int, function: CUfunction, block_threads: c_int, shared_bytes: usize
+    );
+    cuTensorMapEncodeTiled = "cuTensorMapEncodeTiled"(
+        map: *mut CUtensorMap, element: c_uint, rank: c_uint, address: *mut c_void, extents: *const u64,
+        strides: *const u64, sizes: *const c_uint, steps: *const c_uint, interleave: c_uint, swizzle: c_uint,
+        promotion: c_uint, outside: c_uint
     );
     cuLaunchKernel = "cuLaunchKernel"(
         function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,

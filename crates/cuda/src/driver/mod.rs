@@ -10,6 +10,7 @@ mod graph;
 mod memory;
 mod module;
 mod stream;
+mod tensor_map;
 
 pub(crate) use api::{Api, Code};
 pub(crate) use context::Context;
@@ -18,3 +19,4 @@ pub use graph::Graph;
 pub(crate) use memory::{DeviceMemory, copy_to_device, copy_to_host};
 pub(crate) use module::{Launch, Module};
 pub(crate) use stream::{StreamHandle, synchronize};
+pub(crate) use tensor_map::{TensorBox, encode_tensor_map};

@@ -3,15 +3,19 @@
 //! A launch allocates, loads and copies nothing once its plan has been launched on the stream before, or
 //! [prepared](crate::CudaBackend::prepare); it never waits and never reads device memory.
 
+pub(crate) mod tensor_map;
+
 use std::sync::Arc;
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{AttentionProblem, Result, Stream};
+use omniflash_core::{AttentionProblem, Error, Result, Stream};
 use omniflash_device::parameters::DeviceAddress;
 use omniflash_gpu::{StreamStates, StreamUse, lock, parameters};
+use omniflash_kernels_cuda::{HopperConfig, HopperParameters};
 
-use crate::driver::{Context, Module};
+use crate::driver::{Context, Module, encode_tensor_map};
 use crate::planner::{Planned, PlannedKernel, Planner};
+use tensor_map::TensorBoxes;
 
 /// What launches of one backend share.
 #[derive(Debug)]
@@ -51,6 +55,9 @@ impl Launcher {
         if planned.combine.is_some() {
             state.workspace(planned.workspace_bytes.0 + planned.workspace_bytes.1, &launch)?;
         }
+        if planned.hopper.is_some() {
+            state.counter(&launch)?;
+        }
         Ok(())
     }
 
@@ -67,13 +74,13 @@ impl Launcher {
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
         planned.key.check(problem, &functors)?;
-        if planned.combine.is_none() && functors.tables.is_empty() {
+        if planned.combine.is_none() && planned.hopper.is_none() && functors.tables.is_empty() {
             let forward = match planned.forward.module.get() {
                 Some(module) => module,
                 None => self.load(planned, &StreamUse::new(&self.context, stream)?)?.0,
             };
             // SAFETY: the caller's duties, for a launch that uses the problem's memory only.
-            return unsafe { enqueue(planned, (forward, None), problem, &functors, 0, stream) };
+            return unsafe { enqueue(planned, (forward, None), problem, &functors, 0, None, stream) };
         }
         let launch = StreamUse::new(&self.context, stream)?;
         let modules = self.load(planned, &launch)?;
@@ -86,8 +93,49 @@ impl Launcher {
             Some(_) => state.workspace(planned.workspace_bytes.0 + planned.workspace_bytes.1, &launch)?,
             None => 0,
         };
-        // SAFETY: the caller's duties; the workspace is as large as the plan says, and used in the stream's order.
-        unsafe { enqueue(planned, modules, problem, &functors, workspace, stream) }
+        let hopper = match &planned.hopper {
+            Some(tile) => Some(self.hopper_parameters(planned, tile, problem, state.counter(&launch)?)?),
+            None => None,
+        };
+        // SAFETY: the caller's duties; the workspace is as large as the plan says, and used in the stream's order, as
+        // is the counter.
+        unsafe { enqueue(planned, modules, problem, &functors, workspace, hopper.as_ref(), stream) }
+    }
+
+    /// What the Hopper kernel is given beside the parameters of all kernels.
+    fn hopper_parameters(
+        &self,
+        planned: &Planned,
+        tile: &HopperConfig,
+        problem: &AttentionProblem<'_>,
+        counter: u64,
+    ) -> Result<HopperParameters> {
+        let heads_per_tile = planned.cut.heads_per_tile;
+        let boxes = TensorBoxes::new(problem, tile, heads_per_tile)
+            .filter(|_| problem.softmax_scale() > 0.0)
+            .ok_or_else(|| {
+                Error::value(
+                    "plan",
+                    "made for strides that tensor maps describe and a positive softmax_scale",
+                    "one made for a problem of the same shape, strides and scale",
+                )
+            })?;
+        let shape = problem.shape();
+        let pairs = shape.batch * (shape.num_heads / heads_per_tile);
+        let encode = |what| encode_tensor_map(&self.context, what);
+        Ok(HopperParameters {
+            q: encode(&boxes.q.0)?,
+            k: encode(&boxes.k.0)?,
+            v: encode(&boxes.v.0)?,
+            out: encode(&boxes.out.0)?,
+            counter,
+            num_tiles: pairs as u32 * planned.cut.num_row_tiles,
+            q_batch_rows: boxes.q.1,
+            k_batch_rows: boxes.k.1,
+            v_batch_rows: boxes.v.1,
+            out_batch_rows: boxes.out.1,
+            ..HopperParameters::default()
+        })
     }
 
     /// The kernels of a plan, loaded.
@@ -122,20 +170,26 @@ impl Launcher {
 /// - The tensors of `problem` are valid until the stream has passed the kernels, and used by nothing else in a way
 ///   that conflicts.
 /// - `workspace` has the bytes that the plan asks for, and only work of this stream uses it.
+/// - `hopper` is given iff the forward kernel is Hopper's, and made for this problem; only work of this stream uses its
+///   counter.
 unsafe fn enqueue(
     planned: &Planned,
     (forward, combine): (&Arc<Module>, Option<&Arc<Module>>),
     problem: &AttentionProblem<'_>,
     functors: &FunctorSpec<'_>,
     workspace: u64,
+    hopper: Option<&HopperParameters>,
     stream: &Stream,
 ) -> Result<()> {
     let mut parameters = parameters::attention(problem, &planned.cut);
     parameters.partial_out = DeviceAddress(workspace);
     parameters.partial_lse = DeviceAddress(workspace + planned.workspace_bytes.0 as u64);
     let bytes = bytemuck::bytes_of(&parameters);
-    // SAFETY: the kernel's parameters are this struct and the functors' bytes; what they address is the caller's duty.
-    unsafe { forward.launch(&planned.forward.launch, &[bytes, &functors.parameters], stream) }?;
+    let arguments = [bytes, &functors.parameters, hopper.map_or(&[], bytemuck::bytes_of)];
+    let arguments = &arguments[..if hopper.is_some() { 3 } else { 2 }];
+    // SAFETY: the kernel's parameters are this struct, the functors' bytes and Hopper's own; what they address is the
+    // caller's duty.
+    unsafe { forward.launch(&planned.forward.launch, arguments, stream) }?;
     if let (Some(module), Some(kernel)) = (combine, &planned.combine) {
         // SAFETY: as above; this kernel's only parameter is the struct.
         unsafe { module.launch(&kernel.launch, &[bytes], stream) }?;

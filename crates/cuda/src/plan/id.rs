@@ -1,6 +1,7 @@
 //! Names of architectures and kernels.
 
 use omniflash_gpu::plan::functor_name;
+use omniflash_kernels_cuda::HOPPER_ARCH;
 
 use super::KernelChoice;
 use crate::probe::DeviceFacts;
@@ -21,6 +22,7 @@ pub(crate) fn arch_family(facts: &DeviceFacts) -> impl Iterator<Item = String> {
 pub(crate) fn kernel_id(kernel: &KernelChoice, arch: &str, mask_type: &str, score_mod_type: &str) -> String {
     let instance = match kernel {
         KernelChoice::Forward(config) => format!("fwd-{arch}-{config}"),
+        KernelChoice::Hopper(config) => format!("fwd-{HOPPER_ARCH}-{config}"),
         KernelChoice::Naive(config) => {
             format!("naive-{arch}-{}-{}", config.dtype, if config.paged { "paged" } else { "strided" })
         }

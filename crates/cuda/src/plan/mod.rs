@@ -1,6 +1,7 @@
 //! Which kernel computes a problem, in which tiles and how many partitions: pure functions of sizes, dtypes, mask,
 //! configuration and device, with snapshots of what they answer.
 
+mod hopper;
 mod id;
 mod split;
 mod tile;
@@ -11,10 +12,11 @@ mod tests;
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
 use omniflash_gpu::plan::{is_causal, typical_rows};
-use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig};
+use omniflash_kernels_cuda::{ForwardConfig, HopperConfig, NaiveConfig};
 
 use crate::probe::DeviceFacts;
 
+pub(crate) use hopper::HopperFit;
 pub(crate) use id::{arch, arch_family, kernel_id};
 
 /// The oldest compute capability of the tiled kernels: asynchronous copies and bf16 products.
@@ -32,6 +34,7 @@ pub(crate) struct Request<'r> {
     pub(crate) mask_type: &'r str,
     /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
     pub(crate) is_aligned: bool,
+    pub(crate) hopper: HopperFit,
 }
 
 /// The kernel chosen, and how it is launched.
@@ -50,6 +53,7 @@ pub(crate) struct Choice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum KernelChoice {
     Forward(ForwardConfig),
+    Hopper(HopperConfig),
     Naive(NaiveConfig),
 }
 
@@ -60,12 +64,20 @@ pub(crate) enum KernelChoice {
 pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
     check_sizes(request.shape)?;
     match request.config.algorithm {
-        Algorithm::Auto | Algorithm::Flash2 => choose_tiled(request),
+        Algorithm::Auto => hopper::prefer(request).or_else(|why| {
+            let mut choice = choose_tiled(request)?;
+            if request.facts.compute_capability.0 == 9 {
+                choice.reason = format!("{}; not flash3: {why}", choice.reason);
+            }
+            Ok(choice)
+        }),
+        Algorithm::Flash2 => choose_tiled(request),
+        Algorithm::Flash3 => hopper::choose(request),
         Algorithm::Naive => choose_naive(request),
         other => Err(Error::unsupported(
             request.backend,
             format!("algorithm {other}"),
-            "its kernels are flash2 and naive",
+            "its kernels are flash3, flash2 and naive",
             "algorithm auto or flash2 works",
         )),
     }

@@ -60,13 +60,23 @@ fn choose_with(
     config: AttentionConfig,
     mask_type: &str,
 ) -> Result<Choice> {
-    choose(&Request { backend: "cuda:0", facts, shape, config: &config, mask_type, is_aligned: true })
+    let hopper = HopperFit { is_mappable: true, has_positive_scale: true };
+    choose(&Request { backend: "cuda:0", facts, shape, config: &config, mask_type, is_aligned: true, hopper })
 }
 
 fn tiled(choice: &Choice) -> ForwardConfig {
     match choice.kernel {
         KernelChoice::Forward(config) => config,
-        KernelChoice::Naive(_) => panic!("naive"),
+        _ => panic!("{:?}", choice.kernel),
+    }
+}
+
+/// The instance, and its shared memory in bytes.
+fn described(choice: &Choice) -> (String, usize) {
+    match choice.kernel {
+        KernelChoice::Forward(config) => (config.to_string(), config.shared_memory_bytes()),
+        KernelChoice::Hopper(config) => (config.to_string(), config.shared_memory_bytes()),
+        KernelChoice::Naive(_) => panic!("{choice:?}"),
     }
 }
 
@@ -90,19 +100,18 @@ fn table(capability: (u32, u32)) -> String {
         ("decode mha d128", shape(16, (1, 4096), (32, 32), 128, DType::BF16)),
         ("decode mqa d256", shape(8, (1, 8192), (16, 1), 256, DType::BF16)),
         ("speculative 5 rows", shape(8, (5, 2048), (64, 8), 64, DType::BF16)),
+        ("few tiles, many keys", shape(1, (256, 65_536), (8, 8), 128, DType::BF16)),
+        ("heads to pack", shape(4, (65, 4096), (32, 4), 128, DType::F16)),
         ("short keys", shape(1, (1, 128), (8, 8), 64, DType::BF16)),
     ];
     for (name, shape) in problems {
         for mask_type in ["NoMask", "Causal"] {
             let choice = choose_with(shape, &facts, AttentionConfig::default(), mask_type).unwrap();
-            let config = tiled(&choice);
+            let (config, shared) = described(&choice);
+            let Choice { heads_per_tile, section, reason, .. } = choice;
             writeln!(
                 text,
-                "{name} {mask_type}: {config} pack {} section {} shared {} | {}",
-                choice.heads_per_tile,
-                choice.section,
-                config.shared_memory_bytes(),
-                choice.reason
+                "{name} {mask_type}: {config} pack {heads_per_tile} section {section} shared {shared} | {reason}"
             )
             .unwrap();
         }
@@ -136,9 +145,13 @@ fn every_default_tile_can_be_built_and_fits() {
                     for mask_type in ["NoMask", "Causal"] {
                         let choice =
                             choose_with(&shape, &facts, AttentionConfig::default(), mask_type).unwrap();
-                        let config = tiled(&choice);
-                        config.check().unwrap();
-                        assert!(config.shared_memory_bytes() <= facts.shared_memory_bytes, "{config}");
+                        match choice.kernel {
+                            KernelChoice::Forward(config) => config.check().unwrap(),
+                            KernelChoice::Hopper(config) => config.check(facts.shared_memory_bytes).unwrap(),
+                            KernelChoice::Naive(_) => panic!("{choice:?}"),
+                        }
+                        let (config, shared) = described(&choice);
+                        assert!(shared <= facts.shared_memory_bytes, "{config}");
                         assert!((1..=128).contains(&choice.num_partitions));
                     }
                 }
@@ -176,7 +189,6 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
     let config = tiled(&choose_with(&shape, &facts, honoured, "NoMask").unwrap());
     assert_eq!((config.block_m, config.block_n, config.warps, config.stages), (64, 96, 4, 1));
     let refused = [
-        AttentionConfig { algorithm: Algorithm::Flash3, ..none },
         AttentionConfig { block_m: Some(72), ..none },
         AttentionConfig { block_n: Some(48), ..none },
         AttentionConfig { block_n: Some(256), num_pipeline_stages: Some(2), ..none },
@@ -188,6 +200,12 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
         AttentionConfig { num_partitions: Some(70_000), ..none },
         AttentionConfig { split_within_block: Some(true), ..none },
         AttentionConfig { swizzle: Some(Swizzle::None), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, block_m: Some(64), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, block_n: Some(48), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, block_n: Some(192), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, warp_m: Some(32), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, num_pipeline_stages: Some(3), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, num_partitions: Some(2), ..none },
         AttentionConfig { algorithm: Algorithm::Naive, block_m: Some(64), ..none },
         AttentionConfig { algorithm: Algorithm::Naive, num_partitions: Some(2), ..none },
     ];
@@ -196,6 +214,42 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
         .map(|config| choose_with(&shape, &facts, config, "NoMask").unwrap_err().to_string())
         .collect();
     insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn flash3_is_taken_only_where_it_can_be_and_says_why_not() {
+    let facts = facts((9, 0));
+    let long = shape(4, (4096, 4096), (16, 16), 128, DType::BF16);
+    let fits = HopperFit { is_mappable: true, has_positive_scale: true };
+    let with = |shape: &ProblemShape, facts: &DeviceFacts, hopper, algorithm| {
+        let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+        choose(&Request {
+            backend: "cuda:0",
+            facts,
+            shape,
+            config: &config,
+            mask_type: "NoMask",
+            is_aligned: true,
+            hopper,
+        })
+    };
+    let mut lines = Vec::new();
+    let f32 = shape(4, (4096, 4096), (16, 16), 128, DType::F32);
+    let few = shape(4, (20, 4096), (16, 16), 128, DType::BF16);
+    for (shape, hopper) in [
+        (&long, fits),
+        (&f32, fits),
+        (&few, fits),
+        (&long, HopperFit { is_mappable: false, ..fits }),
+        (&long, HopperFit { has_positive_scale: false, ..fits }),
+    ] {
+        lines.push(with(shape, &facts, hopper, Algorithm::Auto).unwrap().reason);
+        let forced = with(shape, &facts, hopper, Algorithm::Flash3);
+        lines.push(forced.map_or_else(|error| error.to_string(), |choice| choice.reason));
+    }
+    let ampere = super::tests::facts((8, 0));
+    lines.push(with(&long, &ampere, fits, Algorithm::Flash3).unwrap_err().to_string());
+    insta::assert_snapshot!(lines.join("\n"));
 }
 
 #[test]
@@ -220,8 +274,13 @@ fn kernel_ids_name_everything_chosen() {
     let shape = shape(1, (4096, 4096), (8, 8), 128, DType::BF16);
     let facts = facts((9, 0));
     let choice = choose_with(&shape, &facts, AttentionConfig::default(), "And<Chunked, Causal>").unwrap();
-    let id = kernel_id(&choice.kernel, &arch(&facts), "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>");
-    assert_eq!(id, "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
+    let id = |choice: &Choice| {
+        kernel_id(&choice.kernel, &arch(&facts), "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>")
+    };
+    assert_eq!(id(&choice), "fwd-sm_90a-bf16-d128-m128n128q2-tma-and(chunked,causal)-then(softcap,tilt)");
+    let flash2 = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
+    let choice = choose_with(&shape, &facts, flash2, "And<Chunked, Causal>").unwrap();
+    assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
 }
 
 #[test]
