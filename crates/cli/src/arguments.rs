@@ -68,14 +68,17 @@ pub(crate) struct AttendArguments {
 #[derive(Args, Debug)]
 pub(crate) struct VerifyArguments {
     /// Case files
-    #[arg(value_name = "CASE", required = true)]
+    #[arg(value_name = "CASE", required_unless_present = "self_test")]
     pub(crate) cases: Vec<PathBuf>,
+    /// Check built-in cases on every device of a backend (hip, cuda, cpu, hip:1), for a report from a machine
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["cases", "options", "backend"])]
+    pub(crate) self_test: Option<String>,
     /// A JSON file with the options of all cases
     #[arg(long, value_name = "OPTIONS")]
     pub(crate) options: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) backend: BackendArgument,
-    /// Report as JSON, one line a case
+    /// Report as JSON, one line a case; of a self-test one line in all
     #[arg(long)]
     pub(crate) json: bool,
 }

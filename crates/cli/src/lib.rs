@@ -15,6 +15,7 @@ mod info;
 mod kernels;
 mod report;
 mod results;
+mod self_test;
 mod support;
 mod synthetic;
 mod terminal;

@@ -34,6 +34,11 @@ impl Distribution {
     }
 }
 
+/// Values from their index and a seed, before rounding to a dtype.
+pub(crate) fn values(count: usize, distribution: Distribution, seed: u64) -> Vec<f32> {
+    (0..count as u64).map(|index| distribution.value(index, seed)).collect()
+}
+
 /// A tensor of values from their index and a seed, the same on every machine up to the last bits.
 pub(crate) fn filled(
     backend: &dyn Backend,

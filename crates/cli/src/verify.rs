@@ -14,9 +14,12 @@ use crate::arguments::VerifyArguments;
 use crate::attend::compute;
 use crate::case_file::{Case, Fault};
 use crate::execution::{Execution, choose};
-use crate::terminal;
+use crate::{self_test, terminal};
 
 pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
+    if let Some(name) = &arguments.self_test {
+        return self_test::run(name, arguments.json);
+    }
     let backend = choose(&arguments.backend.backend)?;
     let bar = terminal::progress(arguments.cases.len());
     let mut failed = 0;
@@ -26,7 +29,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
         let checked = check(&*backend, &case).map_err(|fault| fault.in_file(path.display().to_string()))?;
         failed += usize::from(!checked.passed());
         bar.suspend(|| match arguments.json {
-            true => terminal::print_json(&checked.to_json(path, &*backend)),
+            true => terminal::print_json(&checked.to_json(&path.display().to_string(), &*backend)),
             false => checked.print(path, &*backend),
         })?;
         bar.inc(1);
@@ -43,7 +46,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
 }
 
 /// A result and how far it is from the reference.
-struct Checked {
+pub(crate) struct Checked {
     execution: Execution,
     deviation: Deviation,
     tolerance: Tolerance,
@@ -51,7 +54,8 @@ struct Checked {
     repeats: bool,
 }
 
-fn check(backend: &dyn Backend, case: &Case) -> Result<Checked, Fault> {
+/// Computes a case twice and compares the results with each other and with the reference.
+pub(crate) fn check(backend: &dyn Backend, case: &Case) -> Result<Checked, Fault> {
     let execution = compute(backend, case, 1)?;
     let again = compute(backend, case, 1)?;
     let repeats = execution.out == again.out && execution.lse == again.lse;
@@ -99,8 +103,15 @@ pub(crate) fn on_host(bytes: &[u8], dtype: DType, shape: &[usize]) -> omniflash:
 }
 
 impl Checked {
-    fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.repeats && self.deviation.is_within(&self.tolerance)
+    }
+
+    /// The time of the faster run, and the error of `out` beside what is allowed.
+    pub(crate) fn time_and_error(&self) -> (String, String) {
+        let found = terminal::error_value(self.deviation.relative_rms);
+        let allowed = terminal::error_value(self.tolerance.relative_rms);
+        (terminal::time(self.execution.elapsed), format!("{found} / {allowed}"))
     }
 
     fn print(&self, path: &Path, backend: &dyn Backend) -> anyhow::Result<()> {
@@ -149,7 +160,7 @@ impl Checked {
         terminal::print_line("")
     }
 
-    fn to_json(&self, path: &Path, backend: &dyn Backend) -> Value {
+    pub(crate) fn to_json(&self, case: &str, backend: &dyn Backend) -> Value {
         let (deviation, tolerance) = (&self.deviation, &self.tolerance);
         let lse = self.execution.lse.as_ref().map(|_| {
             json!({
@@ -160,7 +171,7 @@ impl Checked {
             })
         });
         json!({
-            "case": path.display().to_string(),
+            "case": case,
             "backend": backend.info().name,
             "ms": self.execution.elapsed.as_secs_f64() * 1e3,
             "plan": self.execution.plan.to_string(),

@@ -124,3 +124,28 @@ fn a_pipe_can_be_the_output() {
     let output = run(["attend".as_ref(), case.as_os_str(), "--output".as_ref(), "/dev/null".as_ref()]);
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn a_self_test_reports_every_case_of_every_device_in_one_line() {
+    let lines = json_lines(&passes(["verify", "--self-test", "cpu", "--json"]));
+    assert_eq!(lines.len(), 1);
+    let (report, devices) = (&lines[0], lines[0]["devices"].as_array().unwrap());
+    assert_eq!((&report["self_test"], devices.len()), (&Value::from("cpu"), 1));
+    let cases = devices[0]["cases"].as_array().unwrap();
+    let count = |word: &str| cases.iter().filter(|case| case["outcome"] == word).count();
+    assert!(cases.len() >= 40 && count("passed") + count("unsupported") == cases.len(), "{report}");
+    assert_eq!(devices[0]["passed"], count("passed"));
+    assert!(cases.iter().any(|case| case["case"] == "paged_decode_bf16" && case["outcome"] == "passed"));
+    let text = passes(["verify", "--self-test", "cpu"]);
+    assert!(text.contains("causal_d64_f32") && text.contains("cases passed"), "{text}");
+}
+
+#[test]
+fn a_self_test_of_a_backend_that_is_absent_says_why() {
+    let output = omniflash()
+        .args(["verify", "--self-test", "hip"])
+        .env("OMNIFLASH_HIP_LIBRARY", "/nowhere/libamdhip64.so")
+        .output()
+        .unwrap();
+    assert!(common::one_line(&output).contains("/nowhere/libamdhip64.so"));
+}

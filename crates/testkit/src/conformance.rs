@@ -54,12 +54,16 @@ pub struct Filter {
     pub budget: Option<u64>,
     /// Runs a case a second time, to compare bits, up to this cost.
     pub repeat_up_to: u64,
+    /// Leaves out every case that costs more.
+    pub most: u64,
+    /// Keeps one part of so many: the same cases whatever else is in the table.
+    pub share: (u64, u64),
 }
 
 impl Filter {
     /// The whole table, every case run twice.
     pub fn all() -> Self {
-        Filter { pattern: "*".into(), budget: None, repeat_up_to: u64::MAX }
+        Filter { pattern: "*".into(), budget: None, repeat_up_to: u64::MAX, most: u64::MAX, share: (0, 1) }
     }
 
     /// The cases whose names match a pattern.
@@ -79,10 +83,33 @@ impl Filter {
         self
     }
 
+    /// Only cases of at most this cost.
+    pub fn up_to(mut self, multiplications: u64) -> Self {
+        self.most = multiplications;
+        self
+    }
+
+    /// Part `part` of `parts` that together are all cases; which case is in which depends on its name alone.
+    pub fn share(mut self, part: u64, parts: u64) -> Self {
+        self.share = (part, parts);
+        self
+    }
+
+    fn is_ours(&self, name: &str) -> bool {
+        let (part, parts) = self.share;
+        let hash = blake3::hash(name.as_bytes());
+        let first = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+        u64::from_le_bytes(*first) % parts == part
+    }
+
     /// The cases of a row that it keeps, in their order.
     pub fn select(&self, row: &Row) -> Vec<Spec> {
         let mut cases: Vec<Spec> = (row.cases)();
-        cases.retain(|spec| expectations::matches(&self.pattern, &spec.name));
+        cases.retain(|spec| {
+            expectations::matches(&self.pattern, &spec.name)
+                && spec.cost() <= self.most
+                && self.is_ours(&spec.name)
+        });
         let Some(budget) = self.budget else { return cases };
         let mut by_cost: Vec<(u64, usize)> =
             cases.iter().enumerate().map(|(at, spec)| (spec.cost(), at)).collect();
