@@ -1,13 +1,15 @@
 //! The CUDA kernels' sources and what a host must know to build and launch them.
 //!
-//! The `.cu` files lie beside `Cargo.toml`, one a family; [`ForwardConfig`], [`NaiveConfig`], [`combine`] and
+//! The `.cu` files lie beside `Cargo.toml`, one a family; [`ForwardConfig`], [`DecodeConfig`], [`NaiveConfig`], [`combine`] and
 //! [`verify_page_table`] say for each which choices make an instance, and what a launch of it needs. How blocks,
 //! threads, shared memory and workspace are laid out is written in `README.md`.
 
+mod decode;
 mod forward;
 mod manifest;
 mod simple;
 
+pub use decode::{DecodeConfig, DecodeWorkspace};
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use manifest::{Architecture, Instance, Manifest};
 pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
@@ -21,10 +23,15 @@ macro_rules! source_file {
 }
 
 /// Files that kernel files include, beside those of `omniflash-device`.
-pub const LIBRARY: &[SourceFile] =
-    &[source_file!("sm80.hpp"), source_file!("tile.hpp"), source_file!("product.hpp")];
+pub const LIBRARY: &[SourceFile] = &[
+    source_file!("sm80.hpp"),
+    source_file!("tile.hpp"),
+    source_file!("product.hpp"),
+    source_file!("fragments.hpp"),
+];
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
+const DECODE_FORWARD: SourceFile = source_file!("decode_forward.cu");
 const COMBINE: SourceFile = source_file!("combine.cu");
 const NAIVE: SourceFile = source_file!("naive.cu");
 const VERIFY_PAGE_TABLE: SourceFile = source_file!("verify_page_table.cu");

@@ -229,6 +229,8 @@ parameter_struct! {
         pub partial_out: DeviceAddress,
         /// f32 `[num_partitions, rows, num_heads]`; read and written iff num_partitions > 1.
         pub partial_lse: DeviceAddress,
+        /// u32, all 0 before and after a launch: parts of an item that are done; used by the decode kernel iff it cuts items.
+        pub counters: DeviceAddress,
         /// Rows of the query tensor: batch * seqlen_q, or the total of a ragged batch.
         pub total_q: i64,
         /// Lengths `[batch]` or offsets `[batch + 1]` of queries, by `query_form`.
@@ -275,6 +277,10 @@ parameter_struct! {
         pub section: u32,
         /// Pieces into which keys are split; 1 for none.
         pub num_partitions: u32,
+        /// Blocks that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
+        pub num_workers: u32,
+        /// Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
+        pub least_q_len: u32,
         /// Multiplies every dot product.
         pub softmax_scale: f32,
     }
