@@ -216,11 +216,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_dimension_has_a_tile_on_every_architecture() {
+    fn every_dimension_has_a_tile_but_wide_f32_where_shared_memory_is_scarce() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for (head_dim, value_dim) in (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)]) {
                 for limit in [99 << 10, 163 << 10, 227 << 10] {
-                    let config = DecodeConfig::new(dtype, head_dim, value_dim, 16, limit).unwrap();
+                    let Some(config) = DecodeConfig::new(dtype, head_dim, value_dim, 16, limit) else {
+                        assert!(dtype == DType::F32 && head_dim > 160 && limit == 99 << 10, "d{head_dim}");
+                        continue;
+                    };
                     assert!(config.check().is_ok() && config.shared_memory_bytes() <= limit, "{config}");
                 }
             }

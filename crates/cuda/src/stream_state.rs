@@ -15,6 +15,7 @@ use crate::mask_table::{DeviceTable, TableKey};
 
 /// Workspace grows in steps of this many bytes.
 const WORKSPACE_STEP: usize = 1 << 20;
+const COUNTERS_STEP: usize = 4 << 10;
 
 /// The states of all streams of a backend.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ pub(crate) struct StreamStates {
 #[derive(Debug, Default)]
 pub(crate) struct StreamState {
     workspace: Option<Kept>,
+    /// Zero whenever no launch is under way.
+    counters: Option<Kept>,
     tables: HashMap<TableKey, (DeviceTable, bool)>,
     /// Outgrown, but used by graphs.
     retired: Vec<DeviceMemory>,
@@ -91,9 +94,9 @@ impl StreamStates {
             return Ok(());
         };
         let mut state = lock(&state);
-        if let Some(workspace) = state.workspace.take() {
-            state.give_up(workspace.memory, workspace.is_captured, stream);
-        }
+        let (workspace, counters) = (state.workspace.take(), state.counters.take());
+        state.give_up_kept(workspace, stream);
+        state.give_up_kept(counters, stream);
         for (_, (table, is_captured)) in std::mem::take(&mut state.tables) {
             state.give_up(table.memory, is_captured, stream);
         }
@@ -115,17 +118,25 @@ impl StreamState {
     /// # Errors
     /// [`Error::Unsupported`] when it would have to grow under capture, [`Error::OutOfMemory`].
     pub(crate) fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_>) -> Result<u64> {
-        if self.workspace.as_ref().is_none_or(|kept| kept.memory.bytes() < bytes) {
-            launch.check_may_allocate("a launch that needs more workspace")?;
-            let size = bytes.next_multiple_of(WORKSPACE_STEP);
-            let memory = DeviceMemory::kept(launch.context, size, launch.stream)?;
-            if let Some(old) = self.workspace.replace(Kept { memory, is_captured: false }) {
-                self.give_up(old.memory, old.is_captured, launch.stream);
-            }
+        let (address, outgrown) = grown(&mut self.workspace, bytes.next_multiple_of(WORKSPACE_STEP), launch)?;
+        self.give_up_kept(outgrown, launch.stream);
+        Ok(address)
+    }
+
+    /// At least `bytes` of counters: zero now, and left zero by every launch.
+    ///
+    /// # Errors
+    /// As [`workspace`](StreamState::workspace).
+    pub(crate) fn counters(&mut self, bytes: usize, launch: &StreamUse<'_>) -> Result<u64> {
+        let (address, outgrown) = grown(&mut self.counters, bytes.next_multiple_of(COUNTERS_STEP), launch)?;
+        self.give_up_kept(outgrown, launch.stream);
+        Ok(address)
+    }
+
+    fn give_up_kept(&mut self, kept: Option<Kept>, stream: &Stream) {
+        if let Some(kept) = kept {
+            self.give_up(kept.memory, kept.is_captured, stream);
         }
-        let kept = self.workspace.as_mut().expect("made above when there was none");
-        kept.is_captured |= launch.is_capturing;
-        Ok(kept.memory.address())
     }
 
     /// Names the tables of a problem's closures in the functors' parameters; builds and copies those not kept yet.
@@ -173,6 +184,20 @@ impl StreamState {
             memory.free_on(stream);
         }
     }
+}
+
+/// The address of memory of at least `bytes`, zeroed when it is new, and what it replaced.
+fn grown(kept: &mut Option<Kept>, bytes: usize, launch: &StreamUse<'_>) -> Result<(u64, Option<Kept>)> {
+    let mut outgrown = None;
+    if kept.as_ref().is_none_or(|kept| kept.memory.bytes() < bytes) {
+        launch.check_may_allocate("a launch that needs more workspace")?;
+        let memory = DeviceMemory::kept(launch.context, bytes, launch.stream)?;
+        memory.zero(launch.stream)?;
+        outgrown = kept.replace(Kept { memory, is_captured: false });
+    }
+    let kept = kept.as_mut().expect("made above when there was none");
+    kept.is_captured |= launch.is_capturing;
+    Ok((kept.memory.address(), outgrown))
 }
 
 /// The positions that launches of a problem can meet.

@@ -39,7 +39,11 @@ impl Compiler for HostCompiler {
         let (call, functor_bytes) = if source.id.starts_with("combine") {
             ("omniflash_combine(*static_cast<const AttentionParameters*>(argument_0));", "0")
         } else {
-            let entry = if source.id.starts_with("naive") { "omniflash_naive" } else { "omniflash_forward" };
+            let entry = match source.id.split('-').next() {
+                Some("naive") => "omniflash_naive",
+                Some("dec") => "omniflash_decode",
+                _ => "omniflash_forward",
+            };
             let call = "(*static_cast<const AttentionParameters*>(argument_0), \
                         *static_cast<const Functors<MaskType, ScoreModType>*>(argument_1));";
             (&*format!("{entry}{call}").leak(), "sizeof(Functors<MaskType, ScoreModType>)")
@@ -120,6 +124,7 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         Case { keys: Keys::Continuous, mask: MaskKind::Window(31, 0), partitions: Some(3), ..base },
         Case { partitions: Some(4), ..paged },
         Case { partitions: Some(1), ragged_q: true, ..paged },
+        Case { ragged_q: true, batch: 3, seqlen: (40, 300), mask: MaskKind::Causal, heads: (8, 2), ..base },
         Case { dims: (20, 36), keys: Keys::Lengths, ..base },
         Case { mask: MaskKind::DenseFloat, ..Case { dtype: DType::F32, ..base } },
         Case { algorithm: Algorithm::Naive, mask: MaskKind::PrefixLm, dtype: DType::F16, ..base },
@@ -128,5 +133,7 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         let (errors, plan) = errors(&backend, &case).unwrap_or_else(|error| panic!("{case:?}: {error}"));
         assert!(errors.are_fine(case.dtype), "{errors:?}\n{case:?}\n{plan}");
     }
-    assert!(fake.launches().iter().any(|launch| launch.entry() == "omniflash_combine"));
+    for entry in ["omniflash_combine", "omniflash_decode"] {
+        assert!(fake.launches().iter().any(|launch| launch.entry() == entry), "{entry}");
+    }
 }
