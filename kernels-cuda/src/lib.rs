@@ -12,7 +12,10 @@ mod simple;
 pub use decode::{DecodeConfig, DecodeWorkspace};
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use manifest::{Architecture, Instance, Manifest};
-pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
+pub use simple::{
+    KV_APPEND_UNITS, Launch, NaiveConfig, combine, combine_launch, kv_append, kv_append_launch,
+    verify_page_table, verify_page_table_launch,
+};
 
 use omniflash_device::SourceFile;
 
@@ -34,6 +37,7 @@ const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
 const DECODE_FORWARD: SourceFile = source_file!("decode_forward.cu");
 const COMBINE: SourceFile = source_file!("combine.cu");
 const NAIVE: SourceFile = source_file!("naive.cu");
+const KV_APPEND: SourceFile = source_file!("kv_append.cu");
 const VERIFY_PAGE_TABLE: SourceFile = source_file!("verify_page_table.cu");
 
 /// The C++ name of an element type.

@@ -5,7 +5,10 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-use crate::{Arithmetic, DecodeConfig, ForwardConfig, NaiveConfig, combine, verify_page_table};
+use crate::{
+    Arithmetic, DecodeConfig, ForwardConfig, KV_APPEND_UNITS, NaiveConfig, combine, kv_append,
+    verify_page_table,
+};
 
 const TEXT: &str = include_str!("../manifest.toml");
 
@@ -143,6 +146,16 @@ impl Manifest {
             instances.push(Instance {
                 id: format!("combine-{dtype}"),
                 unit: combine(dtype.parse()?),
+                block_threads: 128,
+                shared_memory_bytes: 0,
+                uses_tensor_cores: false,
+                accepted_spill_bytes: 0,
+            });
+        }
+        for unit_bytes in KV_APPEND_UNITS {
+            instances.push(Instance {
+                id: format!("kv_append-{unit_bytes}"),
+                unit: kv_append(unit_bytes),
                 block_threads: 128,
                 shared_memory_bytes: 0,
                 uses_tensor_cores: false,

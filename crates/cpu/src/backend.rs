@@ -3,13 +3,13 @@
 use half::{bf16, f16};
 use omniflash_core::backend::{copy_from_host_buffer, copy_to_host_buffer};
 use omniflash_core::{
-    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DType, DeviceId, Error, Result, Stream,
-    Support,
+    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DType, DeviceId, Error, KvAppend, Result,
+    Stream, Support,
 };
 
 use crate::isa::Isa;
 use crate::plan::{self, Route};
-use crate::{decode, naive, prefill};
+use crate::{decode, kv_append, naive, prefill};
 
 /// Attention on this machine's processor.
 ///
@@ -129,6 +129,11 @@ impl Backend for CpuBackend {
                 dtype => Err(Error::dtype("q", dtype, "f32, f16 or bf16")),
             }
         }
+    }
+
+    unsafe fn kv_append(&self, append: &KvAppend<'_>, _stream: &Stream) -> Result<()> {
+        // SAFETY: the caller's duties are the same.
+        unsafe { kv_append::kv_append(append) }
     }
 }
 

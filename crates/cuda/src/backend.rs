@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use omniflash_core::{
-    Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result,
-    Stream, Support,
+    Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, KvAppend,
+    Result, Stream, Support,
 };
 use omniflash_kernel_store::KernelStore;
 use omniflash_kernels_cuda::verify_page_table_launch;
@@ -13,6 +13,7 @@ use crate::driver::{
     self, Context, DeviceMemory, Event, Graph, Launch, Module, StreamHandle, copy_to_device, copy_to_host,
 };
 use crate::kernel_store::kernel_store;
+use crate::kv_append::AppendKernels;
 use crate::launch::{Launcher, parameters};
 use crate::plan::arch;
 use crate::planner::{Planned, Planner};
@@ -29,6 +30,7 @@ pub struct CudaBackend {
     info: BackendInfo,
     planner: Planner,
     launcher: Launcher,
+    append: AppendKernels,
 }
 
 /// The GPUs of this machine, by ordinal, sharing one kernel store.
@@ -64,7 +66,7 @@ impl CudaBackend {
     fn new(context: Arc<Context>, store: Arc<KernelStore>) -> Self {
         let info = info(context.facts());
         let planner = Planner::new(info.name.clone(), context.facts().clone(), store);
-        CudaBackend { info, planner, launcher: Launcher::new(context) }
+        CudaBackend { info, planner, launcher: Launcher::new(context), append: AppendKernels::default() }
     }
 
     /// What the driver says of the device.
@@ -93,6 +95,21 @@ impl CudaBackend {
             Some(planned) => self.launcher.prepare(&self.planner, planned, problem, stream),
             None => Ok(()),
         }
+    }
+
+    /// Loads what [`kv_append`](Backend::kv_append) with such tensors needs, so that the first one can already be
+    /// captured.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the stream is being captured already, [`Error::NoKernel`], [`Error::Driver`].
+    pub fn prepare_kv_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+        self.check_append(append, stream)?;
+        self.append.prepare(&self.planner, self.context(), append, stream)
+    }
+
+    fn check_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+        self.check_memory("new_k", append.shape().device)?;
+        self.check_stream(stream)
     }
 
     /// Checks on the device that every length, page and block id that a launch would use is in range; waits for the
@@ -288,6 +305,12 @@ impl Backend for CudaBackend {
             Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
             None => Ok(()),
         }
+    }
+
+    unsafe fn kv_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+        self.check_append(append, stream)?;
+        // SAFETY: the caller's duties are the same.
+        unsafe { self.append.launch(&self.planner, self.context(), append, stream) }
     }
 }
 

@@ -13,7 +13,7 @@ use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_cuda::{
-    DecodeWorkspace, ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table,
+    DecodeWorkspace, ForwardConfig, NaiveConfig, combine, combine_launch, kv_append, verify_page_table,
 };
 
 use crate::driver::{Launch, Module};
@@ -217,6 +217,13 @@ impl Planner {
     pub(crate) fn verify_kernel(&self) -> Result<(Kernel, &'static str)> {
         let unit = verify_page_table();
         let id = format!("verify-page-table-{}", arch(&self.facts));
+        Ok((self.kernel(&id, &unit, "")?, unit.entry))
+    }
+
+    /// The kernel that writes new rows into a cache, so many bytes at a time.
+    pub(crate) fn append_kernel(&self, unit_bytes: usize) -> Result<(Kernel, &'static str)> {
+        let unit = kv_append(unit_bytes);
+        let id = format!("kv-append-{}-{unit_bytes}", arch(&self.facts));
         Ok((self.kernel(&id, &unit, "")?, unit.entry))
     }
 

@@ -83,6 +83,7 @@ struct PagedDecode {
     lengths: omniflash_core::Buffer,
 }
 
+#[allow(clippy::unwrap_used, reason = "all of it is test code")]
 impl PagedDecode {
     const BATCH: usize = 5;
     const PAGES: usize = 24;

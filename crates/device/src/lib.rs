@@ -24,6 +24,7 @@ pub const HEADERS: &[SourceFile] = headers![
     "arch.hpp",
     "functor.hpp",
     "keys.hpp",
+    "kv_append.hpp",
     "masks.hpp",
     "numeric.hpp",
     "online_softmax.hpp",

@@ -58,6 +58,14 @@ enum class LseForm : unsigned {
   Written = 1,
 };
 
+// What the positions of an append say.
+enum class AppendForm : unsigned {
+  // The first new row's.
+  Start = 0,
+  // The length with the new rows.
+  End = 1,
+};
+
 // A tensor of vectors: strides in elements between batches (blocks, pages), rows and heads.
 struct Rows {
   // Element 0.
@@ -238,5 +246,67 @@ OMNIFLASH_CHECK_OFFSET(VerifyParameters, seqlen_k, 56);
 OMNIFLASH_CHECK_OFFSET(VerifyParameters, page_size, 60);
 OMNIFLASH_CHECK_OFFSET(VerifyParameters, num_blocks, 64);
 OMNIFLASH_CHECK_OFFSET(VerifyParameters, reserved, 68);
+
+// What the writing of new keys and values into a cache is given; vectors and their strides are counted in the units copied, not in elements.
+struct KvAppendParameters {
+  // New keys.
+  Rows new_k;
+  // New values.
+  Rows new_v;
+  // The cache's keys: batches, blocks or pages by `key_form`.
+  Rows k;
+  // The cache's values.
+  Rows v;
+  // Lengths `[batch]` or offsets `[batch + 1]` of new rows, by `new_form`.
+  Indices new_lengths;
+  // `[batch]`, by `append_form`.
+  Indices positions;
+  // Lookup table `[batch]` or page table `[batch, max_pages]`, by `key_form`.
+  Table block_table;
+  // A `QueryForm`, of the new rows.
+  unsigned new_form;
+  // A `KeyForm`: `Dense`, `Continuous` or `Paged`.
+  unsigned key_form;
+  // An `AppendForm`.
+  unsigned append_form;
+  // Sequences.
+  unsigned batch;
+  // Heads of keys and values.
+  unsigned num_kv_heads;
+  // Units of a key.
+  unsigned key_units;
+  // Units of a value.
+  unsigned value_units;
+  // The most new rows of a sequence.
+  unsigned new_rows;
+  // Positions that a sequence can have.
+  unsigned capacity;
+  // Positions of a page.
+  unsigned page_size;
+  // Batches, blocks or pages of the cache.
+  unsigned num_blocks;
+  // Rows of the tensor of new rows: those of a sequence, or the total of a ragged batch.
+  unsigned total_rows;
+};
+static_assert(sizeof(KvAppendParameters) == 232);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_k, 0);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_v, 32);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, k, 64);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, v, 96);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_lengths, 128);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, positions, 144);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, block_table, 160);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_form, 184);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, key_form, 188);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, append_form, 192);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, batch, 196);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, num_kv_heads, 200);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, key_units, 204);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, value_units, 208);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_rows, 212);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, capacity, 216);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, page_size, 220);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, num_blocks, 224);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, total_rows, 228);
 
 }  // namespace omniflash
