@@ -6,6 +6,10 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with an example")]
 mod support;
 
+#[path = "support/append.rs"]
+#[allow(unreachable_pub, reason = "shared with the tests of the fake driver")]
+mod append;
+
 use omniflash_core::{Algorithm, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor};
 use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
 
@@ -167,6 +171,38 @@ fn a_captured_decode_step_follows_lengths_that_change() {
                 "{lengths:?}, element {i}: {found}, expected {wanted}; {plan}"
             );
         }
+    }
+}
+
+#[test]
+fn appended_rows_land_where_the_reference_puts_them() {
+    let backend = gpu_or_return!();
+    for append in append::appends() {
+        assert!(append::agrees(&backend, &append).unwrap(), "{append:?}");
+    }
+}
+
+#[test]
+fn appended_rows_without_a_place_are_left_out() {
+    use omniflash_core::backend::run_kv_append;
+    use omniflash_core::{AppendAt, KvAppend, KvCacheMut, NewKv};
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let new = Tensor::from_slice(&backend, &[1.0f32; 3 * 2 * 8], &[3, 2, 1, 8], &stream).unwrap();
+    let zeros = || Tensor::zeros(&backend, DType::F32, &[4, 2, 1, 8], &stream).unwrap();
+    let (mut k, mut v) = (zeros(), zeros());
+    // A page that is none, a position past the end, one before the start.
+    let table = Tensor::from_slice(&backend, &[0i32, 9, 1, 2, -4, 3], &[3, 2], &stream).unwrap();
+    let starts = Tensor::from_slice(&backend, &[1i32, 3, -1], &[3], &stream).unwrap();
+    let cache = KvCacheMut::Paged { k: k.view_mut(), v: v.view_mut(), page_table: table.view() };
+    let at = AppendAt::Start(starts.view());
+    let append = KvAppend::new(NewKv::padded(new.view(), new.view()), cache, at).unwrap();
+    run_kv_append(&backend, &append, &stream).unwrap();
+    drop(append);
+    for cache in [&k, &v] {
+        let found = cache.to_vec::<f32>(&backend, &stream).unwrap();
+        let written: Vec<usize> = (0..8).filter(|row| found[8 * row] == 1.0).collect();
+        assert_eq!(written, [1, 5]);
     }
 }
 

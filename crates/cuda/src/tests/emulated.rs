@@ -5,6 +5,10 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests of a GPU")]
 mod support;
 
+#[path = "../../tests/support/append.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests of a GPU")]
+mod append;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -38,6 +42,8 @@ impl Compiler for HostCompiler {
         let read = |name: &str| fs::read_to_string(emulator.join(name)).expect("the emulator is in the tree");
         let (call, functor_bytes) = if source.id.starts_with("combine") {
             ("omniflash_combine(*static_cast<const AttentionParameters*>(argument_0));", "0")
+        } else if source.id.starts_with("kv-append") {
+            ("omniflash_kv_append(*static_cast<const KvAppendParameters*>(argument_0));", "0")
         } else {
             let entry = match source.id.split('-').next() {
                 Some("naive") => "omniflash_naive",
@@ -135,5 +141,19 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
     }
     for entry in ["omniflash_combine", "omniflash_decode"] {
         assert!(fake.launches().iter().any(|launch| launch.entry() == entry), "{entry}");
+    }
+}
+
+#[test]
+fn appended_rows_land_where_the_reference_puts_them() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let compiler = HostCompiler { folder: tempfile::tempdir().unwrap() };
+    if let Err(reason) = compiler.version() {
+        println!("skipped: no C++ compiler: {reason}");
+        return;
+    }
+    let backend = fake.backend_with_compiler(compiler);
+    for append in append::appends() {
+        assert!(append::agrees(&backend, &append).unwrap(), "{append:?}");
     }
 }
