@@ -90,7 +90,10 @@ struct Block {
 
   // Longer sequences are another launch's.
   OMNIFLASH_DEVICE bool is_ours() const { return rows.num_rows > 0 && rows.num_rows <= kBlockM; }
-  OMNIFLASH_DEVICE Tiles key_tiles() const { return Tiles(functors.mask, sequence, rows, kBlockM, kBlockN); }
+  OMNIFLASH_DEVICE Tiles key_tiles() const {
+    const RowRange queries{sequence.batch, rows.first_head, sequence.start, sequence.start + sequence.q_len};
+    return Tiles(functors.mask, sequence, queries, rows.heads, kBlockN);
+  }
 
   // Row of an accumulator's fragment and half in the sequence; past the end, the last.
   OMNIFLASH_DEVICE int row(int fragment, int half) const {
@@ -246,9 +249,11 @@ template <int kColumns, class OffsetOf>
 OMNIFLASH_DEVICE void fill_slice(const SharedTile<Element, kColumns>& slice, const void* data, int columns, int num_valid,
                                  const OffsetOf& offset_of) {
   using Tile = SharedTile<Element, kColumns>;
-#pragma unroll
+  // Opaque, so that addresses are made here and do not stay in registers, of which there are too few.
+  const int lane = opaque(lane_index());
+#pragma unroll 4
   for (int pass = 0; pass < kSlice * Tile::kChunks / 32; ++pass) {
-    const int i = 32 * pass + lane_index(), row = i / Tile::kChunks, chunk = i % Tile::kChunks;
+    const int i = 32 * pass + lane, row = i / Tile::kChunks, chunk = i % Tile::kChunks;
     const Element* vector = static_cast<const Element*>(data) + offset_of(row);
     fill_chunk<kVectorLoads>(slice.chunk(row, chunk), vector, chunk * Tile::kChunkElements, columns, row < num_valid);
   }
@@ -456,50 +461,83 @@ OMNIFLASH_DEVICE bool is_last(const Block& block, const Parts& parts) {
   return last;
 }
 
-// Joins the parts of an item in their order, a warp a row: out = sum_p w_p out_p with w_p = exp(lse_p - lse).
+// Joins the parts of an item in their order: out = sum_p w_p out_p with w_p = exp(lse_p - lse). Parts come through shared
+// memory, as many at a time as fit: a thread copies and sums the same quads of all of them.
 OMNIFLASH_DEVICE void join_parts(const Block& block, const Parts& parts) {
-  constexpr int kQuads = ceil_divide(kValueDim, 128);
+  constexpr int kQuads = kValueDim / 4, kGroup = 4;
+  constexpr int kShared = kQueryBytes + kWarps * kStages * kSlotBytes, kLseBytes = 4096;
+  const int thread = thread_index(), quads = block.rows.num_rows * kQuads;
+  const int groups = minimum(ceil_divide(quads, kThreads), kGroup);
+  const int most = minimum((kShared - kLseBytes) / (16 * kThreads * groups), kLseBytes / (4 * kBlockM));
+  const unsigned lses = shared_memory(), copies = lses + kLseBytes;
+  const auto copy_of = [&](int part, int group) { return copies + 16 * ((part * groups + group) * kThreads + thread); };
 #pragma unroll 1
-  for (int row = warp_index(); row < block.rows.num_rows; row += kWarps) {
-    const auto lse_of = [&](int part) {
-      return part < parts.count ? load_fresh(partial_lse(block, parts.slot(part), row)) : -kInfinity;
-    };
-    float largest = -kInfinity;
-    for (int part = lane_index(); part < parts.count; part += 32) largest = maximum(largest, lse_of(part));
+  for (int first = thread; first - thread < quads; first += groups * kThreads) {
+    Quad total[kGroup] = {};
+    float offset[kGroup], sum[kGroup];
 #pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) largest = maximum(largest, shuffle_xor(largest, mask));
-    const float offset = largest == -kInfinity ? 0.0f : largest * kLog2E;
-
-    Quad total[kQuads] = {};
-    float sum = 0.0f;
+    for (int group = 0; group < kGroup; ++group) {
+      offset[group] = -kInfinity;
+      sum[group] = 0.0f;
+    }
 #pragma unroll 1
-    for (int first = 0; first < parts.count; first += 32) {
-      const float mine = exp2_of(lse_of(first + lane_index()), kLog2E, offset);
-      const int count = minimum(32, parts.count - first);
-#pragma unroll 8
-      for (int i = 0; i < count; ++i) {
-        const float weight = shuffle(mine, i);
-        const float* partial = partial_out(block, parts.slot(first + i), row);
-        sum += weight;
-#pragma unroll
-        for (int q = 0; q < kQuads; ++q) {
-          const int column = 128 * q + 4 * lane_index();
-          if (kValueDim % 128 != 0 && column >= kValueDim) continue;
-          Quad quad;
-          load_fresh_16(quad.values, partial + column);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) total[q].values[e] += weight * quad.values[e];
+    for (int begin = 0; begin < parts.count; begin += most) {
+      const int count = minimum(most, parts.count - begin);
+#pragma unroll 1
+      for (int part = 0; part < count; ++part) {
+        const float* partial = partial_out(block, parts.slot(begin + part), 0);
+#pragma unroll 1
+        for (int group = 0; group < groups; ++group) {
+          const int i = first + group * kThreads;
+          if (i < quads) copy_async_16(copy_of(part, group), partial + 4 * i, true);
         }
       }
+      copy_commit();
+#pragma unroll 1
+      for (int i = thread; i < count * kBlockM; i += kThreads) {
+        const int part = i / kBlockM, row = i % kBlockM;
+        if (row >= block.rows.num_rows) continue;
+        const float lse = load_fresh(partial_lse(block, parts.slot(begin + part), row));
+        store_shared_4(lses + 4 * i, __builtin_bit_cast(unsigned, lse * kLog2E));
+      }
+      copy_wait<0>();
+      barrier();
+#pragma unroll
+      for (int group = 0; group < kGroup; ++group) {
+        const int i = first + group * kThreads;
+        if (group >= groups || i >= quads) continue;
+        const unsigned of_row = lses + 4 * (i / kQuads);
+        const auto lse_of = [&](int part) {
+          return __builtin_bit_cast(float, load_shared_4(of_row + 4 * kBlockM * part));
+        };
+        float largest = offset[group];
+#pragma unroll 1
+        for (int part = 0; part < count; ++part) largest = maximum(largest, lse_of(part));
+        if (largest == -kInfinity) continue;
+        const float rescale = exp2(offset[group] - largest);
+        offset[group] = largest;
+        sum[group] *= rescale;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) total[group].values[e] *= rescale;
+#pragma unroll 2
+        for (int part = 0; part < count; ++part) {
+          const float weight = exp2(lse_of(part) - largest);
+          const Quad quad = load_shared_quad(copy_of(part, group));
+          sum[group] += weight;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) total[group].values[e] += weight * quad.values[e];
+        }
+      }
+      barrier();  // all have read before the next ones land
     }
-    const SoftmaxResult result = finalize(offset, sum, sink_log2(block.parameters, block.rows.head(row)));
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q) {
-      const int column = 128 * q + 4 * lane_index();
-      if (kValueDim % 128 != 0 && column >= kValueDim) continue;
+    for (int group = 0; group < kGroup; ++group) {
+      const int i = first + group * kThreads, row = i / kQuads;
+      if (group >= groups || i >= quads) continue;
+      const SoftmaxResult result = finalize(offset[group], sum[group], sink_log2(block.parameters, block.rows.head(row)));
 #pragma unroll
-      for (int e = 0; e < 4; ++e) total[q].values[e] *= result.scale;
-      store_result(block, row, column, total[q], result.lse);
+      for (int e = 0; e < 4; ++e) total[group].values[e] *= result.scale;
+      store_result(block, row, i % kQuads * 4, total[group], result.lse);
     }
   }
 }
@@ -539,15 +577,18 @@ struct Run {
                        unsigned head_tiles)
       : Run() {
     const int sequences = parameters.batch;
+    unsigned tiles = 0, until = 0;  // of this lane's sequence, and up to it
     // Once for the sum of all, which says where the run begins, and once for the sequence that it begins in.
 #pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll 1
       for (int first = 0; first < sequences; first += 32) {
-        const int mine = first + lane_index();
-        unsigned tiles = 0;
-        if (mine < sequences) tiles = head_tiles * Extent(Block(parameters, functors, mine, 0)).count;
-        const unsigned until = warp_scan(tiles), all = from_lane(until, 31);
+        if (pass == 0 || sequences > 32) {
+          const int mine = first + lane_index();
+          tiles = mine < sequences ? head_tiles * Extent(Block(parameters, functors, mine, 0)).count : 0;
+          until = warp_scan(tiles);
+        }
+        const unsigned all = from_lane(until, 31);
         if (pass == 0) {
           total += all;
         } else if (at >= origin + all) {

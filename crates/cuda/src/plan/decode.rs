@@ -121,9 +121,20 @@ fn shared(
     let blocks = (request.facts.shared_memory_bytes + RESERVED_SHARED_BYTES)
         / (config.shared_memory_bytes() + RESERVED_SHARED_BYTES);
     let slots = request.facts.multiprocessors * blocks.clamp(1, 2);
-    let workers = slots.min(tiles.div_ceil(LEAST_TILES)).max(1);
+    let workers = whole_shares(slots.min(tiles.div_ceil(LEAST_TILES)).max(1), items);
     let partitions = workers.div_ceil(items.max(1));
     Ok(Some((workers, partitions, format!("{workers} blocks share the keys of {items} items evenly"))))
+}
+
+/// A few blocks less where then all items of one length are cut alike, or none is: every block has fewer ends of items
+/// to join.
+fn whole_shares(workers: usize, items: usize) -> usize {
+    let items = items.max(1);
+    let whole = if items <= workers { workers / items * items } else { items / items.div_ceil(workers) };
+    if !items.is_multiple_of(whole) && !whole.is_multiple_of(items) || 100 * whole < 94 * workers {
+        return workers;
+    }
+    whole
 }
 
 /// Pairs of sequence and tile of heads.
