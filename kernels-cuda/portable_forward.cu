@@ -6,7 +6,7 @@
 //    kBlockM  |  Full   |  Full   |   \     |   warp 1                         and key head. A row is a query and a head:
 //             |         |         |     \   |   ...                            heads of a group may be interleaved.
 //             +---------+---------+---------+
-//                 blockIdx.y cuts the tiles of keys into partitions; combine.cu joins their results.
+//                 blockIdx.y cuts the tiles of keys into partitions; combine.hpp joins their results.
 //
 // Threads: kWarps warps, all alike. Each owns its rows of S = Q K^T and of O in registers; all copy tiles.
 // Shared memory: [ Q | K slot 0 .. kStages - 1 | V slot 0 .. kStages - 1 ], the output tile over the same from the start.
@@ -165,7 +165,7 @@ OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
   }
 }
 
-// Writes a partition's part in f32; combine.cu does not read rows whose lse is -inf.
+// Writes a partition's part in f32; combine.hpp does not read rows whose lse is -inf.
 OMNIFLASH_DEVICE void store_partial_row(const Block& block, int row, const float lse, const float (&o)[kV][4], int half) {
   const long long at = block_index_y() * block.parameters.total_q * block.parameters.num_heads +
                        block.sequence.workspace_row(block.parameters, block.rows.query(row), block.rows.head(row));
@@ -192,7 +192,7 @@ OMNIFLASH_DEVICE void store(const Block& block, Softmax& softmax, Output& o) {
       const int in_tile = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
       const bool valid = block.rows.first_row + in_tile < block.rows.num_rows;
       const int row = block.row(m, half), head = block.rows.head(row);
-      // A sink counts once: where the sequence is cut, in combine.cu.
+      // A sink counts once: where the sequence is cut, in combine.hpp.
       const float sink = partitioned ? -kInfinity : sink_log2(block.parameters, head);
       const SoftmaxRow& state = softmax[m][half];
       const SoftmaxResult result = finalize(state.offset(block.factor), quad_sum(state.sum), sink);

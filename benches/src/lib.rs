@@ -1,5 +1,7 @@
 //! What the benchmark groups share: the backends to time and random tensors to time them on.
 
+pub mod host;
+
 use std::sync::Arc;
 
 use half::{bf16, f16};

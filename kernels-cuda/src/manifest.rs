@@ -6,8 +6,8 @@ use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
 use crate::{
-    Arithmetic, DecodeConfig, ForwardConfig, KV_APPEND_UNITS, NaiveConfig, combine, kv_append,
-    verify_page_table,
+    Arithmetic, DecodeConfig, ForwardConfig, HOPPER_ARCH, HopperConfig, KV_APPEND_UNITS, NaiveConfig,
+    combine, kv_append, verify_page_table,
 };
 
 const TEXT: &str = include_str!("../manifest.toml");
@@ -21,6 +21,7 @@ pub struct Manifest {
     pub architectures: Vec<Architecture>,
     forward: Vec<ForwardEntry>,
     decode: Vec<DecodeEntry>,
+    hopper: Vec<HopperEntry>,
     naive: Vec<NaiveEntry>,
     combine: CombineEntry,
 }
@@ -66,6 +67,20 @@ struct DecodeEntry {
     accepted_spill_bytes: u32,
 }
 
+/// Kernels for `sm_90a`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HopperEntry {
+    dtypes: Vec<String>,
+    head_dims: Vec<(usize, usize)>,
+    masks: Vec<String>,
+    score_mods: Vec<String>,
+    /// `(block_m, block_n, query_tiles)`.
+    tiles: Vec<(usize, usize, usize)>,
+    #[serde(default)]
+    accepted_spill_bytes: u32,
+}
+
 fn enabled() -> bool {
     true
 }
@@ -96,8 +111,8 @@ pub struct Instance {
     pub block_threads: u32,
     /// Dynamic shared memory of a block.
     pub shared_memory_bytes: usize,
-    /// Whether it computes on tensor cores.
-    pub uses_tensor_cores: bool,
+    /// The machine instructions of its matrix products, if it computes on tensor cores.
+    pub matrix_instruction: Option<&'static str>,
     /// Bytes of spilled registers that are known and do no harm.
     pub accepted_spill_bytes: u32,
 }
@@ -117,6 +132,12 @@ impl Manifest {
     /// [`Error::Value`] for a name that is unknown, [`Error::Unsupported`] for a tile that does not fit.
     pub fn instances(&self, architecture: &Architecture) -> Result<Vec<Instance>> {
         let mut instances = Vec::new();
+        if architecture.name == HOPPER_ARCH {
+            for entry in &self.hopper {
+                entry.append(architecture, &mut instances)?;
+            }
+            return Ok(instances);
+        }
         for entry in &self.forward {
             entry.append(architecture, &mut instances)?;
         }
@@ -137,7 +158,7 @@ impl Manifest {
                     unit: config.translation_unit(&functors(mask, score_mod)),
                     block_threads: 128,
                     shared_memory_bytes: 0,
-                    uses_tensor_cores: false,
+                    matrix_instruction: None,
                     accepted_spill_bytes: 0,
                 });
             }
@@ -148,7 +169,7 @@ impl Manifest {
                 unit: combine(dtype.parse()?),
                 block_threads: 128,
                 shared_memory_bytes: 0,
-                uses_tensor_cores: false,
+                matrix_instruction: None,
                 accepted_spill_bytes: 0,
             });
         }
@@ -158,7 +179,7 @@ impl Manifest {
                 unit: kv_append(unit_bytes),
                 block_threads: 128,
                 shared_memory_bytes: 0,
-                uses_tensor_cores: false,
+                matrix_instruction: None,
                 accepted_spill_bytes: 0,
             });
         }
@@ -167,7 +188,7 @@ impl Manifest {
             unit: verify_page_table(),
             block_threads: 128,
             shared_memory_bytes: 0,
-            uses_tensor_cores: false,
+            matrix_instruction: None,
             accepted_spill_bytes: 0,
         });
         Ok(instances)
@@ -196,7 +217,7 @@ impl ForwardEntry {
                         unit: config.translation_unit(&functors(mask, score_mod)),
                         block_threads: config.block_threads(),
                         shared_memory_bytes: config.shared_memory_bytes(),
-                        uses_tensor_cores: arithmetic != Arithmetic::Exact,
+                        matrix_instruction: (arithmetic != Arithmetic::Exact).then_some("HMMA"),
                         accepted_spill_bytes: self.accepted_spill_bytes,
                     });
                 }
@@ -241,9 +262,40 @@ impl DecodeEntry {
                     unit: config.translation_unit(&functors(mask, score_mod)),
                     block_threads: config.block_threads(),
                     shared_memory_bytes: config.shared_memory_bytes(),
-                    uses_tensor_cores: true,
+                    matrix_instruction: Some("HMMA"),
                     accepted_spill_bytes: self.accepted_spill_bytes,
                 });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl HopperEntry {
+    fn append(&self, architecture: &Architecture, instances: &mut Vec<Instance>) -> Result<()> {
+        for &(head_dim, value_dim) in &self.head_dims {
+            for &(block_m, block_n, query_tiles) in &self.tiles {
+                for (dtype, mask, score_mod, _) in
+                    product(&self.dtypes, &self.masks, &self.score_mods, &[false])
+                {
+                    let config = HopperConfig {
+                        dtype: dtype.parse()?,
+                        head_dim: head_dim.next_multiple_of(16),
+                        value_dim: value_dim.next_multiple_of(16),
+                        block_m,
+                        block_n,
+                        query_tiles,
+                    };
+                    config.check(architecture.shared_memory)?;
+                    instances.push(Instance {
+                        id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
+                        unit: config.translation_unit(&functors(mask, score_mod)),
+                        block_threads: config.block_threads(),
+                        shared_memory_bytes: config.shared_memory_bytes(),
+                        matrix_instruction: Some("HGMMA"),
+                        accepted_spill_bytes: self.accepted_spill_bytes,
+                    });
+                }
             }
         }
         Ok(())

@@ -2,10 +2,10 @@
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
-use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
+use omniflash_device::{COMBINE, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
 
-use crate::{COMBINE, KV_APPEND, LIBRARY, NAIVE, VERIFY_PAGE_TABLE, element_type};
+use crate::{KV_APPEND, LIBRARY, element_type};
 
 /// Blocks, threads and dynamic shared memory of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +18,7 @@ pub struct Launch {
     pub shared_memory_bytes: usize,
 }
 
-/// The choices that make one instance of `naive.cu`, beside mask and score modification: any head_dim and any
+/// The choices that make one instance of `naive.hpp`, beside mask and score modification: any head_dim and any
 /// alignment, one block a row, f32 arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NaiveConfig {

@@ -11,7 +11,9 @@ use libloading::{Library, Symbol};
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, DeviceSource, Mask, MaskFunction, ScoreMod, TensorRef};
 use omniflash_device::TranslationUnit;
-use omniflash_kernels_cuda::{ForwardConfig, NaiveConfig, combine, verify_page_table};
+use omniflash_kernels_cuda::{
+    ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table,
+};
 
 struct Nvrtc {
     library: Library,
@@ -110,11 +112,22 @@ fn every_kernel_compiles_at_run_time_without_headers() {
         additive(),
     ];
     let config = ForwardConfig::new(DType::BF16, 128, 128, 227 << 10, "test").unwrap();
+    let hopper = HopperConfig {
+        dtype: DType::BF16,
+        head_dim: 128,
+        value_dim: 128,
+        block_m: 128,
+        block_n: 128,
+        query_tiles: 2,
+    };
     for mask in &masks {
         let functors = FunctorSpec::new(mask, &ScoreMod::Identity, 4, "test").unwrap();
         let unit = config.translation_unit(&functors);
         let (cubin, elapsed) = nvrtc.compile(&unit, "sm_90").unwrap();
         println!("{mask}: {} bytes in {elapsed:?}", cubin.len());
+        assert!(cubin.starts_with(b"\x7fELF"));
+        let (cubin, elapsed) = nvrtc.compile(&hopper.translation_unit(&functors), HOPPER_ARCH).unwrap();
+        println!("{mask} for {HOPPER_ARCH}: {} bytes in {elapsed:?}", cubin.len());
         assert!(cubin.starts_with(b"\x7fELF"));
     }
     let functors = FunctorSpec::new(&Mask::None, &ScoreMod::Identity, 4, "test").unwrap();

@@ -9,11 +9,11 @@ of all rounds; the minimum is printed beside it. Compare systems within one run 
 One JSON line is printed for each (system, case, dtype, threads):
 
     {"system", "case", "dtype", "threads", "ms", "min_ms", "n", "gflops", "gbps",
-     "best_gflops", "best_gbps", "err", "load"}
+     "best_gflops", "best_gbps", "err", "err_tolerance", "load"}
 
 gflops is 4*B*HQ*SQ*SKV*D (halved for causal) / median; gbps is the bytes of K and V, read
 once, / median; best_* are the same over the minimum; err is the largest absolute error on
-the sample; load is the machine's load average.
+the sample and err_tolerance what it may be; load is the machine's load average.
 
 External commands, `--ext NAME=COMMAND`, are run once a round as
 
@@ -27,6 +27,7 @@ causal is bottom-right aligned.
 """
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -36,7 +37,7 @@ import sys
 import time
 
 from problem import CASES, DTYPES, Case, Reference, make_data
-from systems import SYSTEMS
+from systems import MODULES, SYSTEMS
 
 EXTERNAL_TIMEOUT_SECONDS = 300
 
@@ -123,6 +124,7 @@ class Comparison:
         self.args = args
         self.samples: dict[str, list[float]] = {}
         self.errors: dict[str, float] = {}
+        self.err_tolerance = 0.0
 
     def note(self, system: str, message: str) -> None:
         """Say on stderr why a system is left out."""
@@ -133,6 +135,7 @@ class Comparison:
 
     def run(self, data: tuple, reference: Reference) -> None:
         """Check every system, then time them round by round."""
+        self.err_tolerance = reference.tolerance(self.dtype)
         systems = {}
         for name in self.args.systems:
             # A peer may be missing, refuse the case or fail in a way of its own: that must
@@ -196,10 +199,25 @@ class Comparison:
                     "best_gflops": round(flops / best / 1e6, 1),
                     "best_gbps": round(kv_bytes / best / 1e6, 2),
                     "err": float(f"{self.errors[system]:.2e}"),
+                    "err_tolerance": float(f"{self.err_tolerance:.2e}"),
                     "load": round(os.getloadavg()[0], 1),
                 }
             )
         return records
+
+
+def list_systems() -> None:
+    """Print one JSON line for each in-process system: why it is absent, or null."""
+    for system in SYSTEMS:
+        reason = None
+        for module in MODULES[system]:
+            # A broken installation may fail in any way of its own.
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # noqa: BLE001
+                reason = str(error).splitlines()[0][:160] if str(error) else repr(error)
+                break
+        print(json.dumps({"system": system, "absent": reason}))
 
 
 def names_from(choices: dict) -> object:
@@ -280,16 +298,29 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FILE", help="also append the lines to FILE")
     parser.add_argument(
+        "--list",
+        action="store_true",
+        help="only say which in-process systems are absent, and why",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the two smallest cases only"
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="say on stderr what was skipped, and why"
     )
     args = parser.parse_args()
     args.ext = dict(args.ext)
+    if args.quick:
+        args.cases = [name for name in args.cases if name in ("p512_d64", "dec4k")]
     return args
 
 
 def main() -> None:
     """Run every case, dtype and thread count that was asked for."""
     args = parse_args()
+    if args.list:
+        list_systems()
+        return
     for case_name in args.cases:
         for dtype in args.dtypes:
             data = make_data(CASES[case_name], dtype)

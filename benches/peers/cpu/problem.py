@@ -121,4 +121,8 @@ class Reference:
 
     def accepts(self, error: float, dtype: str) -> bool:
         """Whether an error is small enough for `dtype`; a NaN is not."""
-        return error <= TOLERANCES[dtype] * self.largest
+        return error <= self.tolerance(dtype)
+
+    def tolerance(self, dtype: str) -> float:
+        """The largest error that is small enough for `dtype`."""
+        return TOLERANCES[dtype] * self.largest

@@ -417,3 +417,15 @@ SYSTEMS = {
     "openvino": OpenVino,
     "numpy": Numpy,
 }
+
+# What each imports beside numpy.
+MODULES = {
+    "torch": ["torch"],
+    "torch_pack": ["torch"],
+    "torch_math": ["torch"],
+    "ort_mha": ["onnxruntime", "onnx"],
+    "ort_gqa": ["onnxruntime", "onnx"],
+    "ort_attn23": ["onnxruntime", "onnx"],
+    "openvino": ["openvino"],
+    "numpy": ["numpy"],
+}

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use omniflash::DType;
@@ -30,6 +31,11 @@ pub(crate) enum Command {
     Info(InfoArguments),
     /// Measure; one JSON line a case, a table on a terminal
     Bench(BenchArguments),
+    /// Draw result files: a page of charts, or tables
+    Report(ReportArguments),
+    /// Build compiled GPU kernels ahead of their first use, list them, clear them
+    #[command(subcommand)]
+    Kernels(KernelsCommand),
     /// Show attention at work and check it; what runs without a subcommand
     Demo(DemoArguments),
 }
@@ -94,6 +100,60 @@ pub(crate) struct DemoArguments {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelsCommand {
+    /// Build the kernels of common calls into the cache; needs no GPU, but NVRTC or nvcc
+    Build(BuildArguments),
+    /// List the kernels in the cache
+    List(ListArguments),
+    /// Remove the kernels in the cache
+    Clear(ClearArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BuildArguments {
+    /// Architectures such as sm_90 [default: those of the GPUs here]
+    #[arg(long, value_name = "ARCH", value_delimiter = ',')]
+    pub(crate) arch: Vec<String>,
+    /// Types of q, k and v
+    #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "bf16,f16", value_parser = float_dtype)]
+    pub(crate) dtype: Vec<DType>,
+    /// head_dims, multiples of 8 up to 256
+    #[arg(long, value_name = "D", value_delimiter = ',', default_value = "64,128", value_parser = head_dim)]
+    pub(crate) head_dim: Vec<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListArguments {
+    /// Report as JSON, one line a kernel
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ClearArguments {
+    /// Really remove them
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReportArguments {
+    /// JSON lines of `omniflash bench`, of the peers' scripts and of `omniflash verify --json`
+    #[arg(value_name = "FILES")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The HTML page to write, which needs nothing beside itself; without it, tables are printed
+    #[arg(long, value_name = "HTML")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write the generated parts of this README instead: FILES as tables [default: benches/results beside it] and
+    /// charts, and what each backend supports
+    #[arg(long, value_name = "README", conflicts_with = "out")]
+    pub(crate) readme: Option<PathBuf>,
+    /// Only say whether the README is current
+    #[arg(long, requires = "readme")]
+    pub(crate) check: bool,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct BenchArguments {
     /// What to measure; default all
@@ -114,8 +174,24 @@ pub(crate) struct BenchArguments {
     /// Fewer and smaller cases
     #[arg(long)]
     pub(crate) quick: bool,
-    #[command(flatten)]
-    pub(crate) backend: BackendArgument,
+    /// Backends: all but the reference, auto for the best, or names that `omniflash info` lists
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "all")]
+    pub(crate) backend: Vec<String>,
+    /// Append the JSON lines to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// The JSON lines of an earlier run; exit code 1 when a case is slower than it was
+    #[arg(long, value_name = "FILE")]
+    pub(crate) compare: Option<PathBuf>,
+    /// How many percent slower is slower
+    #[arg(long, value_name = "PERCENT", default_value = "10", requires = "compare", value_parser = percent)]
+    pub(crate) threshold: f64,
+    /// Also time other systems in turns with ours, by the scripts in benches/peers; says which are absent
+    #[arg(long)]
+    pub(crate) peers: bool,
+    /// The Python that has the peers' packages [default: OMNIFLASH_PYTHON, then python3]
+    #[arg(long, value_name = "PATH", requires = "peers")]
+    pub(crate) python: Option<PathBuf>,
     /// JSON lines also on a terminal
     #[arg(long)]
     pub(crate) json: bool,
@@ -123,9 +199,16 @@ pub(crate) struct BenchArguments {
     pub(crate) single: SingleCaseArguments,
 }
 
+impl BenchArguments {
+    /// What to spend on each case.
+    pub(crate) fn budget(&self) -> Duration {
+        Duration::from_secs_f64(self.budget.unwrap_or(if self.quick { 0.2 } else { 1.0 }))
+    }
+}
+
 /// One case, answered with one JSON line of its samples and its first outputs, for scripts that compare systems.
 #[derive(Args, Clone, Copy, Debug)]
-#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick"])]
+#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers"])]
 pub(crate) struct SingleCaseArguments {
     /// One case only, described by the next six options: its batch. Answers one line of samples and first outputs
     #[arg(long = "b", value_name = "B", requires_all = ["hq", "hkv", "sq", "skv", "d", "causal"])]
@@ -161,6 +244,20 @@ fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
         _ => Err("expected seconds from 0 to 3600".into()),
+    }
+}
+
+fn head_dim(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(dim) if (8..=256).contains(&dim) && dim % 8 == 0 => Ok(dim),
+        _ => Err("expected a multiple of 8 up to 256".into()),
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if (0.0..=1000.0).contains(&percent) => Ok(percent),
+        _ => Err("expected percent from 0 to 1000".into()),
     }
 }
 

@@ -7,12 +7,12 @@ use crate::Verdict;
 use crate::arguments::AttendArguments;
 use crate::case_file::{Case, CaseError, Fault, NamedTensor, to_bytes, write_atomically};
 use crate::execution::{Execution, choose, execute};
-use crate::report;
+use crate::terminal;
 
 pub(crate) fn run(arguments: &AttendArguments) -> anyhow::Result<Verdict> {
     let backend = choose(&arguments.backend.backend)?;
     let case = Case::read(&arguments.case, arguments.options.as_deref())?;
-    let bar = report::progress(1);
+    let bar = terminal::progress(1);
     bar.set_message(format!("{} on {}", arguments.case.display(), backend.info().name));
     let execution =
         compute(&*backend, &case, 1).map_err(|fault| fault.in_file(arguments.case.display().to_string()))?;
@@ -49,7 +49,7 @@ fn summarise(
     let (shape, name) = (&execution.shape, &backend.info().name);
     let output = arguments.output.display().to_string();
     if arguments.json {
-        return report::print_json(&json!({
+        return terminal::print_json(&json!({
             "output": output,
             "out": {"shape": shape.out, "dtype": shape.dtype.name()},
             "lse": execution.lse.as_ref().map(|_| json!({"shape": shape.lse, "dtype": "f32"})),
@@ -59,7 +59,7 @@ fn summarise(
         }));
     }
     let lse = if execution.lse.is_some() { format!(", lse {:?} f32", shape.lse) } else { String::new() };
-    report::print_line(format_args!("{output}: out {:?} {}{lse}", shape.out, shape.dtype))?;
-    report::print_line(format_args!("{name} took {}", report::time(execution.elapsed)))?;
-    report::print_plan(&execution.plan)
+    terminal::print_line(format_args!("{output}: out {:?} {}{lse}", shape.out, shape.dtype))?;
+    terminal::print_line(format_args!("{name} took {}", terminal::time(execution.elapsed)))?;
+    terminal::print_plan(&execution.plan)
 }

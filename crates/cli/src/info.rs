@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::Verdict;
 use crate::arguments::InfoArguments;
-use crate::report;
+use crate::terminal;
 
 /// The variables that change what omniflash does, and how.
 const VARIABLES: [(&str, &str); 4] = [
@@ -19,7 +19,7 @@ pub(crate) fn run(arguments: &InfoArguments) -> anyhow::Result<Verdict> {
     let registry = Registry::discover();
     let best = registry.best();
     if arguments.json {
-        report::print_json(&to_json(&registry, &best))?;
+        terminal::print_json(&to_json(&registry, &best))?;
     } else {
         print(&registry, &best)?;
     }
@@ -31,7 +31,7 @@ pub(crate) fn run(arguments: &InfoArguments) -> anyhow::Result<Verdict> {
 type Best = omniflash::Result<std::sync::Arc<dyn Backend>>;
 
 fn print(registry: &Registry, best: &Best) -> anyhow::Result<()> {
-    let mut table = report::table(&["backend", "device", "arch", "units", "memory", "driver"]);
+    let mut table = terminal::table(&["backend", "device", "arch", "units", "memory", "driver"]);
     for backend in registry.backends() {
         let info = backend.info();
         table.add_row([
@@ -43,18 +43,22 @@ fn print(registry: &Registry, best: &Best) -> anyhow::Result<()> {
             info.driver.clone().unwrap_or_else(|| "-".into()),
         ]);
     }
-    report::align_numbers(&mut table, 3..5);
-    report::print_line(format_args!("omniflash {}\n{table}", env!("CARGO_PKG_VERSION")))?;
+    terminal::align_numbers(&mut table, 3..5);
+    terminal::print_line(format_args!("omniflash {}\n{table}", env!("CARGO_PKG_VERSION")))?;
     for absent in registry.absent() {
-        report::print_line(format_args!("{} is absent: {}", absent.name, absent.reason))?;
+        terminal::print_line(format_args!("{} is absent: {}", absent.name, absent.reason))?;
     }
     if let Ok(best) = best {
-        report::print_line(format_args!("best: {} ({})", report::heading(&best.info().name), why_best()))?;
+        terminal::print_line(format_args!(
+            "best: {} ({})",
+            terminal::heading(&best.info().name),
+            why_best()
+        ))?;
     }
-    report::print_line(format_args!("\n{}", report::heading("environment")))?;
+    terminal::print_line(format_args!("\n{}", terminal::heading("environment")))?;
     for (name, meaning) in VARIABLES {
         let value = variable(name).map_or_else(|| "not set".into(), |value| format!("= {value}"));
-        report::print_line(format_args!("  {name:<18} {value:<10} {}", report::faint(meaning)))?;
+        terminal::print_line(format_args!("  {name:<18} {value:<10} {}", terminal::faint(meaning)))?;
     }
     Ok(())
 }
@@ -118,6 +122,6 @@ fn device(info: &BackendInfo) -> String {
 fn memory(bytes: u64) -> String {
     match bytes {
         0 => "-".into(),
-        bytes => format!("{} GiB", report::three_digits(bytes as f64 / f64::from(1 << 30))),
+        bytes => format!("{} GiB", terminal::three_digits(bytes as f64 / f64::from(1 << 30))),
     }
 }

@@ -1,4 +1,4 @@
-//! The command `omniflash`: `attend`, `verify`, `info`, `bench` and a demonstration, all thin over the library.
+//! The command `omniflash`: `attend`, `verify`, `info`, `bench`, `report`, `kernels` and a demonstration, all thin over the library.
 //!
 //! [`case_file`] is the format of bug reports and tests, and knows nothing of the command line.
 
@@ -12,8 +12,12 @@ mod demo;
 mod execution;
 mod failure;
 mod info;
+mod kernels;
 mod report;
+mod results;
+mod support;
 mod synthetic;
+mod terminal;
 mod verify;
 
 use std::ffi::OsString;
@@ -28,20 +32,20 @@ use arguments::{Cli, Command};
 enum Verdict {
     /// All is well.
     Passed,
-    /// A result is further from the reference than it may be.
+    /// A result is further from the reference than it may be, or a case slower than it was.
     OutOfTolerance,
 }
 
 /// Runs the command line `arguments`, the program's name first.
 ///
-/// Exit codes: 0; 1 when a result is out of tolerance; 2 with one line on standard error for all that fails.
+/// Exit codes: 0; 1 when a result is out of tolerance or a case slower than it was; 2 with one line on standard error for all that fails.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     failure::install();
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return failure::exit(&failure::usage(&error)),
         // Help and version.
-        Err(error) => return failure::outcome(report::print(error.render()).map(|()| Verdict::Passed)),
+        Err(error) => return failure::outcome(terminal::print(error.render()).map(|()| Verdict::Passed)),
     };
     failure::outcome(dispatch(cli))
 }
@@ -54,5 +58,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Verdict> {
         Some(Command::Verify(arguments)) => verify::run(&arguments),
         Some(Command::Info(arguments)) => info::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
+        Some(Command::Kernels(command)) => kernels::run(&command),
+        Some(Command::Report(arguments)) => report::run(&arguments),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use omniflash::reference::ReferenceOutput;
 use omniflash::{
     AttentionProblem, Backend, DType, Deviation, Expectation, Layout, ReferenceBackend, Stream, Tensor,
     Tolerance,
@@ -13,11 +14,11 @@ use crate::arguments::VerifyArguments;
 use crate::attend::compute;
 use crate::case_file::{Case, Fault};
 use crate::execution::{Execution, choose};
-use crate::report;
+use crate::terminal;
 
 pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
     let backend = choose(&arguments.backend.backend)?;
-    let bar = report::progress(arguments.cases.len());
+    let bar = terminal::progress(arguments.cases.len());
     let mut failed = 0;
     for path in &arguments.cases {
         bar.set_message(format!("{} on {}", path.display(), backend.info().name));
@@ -25,7 +26,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
         let checked = check(&*backend, &case).map_err(|fault| fault.in_file(path.display().to_string()))?;
         failed += usize::from(!checked.passed());
         bar.suspend(|| match arguments.json {
-            true => report::print_json(&checked.to_json(path, &*backend)),
+            true => terminal::print_json(&checked.to_json(path, &*backend)),
             false => checked.print(path, &*backend),
         })?;
         bar.inc(1);
@@ -33,7 +34,10 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<Verdict> {
     bar.finish_and_clear();
     if !arguments.json && arguments.cases.len() > 1 {
         let passed = arguments.cases.len() - failed;
-        report::print_line(format_args!("{passed} of {} cases are within tolerance", arguments.cases.len()))?;
+        terminal::print_line(format_args!(
+            "{passed} of {} cases are within tolerance",
+            arguments.cases.len()
+        ))?;
     }
     Ok(if failed == 0 { Verdict::Passed } else { Verdict::OutOfTolerance })
 }
@@ -62,11 +66,11 @@ fn check(backend: &dyn Backend, case: &Case) -> Result<Checked, Fault> {
 
 /// Compares a result with the reference, in host memory.
 fn compare(case: &Case, execution: &Execution) -> omniflash::Result<(Deviation, Tolerance)> {
-    let nothing = Tolerance { relative_rms: 0.0, max_error: 0.0, lse_absolute: 0.0, lse_relative: 0.0 };
-    if execution.out.is_empty() {
-        return Ok((Deviation::default(), nothing));
-    }
     let shape = &execution.shape;
+    if execution.out.is_empty() {
+        let nothing = ReferenceOutput { out: Vec::new(), lse: Vec::new() };
+        return Ok((Deviation::default(), Tolerance::new(shape.dtype, &nothing, &nothing)));
+    }
     let found = on_host(&execution.out, shape.dtype, &shape.out)?;
     let lse = execution.lse.as_ref().map(|lse| on_host(lse, DType::F32, &shape.lse)).transpose()?;
     with_host_problem(case, |problem| {
@@ -101,24 +105,24 @@ impl Checked {
 
     fn print(&self, path: &Path, backend: &dyn Backend) -> anyhow::Result<()> {
         let (deviation, tolerance) = (&self.deviation, &self.tolerance);
-        let mut table = report::table(&["error", "found", "allowed", ""]);
+        let mut table = terminal::table(&["error", "found", "allowed", ""]);
         let mut row = |name: &str, found: f64, allowed: String, passed: bool| {
             table.add_row(vec![
                 name.into(),
-                report::error_value(found).into(),
+                terminal::error_value(found).into(),
                 allowed.into(),
-                report::verdict_cell(passed),
+                terminal::verdict_cell(passed),
             ]);
         };
-        let (rms, max) = (tolerance.relative_rms, tolerance.max_error);
+        let (rms, max) = (tolerance.relative_rms, deviation.max_error_bound);
         let rms_passed = deviation.relative_rms <= rms;
-        row("RMS of out, relative", deviation.relative_rms, report::error_value(rms), rms_passed);
-        row("max of out", deviation.max_error, report::error_value(max), deviation.max_error <= max);
+        row("RMS of out, relative", deviation.relative_rms, terminal::error_value(rms), rms_passed);
+        row("max of out", deviation.max_error, terminal::error_value(max), deviation.max_error <= max);
         if self.execution.lse.is_some() {
             let allowed = format!(
                 "{} + {} |lse|",
-                report::error_value(tolerance.lse_absolute),
-                report::error_value(tolerance.lse_relative)
+                terminal::error_value(tolerance.lse_absolute),
+                terminal::error_value(tolerance.lse_relative)
             );
             row("max of lse", deviation.lse_error, allowed, deviation.lse_fraction <= 1.0);
         }
@@ -127,22 +131,22 @@ impl Checked {
             "second run".into(),
             repeats.into(),
             "equal bit for bit".into(),
-            report::verdict_cell(self.repeats),
+            terminal::verdict_cell(self.repeats),
         ]);
         let info = backend.info();
-        report::print_line(format_args!(
+        terminal::print_line(format_args!(
             "{} on {} in {}",
-            report::heading(&path.display().to_string()),
+            terminal::heading(&path.display().to_string()),
             info.name,
-            report::time(self.execution.elapsed)
+            terminal::time(self.execution.elapsed)
         ))?;
-        report::print_line(table)?;
-        report::print_plan(&self.execution.plan)?;
+        terminal::print_line(table)?;
+        terminal::print_plan(&self.execution.plan)?;
         if deviation.max_error > max {
             let place = place(deviation.max_error_at, &self.execution.shape.out);
-            report::print_line(format_args!("the largest error is at out{place:?}"))?;
+            terminal::print_line(format_args!("the worst element is out{place:?}"))?;
         }
-        report::print_line("")
+        terminal::print_line("")
     }
 
     fn to_json(&self, path: &Path, backend: &dyn Backend) -> Value {
@@ -164,7 +168,7 @@ impl Checked {
             "rms_tolerance": tolerance.relative_rms,
             "max_error": deviation.max_error,
             "max_error_at": place(deviation.max_error_at, &self.execution.shape.out),
-            "max_tolerance": tolerance.max_error,
+            "max_tolerance": deviation.max_error_bound,
             "lse": lse,
             "repeats": self.repeats,
             "passed": self.passed(),

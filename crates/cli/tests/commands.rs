@@ -59,21 +59,6 @@ fn verify_takes_nan_that_is_seen_for_nan() {
 }
 
 #[test]
-fn bench_prints_a_json_line_a_case_when_piped() {
-    let arguments = "bench decode paged --quick --budget 0 --dtype f32,bf16 --threads 2";
-    let lines = json_lines(&passes(arguments.split(' ')));
-    assert_eq!(lines.len(), 4, "{lines:?}");
-    for line in &lines {
-        assert!(line["system"].as_str().unwrap().starts_with("omniflash-"));
-        assert!(line["case"].as_str().unwrap().starts_with("dec_B1_H32_8_D128_KV4096"));
-        assert!(line["ms"].as_f64().unwrap() > 0.0 && line["tbps"].as_f64().unwrap() > 0.0, "{line}");
-        assert!(line["threads"] == 2 && line["n"].as_u64().unwrap() >= 1, "{line}");
-    }
-    let dtypes: Vec<&str> = lines.iter().map(|line| line["dtype"].as_str().unwrap()).collect();
-    assert_eq!(dtypes, ["float32", "float32", "bfloat16", "bfloat16"]);
-}
-
-#[test]
 fn bench_answers_a_single_case_with_samples_and_the_right_outputs() {
     let arguments =
         "bench --b 1 --hq 2 --hkv 1 --sq 8 --skv 16 --d 8 --causal 1 --dtype f32 --threads 2 --budget 0.01";

@@ -1,10 +1,12 @@
 //! The one trait that every backend implements.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::device::{Buffer, DeviceId, Stream};
 use crate::error::{Error, Result};
 use crate::kv_append::KvAppend;
+use crate::measure::Peaks;
 use crate::plan::AttentionPlan;
 use crate::problem::AttentionProblem;
 
@@ -92,6 +94,33 @@ pub trait Backend: Send + Sync + fmt::Debug {
             "it has no kernel for it",
             "write the rows by the means of the library that owns the cache",
         ))
+    }
+
+    /// Milliseconds of each of `repeats` launches by the device's own clock, its caches displaced before each; waits for
+    /// them. `None`, as here, where the device has no clock of its own: then the host's is as good.
+    ///
+    /// # Errors
+    /// Those of [`launch`](Backend::launch), [`Error::OutOfMemory`].
+    ///
+    /// # Safety
+    /// - The duties of [`launch`](Backend::launch).
+    unsafe fn time_launches(
+        &self,
+        _plan: &AttentionPlan,
+        _problem: &AttentionProblem<'_>,
+        _stream: &Stream,
+        _repeats: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
+
+    /// Measures what the device can do at most, in about `budget` for each figure; a backend that measures nothing, as
+    /// here, knows no peak.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`], [`Error::OutOfMemory`], [`Error::Driver`].
+    fn measure_peaks(&self, _stream: &Stream, _budget: Duration) -> Result<Peaks> {
+        Ok(Peaks::default())
     }
 }
 

@@ -33,6 +33,7 @@ mod kv_cache;
 mod layout;
 pub mod lower;
 pub mod mask;
+pub mod measure;
 mod options;
 mod owned;
 mod plan;

@@ -35,20 +35,33 @@ pub struct Expectation {
     pub tolerance: Tolerance,
 }
 
-/// Bounds on a [`Deviation`].
+/// Bounds on a [`Deviation`], made from the float64 reference, from how far a
+/// [naive](reference::naive_attention) computation in the problem's dtype is from it, and from the spacing of numbers.
+///
+/// | quantity | bound |
+/// |---|---|
+/// | RMSE(out) / RMS(reference) | 4e-3 bf16, 6e-4 f16, 2e-6 f32; or, where that is more, twice the naive's or the spacing of f32 at the RMS of the log-sum-exps |
+/// | an element of out | twice the naive's largest error, 4 spacings of the dtype at max(element, RMS) and 4 of f32 at its row's log-sum-exp, times max(element, RMS); at least the RMS bound |
+/// | lse | 1e-4 + 1e-5 of its size |
+///
+/// The log-sum-exp is as large as the scores that matter. A kernel rounds them a few times more than the naive
+/// computation does (into base 2, through a softcap), each time by half a spacing, and a weight errs relatively as
+/// much as its score absolutely.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// On the root mean square error of `out`, relative to the root mean square of the reference: 4e-3 for bf16,
-    /// 6e-4 for f16, 2e-6 for f32; where that is more, as it is for large scores, one and a half times what a
-    /// [naive](reference::naive_attention) computation errs.
+    /// On the root mean square error of `out`, relative to the root mean square of the reference.
     pub relative_rms: f64,
-    /// On the largest error of an element of `out`: twice that of the naive computation, and four units in the last
-    /// place of the largest element.
-    pub max_error: f64,
     /// On the error of the log-sum-exp, where it is 0.
     pub lse_absolute: f64,
     /// Added to [`lse_absolute`](Tolerance::lse_absolute) for each unit of the log-sum-exp's magnitude.
     pub lse_relative: f64,
+    dtype: DType,
+    /// Root mean square of the reference.
+    rms: f64,
+    /// Twice the largest error of the naive computation.
+    twice_naive: f64,
+    /// Factor of the bounds of `out`.
+    factor: f64,
 }
 
 /// How far a result is from the reference, over the rows that are written.
@@ -56,14 +69,88 @@ pub struct Tolerance {
 pub struct Deviation {
     /// Root mean square error of `out`, relative to the root mean square of the reference.
     pub relative_rms: f64,
-    /// The largest error of an element of `out`; infinite when one of the two is not a number, or infinite.
+    /// The error of the element of `out` that comes nearest to its bound or is furthest beyond; infinite when only one
+    /// of result and reference is a finite number.
     pub max_error: f64,
-    /// The row-major index of that element.
+    /// What that element may err.
+    pub max_error_bound: f64,
+    /// Its row-major index.
     pub max_error_at: usize,
     /// The largest error of a log-sum-exp.
     pub lse_error: f64,
     /// The largest error of a log-sum-exp as a fraction of its own bound.
     pub lse_fraction: f64,
+}
+
+impl Tolerance {
+    /// Makes the bounds from two computations of one problem, whose rows that are not written are NaN in both.
+    ///
+    /// # Panics
+    /// When the two are not of one size.
+    pub fn new(dtype: DType, reference: &ReferenceOutput, naive: &ReferenceOutput) -> Self {
+        assert_eq!(reference.out.len(), naive.out.len(), "two computations of one problem");
+        let (mut largest, mut error, mut square, mut count) = (0.0f64, 0.0f64, 0.0f64, 0usize);
+        for (expected, found) in reference.out.iter().zip(&naive.out) {
+            if expected.is_finite() && found.is_finite() {
+                largest = largest.max((found - expected).abs());
+                error += (found - expected).powi(2);
+                square += expected.powi(2);
+                count += 1;
+            }
+        }
+        let naive_rms = if square > 0.0 { (error / square).sqrt() } else { 0.0 };
+        let finite = reference.lse.iter().filter(|lse| lse.is_finite());
+        let (lse_square, lse_count) = finite.fold((0.0, 0.0f64), |(sum, n), lse| (sum + lse * lse, n + 1.0));
+        let scores = spacing(DType::F32, (lse_square / lse_count.max(1.0)).sqrt());
+        Tolerance {
+            relative_rms: relative_rms(dtype).max(2.0 * naive_rms).max(scores),
+            lse_absolute: 1e-4,
+            lse_relative: 1e-5,
+            dtype,
+            rms: if count > 0 { (square / count as f64).sqrt() } else { 0.0 },
+            twice_naive: 2.0 * largest,
+            factor: 1.0,
+        }
+    }
+
+    /// Bounds of `out` that are `factor` times as wide: for arithmetic that carries fewer bits.
+    pub fn widened(self, factor: f64) -> Self {
+        Tolerance { relative_rms: factor * self.relative_rms, factor: factor * self.factor, ..self }
+    }
+
+    /// How far an element of `out` may be from `expected`, in a row whose log-sum-exp is `lse`.
+    pub fn element(&self, expected: f64, lse: f64) -> f64 {
+        let magnitude = expected.abs().max(self.rms);
+        let score = if lse.is_finite() { spacing(DType::F32, lse.abs()) } else { 0.0 };
+        let bound = self.twice_naive + 4.0 * spacing(self.dtype, magnitude) + 4.0 * score * magnitude;
+        // What is allowed on average is allowed once: with few elements the naive's error may be tiny by luck.
+        self.factor * bound.max(relative_rms(self.dtype) * self.rms)
+    }
+
+    /// How far a log-sum-exp may be from `expected`.
+    pub fn lse(&self, expected: f64) -> f64 {
+        self.lse_absolute + if expected.is_finite() { self.lse_relative * expected.abs() } else { 0.0 }
+    }
+}
+
+/// RMSE(out) / RMS(reference) that a dtype allows for normal inputs.
+const fn relative_rms(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 4e-3,
+        DType::F16 => 6e-4,
+        _ => 2e-6,
+    }
+}
+
+/// The distance of neighbouring numbers of a type at a magnitude.
+fn spacing(dtype: DType, magnitude: f64) -> f64 {
+    let (mantissa_bits, least_exponent) = match dtype {
+        DType::BF16 => (7, -126),
+        DType::F16 => (10, -14),
+        _ => (23, -126),
+    };
+    let exponent = if magnitude > 0.0 { magnitude.log2().floor() as i32 } else { least_exponent };
+    f64::from(exponent.max(least_exponent) - mantissa_bits).exp2()
 }
 
 impl Expectation {
@@ -74,22 +161,7 @@ impl Expectation {
     pub fn of(problem: &AttentionProblem<'_>) -> Result<Self> {
         let reference = reference::attention(problem)?;
         let naive = reference::naive_attention(problem)?;
-        let errs = Errors::of(&reference.out, &naive.out, &written_elements(problem));
-        let (relative_rms, epsilon) = match problem.shape().dtype {
-            DType::BF16 => (4e-3, half::bf16::EPSILON.to_f64()),
-            DType::F16 => (6e-4, half::f16::EPSILON.to_f64()),
-            _ => (2e-6, f64::from(f32::EPSILON)),
-        };
-        let tolerance = Tolerance {
-            relative_rms: f64::max(relative_rms, 1.5 * errs.relative_rms()),
-            // What is allowed on average is allowed once: with few elements the naive's error may be tiny by luck.
-            max_error: f64::max(
-                2.0 * errs.max_error + 4.0 * epsilon * errs.largest,
-                relative_rms * errs.reference_rms(),
-            ),
-            lse_absolute: 1e-4,
-            lse_relative: 1e-5,
-        };
+        let tolerance = Tolerance::new(problem.shape().dtype, &reference, &naive);
         Ok(Expectation { reference, tolerance })
     }
 
@@ -103,23 +175,46 @@ impl Expectation {
         out: &TensorRef<'_>,
         lse: Option<&TensorRef<'_>>,
     ) -> Deviation {
-        let errs = Errors::of(&self.reference.out, &elements(out), &written_elements(problem));
-        let mut deviation = Deviation {
-            relative_rms: errs.relative_rms(),
-            max_error: errs.max_error,
-            max_error_at: errs.max_error_at,
-            ..Deviation::default()
-        };
+        let mut deviation = self.compare_out(problem, &elements(out));
         let Some(lse) = lse else { return deviation };
         let written = written_lse(problem);
         for ((&expected, found), _) in
             self.reference.lse.iter().zip(elements(lse)).zip(written).filter(|(_, written)| *written)
         {
             let error = error(expected, found);
-            let bound = self.tolerance.lse_absolute + self.tolerance.lse_relative * expected.abs();
             deviation.lse_error = deviation.lse_error.max(error);
             deviation.lse_fraction =
-                deviation.lse_fraction.max(if error == 0.0 { 0.0 } else { error / bound });
+                deviation.lse_fraction.max(fraction(error, self.tolerance.lse(expected)));
+        }
+        deviation
+    }
+
+    fn compare_out(&self, problem: &AttentionProblem<'_>, found: &[f64]) -> Deviation {
+        let shape = problem.shape();
+        let mut deviation = Deviation::default();
+        let (mut squared_error, mut squared_reference, mut worst) = (0.0, 0.0, -1.0);
+        for token in (0..shape.total_q).filter(|&token| is_written(problem, token)) {
+            for head in 0..shape.num_heads {
+                let lse = self.reference.lse.get(lse_index(problem, token, head)).copied().unwrap_or(0.0);
+                let begin = (token * shape.num_heads + head) * shape.value_dim;
+                let row = begin..begin + shape.value_dim;
+                let pairs = self.reference.out[row.clone()].iter().zip(&found[row]);
+                for (d, (&expected, &found)) in pairs.enumerate() {
+                    let error = error(expected, found);
+                    squared_error += error * error;
+                    squared_reference += if expected.is_finite() { expected * expected } else { 0.0 };
+                    let bound =
+                        self.tolerance.element(if expected.is_finite() { expected } else { 0.0 }, lse);
+                    if fraction(error, bound) > worst {
+                        worst = fraction(error, bound);
+                        (deviation.max_error, deviation.max_error_bound) = (error, bound);
+                        deviation.max_error_at = begin + d;
+                    }
+                }
+            }
+        }
+        if squared_error > 0.0 {
+            deviation.relative_rms = (squared_error / squared_reference).sqrt();
         }
         deviation
     }
@@ -129,52 +224,14 @@ impl Deviation {
     /// Whether all bounds hold.
     pub fn is_within(&self, tolerance: &Tolerance) -> bool {
         self.relative_rms <= tolerance.relative_rms
-            && self.max_error <= tolerance.max_error
+            && self.max_error <= self.max_error_bound
             && self.lse_fraction <= 1.0
     }
 }
 
-/// Sums over the elements of written rows.
-#[derive(Default)]
-struct Errors {
-    squared_error: f64,
-    squared_reference: f64,
-    largest: f64,
-    max_error: f64,
-    max_error_at: usize,
-    /// Finite elements of the reference.
-    count: usize,
-}
-
-impl Errors {
-    fn of(reference: &[f64], found: &[f64], written: &[bool]) -> Self {
-        assert!(reference.len() == found.len() && reference.len() == written.len());
-        let mut errors = Errors::default();
-        for (i, (&expected, &found)) in reference.iter().zip(found).enumerate() {
-            if !written[i] {
-                continue;
-            }
-            let error = error(expected, found);
-            errors.squared_error += error * error;
-            if error > errors.max_error {
-                (errors.max_error, errors.max_error_at) = (error, i);
-            }
-            if expected.is_finite() {
-                errors.squared_reference += expected * expected;
-                errors.count += 1;
-                errors.largest = errors.largest.max(expected.abs());
-            }
-        }
-        errors
-    }
-
-    fn reference_rms(&self) -> f64 {
-        (self.squared_reference / self.count.max(1) as f64).sqrt()
-    }
-
-    fn relative_rms(&self) -> f64 {
-        if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squared_reference).sqrt() }
-    }
+/// An error as a fraction of what is allowed; 0 for none.
+fn fraction(error: f64, bound: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / bound }
 }
 
 /// 0 for equal values, two infinities of one sign or two NaN; infinite where only one of them is finite.
@@ -186,11 +243,15 @@ fn error(expected: f64, found: f64) -> f64 {
     if error.is_nan() { f64::INFINITY } else { error }
 }
 
-/// For each element of `out`, row-major, whether a launch writes it.
-fn written_elements(problem: &AttentionProblem<'_>) -> Vec<bool> {
+/// Row-major position of the log-sum-exp of a row.
+fn lse_index(problem: &AttentionProblem<'_>, token: usize, head: usize) -> usize {
     let shape = problem.shape();
-    let row = shape.num_heads * shape.value_dim;
-    (0..shape.total_q).flat_map(|token| std::iter::repeat_n(is_written(problem, token), row)).collect()
+    if shape.ragged_q {
+        head * shape.total_q + token
+    } else {
+        let (sequence, row) = (token / shape.seqlen_q, token % shape.seqlen_q);
+        (sequence * shape.num_heads + head) * shape.seqlen_q + row
+    }
 }
 
 /// For each element of `lse`, row-major, whether a launch writes it.
@@ -334,7 +395,26 @@ mod tests {
         with_problem::<half::f16>(|problem| tolerance(&found, problem));
         with_problem::<bf16>(|problem| tolerance(&found, problem));
         let found = found.into_inner().unwrap();
-        assert!(found.windows(2).all(|pair| pair[0].max_error < pair[1].max_error), "{found:?}");
-        assert!(found[0].relative_rms < 1e-5 && found[0].max_error > 0.0 && found[2].max_error < 0.05);
+        let bounds: Vec<f64> = found.iter().map(|tolerance| tolerance.element(0.1, 1.0)).collect();
+        assert!(bounds.is_sorted() && bounds[0] > 0.0 && bounds[2] < 0.05, "{bounds:?}");
+        assert!(found[0].relative_rms < 1e-5);
+    }
+
+    #[test]
+    fn a_row_of_large_scores_may_err_more() {
+        with_problem::<f32>(|problem| {
+            let tolerance = Expectation::of(problem).unwrap().tolerance;
+            assert!(tolerance.element(1.0, 1000.0) > tolerance.element(1.0, 1.0) + 2e-4);
+            assert_eq!(tolerance.widened(10.0).element(1.0, 1.0), 10.0 * tolerance.element(1.0, 1.0));
+            assert_eq!(tolerance.widened(10.0).lse(1.0), tolerance.lse(1.0));
+        });
+    }
+
+    #[test]
+    fn the_spacing_is_that_of_the_type() {
+        assert_eq!(spacing(DType::F32, 1.0), f64::from(f32::EPSILON));
+        assert_eq!(spacing(DType::F16, 1.5), half::f16::EPSILON.to_f64());
+        assert_eq!(spacing(DType::BF16, 3.9), 2.0 * bf16::EPSILON.to_f64());
+        assert_eq!(spacing(DType::F16, 0.0), 2f64.powi(-24));
     }
 }

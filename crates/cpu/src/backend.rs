@@ -1,7 +1,10 @@
 //! The CPU as a [`Backend`].
 
+use std::time::Duration;
+
 use half::{bf16, f16};
 use omniflash_core::backend::{copy_from_host_buffer, copy_to_host_buffer};
+use omniflash_core::measure::Peaks;
 use omniflash_core::{
     AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DType, DeviceId, Error, KvAppend, Result,
     Stream, Support,
@@ -9,7 +12,7 @@ use omniflash_core::{
 
 use crate::isa::Isa;
 use crate::plan::{self, Route};
-use crate::{decode, kv_append, naive, prefill};
+use crate::{decode, kv_append, naive, peaks, prefill};
 
 /// Attention on this machine's processor.
 ///
@@ -134,6 +137,10 @@ impl Backend for CpuBackend {
     unsafe fn kv_append(&self, append: &KvAppend<'_>, _stream: &Stream) -> Result<()> {
         // SAFETY: the caller's duties are the same.
         unsafe { kv_append::kv_append(append) }
+    }
+
+    fn measure_peaks(&self, _stream: &Stream, budget: Duration) -> Result<Peaks> {
+        peaks::measure(self.isa, budget)
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `prefill` | many query rows: tiles with query rows in the lanes |
 //! | `decode` | few query rows: keys and values streamed once |
 //! | `naive` | one row at a time, for checking |
+//! | `peaks` | what the processor does at most, measured |
 //! | `plan`, `backend` | which of them computes a problem, and how it is cut |
 //!
 //! Semantics that all kernels share: f32 sums whatever the dtype (bf16 products in pairs where the processor has
@@ -29,6 +30,7 @@ mod isa;
 mod kv_append;
 mod mask;
 mod naive;
+mod peaks;
 mod plan;
 mod prefill;
 mod rows;

@@ -6,6 +6,8 @@
 //! gpu_smoke kernels sm_90           fill the cache named by OMNIFLASH_CACHE with the kernels of `check` and `time`
 //! gpu_smoke check                   errors of many problems against the reference
 //! gpu_smoke time                    one JSON line a case: CUDA graph replay, L2 flushed before each, median
+//! gpu_smoke serve                   times the cases named on standard input, `NAME [block_m x block_n] [algorithm]` a line,
+//!                                   after 80 ms of idling each: to be interleaved with other systems
 //! gpu_smoke overhead                microseconds from the call to the end of a launch, on the host
 //! ```
 
@@ -15,11 +17,14 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with tests")]
 mod support;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use omniflash_core::{Backend, Mask, ReferenceBackend, Result, Stream};
+use omniflash_core::{
+    AttentionConfig, AttentionOptions, Backend, Error, Mask, ReferenceBackend, Result, Stream,
+};
 use omniflash_cuda::{CudaBackend, OfflinePlanner, kernel_store, probe};
 use support::{cases, errors, gpu, launch, with_dense_problem, with_host_problem};
 
@@ -66,8 +71,9 @@ fn main() -> ExitCode {
         ["kernels", arch] => kernels(arch),
         ["check"] => with_gpu(check),
         ["time"] => with_gpu(time),
+        ["serve"] => with_gpu(serve),
         ["overhead"] => with_gpu(overhead),
-        _ => Err("one of info, kernels ARCH, check, time, overhead".into()),
+        _ => Err("one of info, kernels ARCH, check, time, serve, overhead".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -118,8 +124,9 @@ fn kernels(arch: &str) -> Result<(), String> {
     }
     for (_, (_, seqlen, heads, dim), is_causal) in timed() {
         let host = Stream::host();
-        let shape = (1, (seqlen.0.min(512), 512), heads, dim);
-        report(with_dense_problem(&ReferenceBackend::new(), shape, mask(is_causal), &host, |problem| {
+        let shape = (1, (seqlen.0.min(4096), seqlen.1.min(4096)), heads, dim);
+        let options = AttentionOptions::new().mask(mask(is_causal));
+        report(with_dense_problem(&ReferenceBackend::new(), shape, &options, &host, |problem| {
             planner.plan(problem)
         }));
     }
@@ -158,7 +165,7 @@ fn check(backend: &CudaBackend) -> Result<(), String> {
 
 fn time(backend: &CudaBackend) -> Result<(), String> {
     for (name, shape, is_causal) in timed() {
-        match milliseconds(backend, shape, is_causal) {
+        match milliseconds(backend, shape, is_causal, AttentionConfig::default()) {
             Ok((ms, plan)) => println!("{}", line(&name, shape, is_causal, ms, &plan)),
             Err(error) => println!("{name}: {error}"),
         }
@@ -166,11 +173,52 @@ fn time(backend: &CudaBackend) -> Result<(), String> {
     Ok(())
 }
 
+fn serve(backend: &CudaBackend) -> Result<(), String> {
+    for request in std::io::stdin().lines() {
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = serve_one(backend, &request).unwrap_or_else(|error| format!("{request}: {error}"));
+        println!("{answer}");
+        std::io::stdout().flush().map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// A line such as `B4_S4096_H16_16_D128_causal 128x160 flash3`.
+fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
+    let mut words = request.split_whitespace();
+    let name = words.next().ok_or("no case")?;
+    let numbers: Vec<usize> = name
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|digits| !digits.is_empty())
+        .map(|digits| digits.parse().map_err(|_| "a number too large"))
+        .collect::<Result<_, _>>()?;
+    let [batch, seqlen, heads, kv_heads, dim] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
+    let mut config = AttentionConfig::default();
+    for word in words {
+        match word.split_once('x') {
+            Some((m, n)) => {
+                (config.block_m, config.block_n) = (m.parse().ok(), n.parse().ok());
+            }
+            None => config.algorithm = word.parse().map_err(|error: Error| error.to_string())?,
+        }
+    }
+    std::thread::sleep(std::time::Duration::from_millis(80));
+    let (shape, is_causal) = ((batch, (seqlen, seqlen), (heads, kv_heads), dim), name.ends_with("causal"));
+    let (ms, plan) = milliseconds(backend, shape, is_causal, config).map_err(|error| error.to_string())?;
+    Ok(line(name, shape, is_causal, ms, &plan))
+}
+
 /// The median of replays of a graph with one launch.
-fn milliseconds(backend: &CudaBackend, shape: Shape, is_causal: bool) -> Result<(f32, String)> {
+fn milliseconds(
+    backend: &CudaBackend,
+    shape: Shape,
+    is_causal: bool,
+    config: AttentionConfig,
+) -> Result<(f32, String)> {
     const REPLAYS: usize = 20;
     let stream = backend.stream()?;
-    with_dense_problem(backend, shape, mask(is_causal), &stream, |problem| {
+    let options = AttentionOptions::new().mask(mask(is_causal)).config(config);
+    with_dense_problem(backend, shape, &options, &stream, |problem| {
         let plan = backend.plan(problem)?;
         backend.prepare(&plan, problem, &stream)?;
         let graph = backend.capture(&stream, || launch(backend, problem, &stream).map(drop))?;
@@ -207,9 +255,10 @@ fn line(name: &str, (batch, seqlen, heads, dim): Shape, is_causal: bool, ms: f32
 
 fn overhead(backend: &CudaBackend) -> Result<(), String> {
     let stream = backend.stream().map_err(|error| error.to_string())?;
+    let causal = AttentionOptions::new().mask(Mask::Causal);
     for (what, keys) in [("one kernel", 64), ("split and joined", 8192)] {
         let measured =
-            with_dense_problem(backend, (1, (1, keys), (8, 8), 128), Mask::Causal, &stream, |problem| {
+            with_dense_problem(backend, (1, (1, keys), (8, 8), 128), &causal, &stream, |problem| {
                 const LAUNCHES: u32 = 200;
                 let run = || -> Result<f64> {
                     let begin = Instant::now();

@@ -1,11 +1,15 @@
 //! The backend: one device behind the trait.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use omniflash_core::measure::Peaks;
 use omniflash_core::{
-    Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, KvAppend,
-    Result, Stream, Support,
+    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, KvAppend, Result, Stream,
+    Support,
 };
+use omniflash_gpu::check::{check_room, check_table_report};
+use omniflash_gpu::{StreamStates, parameters};
 use omniflash_kernel_store::KernelStore;
 use omniflash_kernels_cuda::verify_page_table_launch;
 
@@ -14,11 +18,10 @@ use crate::driver::{
 };
 use crate::kernel_store::kernel_store;
 use crate::kv_append::AppendKernels;
-use crate::launch::{Launcher, parameters};
+use crate::launch::Launcher;
 use crate::plan::arch;
 use crate::planner::{Planned, Planner};
 use crate::probe::{self, Absent, DeviceFacts};
-use crate::stream_state::StreamStates;
 
 /// One NVIDIA GPU.
 ///
@@ -145,7 +148,7 @@ impl CudaBackend {
         let bytes = bytemuck::must_cast_slice_mut(&mut answer);
         // SAFETY: the report has 16 bytes; the copy waits for the kernel.
         unsafe { copy_to_host(self.context(), report.address(), bytes, stream) }?;
-        bad_table_entry(answer, problem)
+        check_table_report(answer, problem)
     }
 
     /// A mark in a stream, for timing.
@@ -180,7 +183,7 @@ impl CudaBackend {
         Ok(Some((registers, local, module.blocks_per_multiprocessor(&forward.launch)?)))
     }
 
-    fn context(&self) -> &Arc<Context> {
+    pub(crate) fn context(&self) -> &Arc<Context> {
         self.launcher.context()
     }
 
@@ -230,15 +233,8 @@ impl Backend for CudaBackend {
     }
 
     fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
-        let chosen = self.check_device(problem).and_then(|()| self.planner.choose(problem));
-        match chosen {
-            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
-                Support::Slow("algorithm naive computes one row a block".into())
-            }
-            Ok((_, key)) if !key.is_aligned() => {
-                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
-            }
-            Ok(_) => Support::Yes,
+        match self.check_device(problem) {
+            Ok(()) => self.planner.supports(problem),
             Err(error) => Support::No(error),
         }
     }
@@ -312,12 +308,31 @@ impl Backend for CudaBackend {
         // SAFETY: the caller's duties are the same.
         unsafe { self.append.launch(&self.planner, self.context(), append, stream) }
     }
+
+    unsafe fn time_launches(
+        &self,
+        plan: &AttentionPlan,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+        repeats: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        self.prepare(plan, problem, stream)?;
+        // SAFETY: the caller's duties are the same.
+        let graph = self.capture(stream, || unsafe { self.launch(plan, problem, stream) })?;
+        // SAFETY: the caller keeps the tensors; replays on one stream run one after another.
+        self.time(stream, repeats, || unsafe { graph.replay(stream) }).map(Some)
+    }
+
+    fn measure_peaks(&self, stream: &Stream, budget: Duration) -> Result<Peaks> {
+        self.check_stream(stream)?;
+        self.peaks(stream, budget)
+    }
 }
 
 /// A stream of ours, with what is kept for it.
 struct OwnedStream {
     device: DeviceId,
-    states: Arc<StreamStates>,
+    states: Arc<StreamStates<Context>>,
     context: Arc<Context>,
     handle: StreamHandle,
 }
@@ -332,13 +347,6 @@ impl Drop for OwnedStream {
     }
 }
 
-fn check_room(argument: &str, bytes: usize, needed: usize) -> Result<()> {
-    if bytes >= needed {
-        return Ok(());
-    }
-    Err(Error::shape(argument, format!("{bytes} bytes, expected {needed}")))
-}
-
 fn info(facts: &DeviceFacts) -> BackendInfo {
     let device = DeviceId::Cuda(facts.ordinal);
     BackendInfo {
@@ -351,21 +359,4 @@ fn info(facts: &DeviceFacts) -> BackendInfo {
         units: facts.multiprocessors,
         driver: Some(format!("CUDA {}", facts.driver)),
     }
-}
-
-/// The report of the kernel that checks tables, as an error.
-fn bad_table_entry([entry, sequence]: [u64; 2], problem: &AttentionProblem<'_>) -> Result<()> {
-    let most = problem.shape().seqlen_k;
-    if sequence != u64::MAX {
-        return Err(Error::value(format!("kv_lengths[{sequence}]"), "out of range", format!("0 to {most}")));
-    }
-    if entry == u64::MAX {
-        return Ok(());
-    }
-    let (batch, page, blocks) = (entry >> 32, entry & u64::from(u32::MAX), problem.kv().k().shape()[0]);
-    let name = match problem.kv().kind() {
-        omniflash_core::KvKind::Continuous => format!("lookup_table[{batch}]"),
-        _ => format!("page_table[{batch}, {page}]"),
-    };
-    Err(Error::value(name, "out of range", format!("an id below {blocks}")))
 }

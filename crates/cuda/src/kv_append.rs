@@ -10,7 +10,7 @@ use omniflash_kernels_cuda::{KV_APPEND_UNITS, kv_append_launch};
 
 use crate::driver::{Context, Launch, Module};
 use crate::planner::Planner;
-use crate::stream_state::StreamUse;
+use omniflash_gpu::StreamUse;
 
 /// The kernels, by the bytes that a thread copies; each is loaded when first needed.
 #[derive(Debug, Default)]

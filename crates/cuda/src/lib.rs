@@ -11,6 +11,7 @@
 //! | `planner` | finds or compiles the chosen kernels, keeps plans |
 //! | `offline` | plans and builds kernels for a device that is not here |
 //! | `launch` | from a problem to parameters, and onto the stream |
+//! | `measure` | times by the device's clock, and its peaks |
 //! | [`compiler`] | NVRTC and nvcc, for kernels that no directory and no cache holds |
 //! | [`interop`] | memory and streams of other libraries |
 
@@ -24,12 +25,11 @@ pub mod interop;
 mod kernel_store;
 mod kv_append;
 mod launch;
-mod mask_table;
+mod measure;
 mod offline;
 mod plan;
 mod planner;
 pub mod probe;
-mod stream_state;
 #[cfg(test)]
 mod tests;
 

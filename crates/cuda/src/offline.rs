@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use omniflash_core::{AttentionPlan, AttentionProblem, Error, Result};
+use omniflash_core::{AttentionPlan, AttentionProblem, Error, Result, Support};
 use omniflash_kernel_store::KernelStore;
 
 use crate::planner::Planner;
@@ -29,6 +29,11 @@ impl OfflinePlanner {
             Error::value("arch", arch, format!("one of {}", known.join(", ")))
         })?;
         Ok(OfflinePlanner { planner: Planner::new(format!("cuda {arch}"), facts, store) })
+    }
+
+    /// Whether a backend on such a device could compute a problem, whose tensors may be anywhere; compiles nothing.
+    pub fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        self.planner.supports(problem)
     }
 
     /// The plan of a problem, whose tensors may be anywhere: they are not read.

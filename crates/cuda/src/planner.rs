@@ -7,20 +7,22 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{
-    Algorithm, AttentionConfig, AttentionPlan, AttentionProblem, DType, Error, ProblemShape, Result, Stream,
+    Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result, Stream, Support,
 };
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
+use omniflash_gpu::parameters::Cut;
+use omniflash_gpu::{PlanKey, lock};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_cuda::{
-    DecodeWorkspace, ForwardConfig, NaiveConfig, combine, combine_launch, kv_append, verify_page_table,
+    DecodeWorkspace, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, combine_launch,
+    kv_append, verify_page_table,
 };
 
 use crate::driver::{Launch, Module};
-use crate::launch::parameters::{Cut, is_aligned};
-use crate::plan::{self, Choice, KernelChoice, Request, arch, arch_family, kernel_id};
+use crate::launch::tensor_map::is_mappable;
+use crate::plan::{self, Choice, HopperFit, KernelChoice, Request, arch, arch_family, kernel_id};
 use crate::probe::DeviceFacts;
-use crate::stream_state::lock;
 
 /// Compiler options of all kernels; no fast-math option, for infinities have a meaning.
 const OPTIONS: &[&str] = &["--std=c++20"];
@@ -34,18 +36,7 @@ pub(crate) struct Planner {
     name: String,
     facts: DeviceFacts,
     store: Arc<KernelStore>,
-    plans: Mutex<HashMap<PlanKey, AttentionPlan>>,
-}
-
-/// What a plan depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PlanKey {
-    shape: ProblemShape,
-    config: AttentionConfig,
-    mask_type: String,
-    score_mod_type: String,
-    sources: Vec<String>,
-    is_aligned: bool,
+    plans: Mutex<HashMap<(PlanKey, HopperFit), AttentionPlan>>,
 }
 
 /// What a plan keeps for its launches.
@@ -54,6 +45,8 @@ pub(crate) struct Planned {
     pub(crate) key: PlanKey,
     pub(crate) cut: Cut,
     pub(crate) forward: PlannedKernel,
+    /// The tile, where the forward kernel is Hopper's: what its tensor maps are made for.
+    pub(crate) hopper: Option<HopperConfig>,
     /// Joins partitions.
     pub(crate) combine: Option<PlannedKernel>,
     /// Computes the short sequences of a batch that has both kinds, with their cut.
@@ -103,10 +96,24 @@ impl Planner {
     /// The kernel that a problem would be computed by; finds and compiles none.
     pub(crate) fn choose(&self, problem: &AttentionProblem<'_>) -> Result<(Choice, PlanKey)> {
         let key = PlanKey::new(problem, self.functors(problem)?);
-        Ok((self.choose_for(&key)?, key))
+        Ok((self.choose_for(&key, self.hopper_fit(problem))?, key))
     }
 
-    fn choose_for(&self, key: &PlanKey) -> Result<Choice> {
+    /// Whether a problem can be computed; compiles nothing.
+    pub(crate) fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        match self.choose(problem) {
+            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
+                Support::Slow("algorithm naive computes one row a block".into())
+            }
+            Ok((_, key)) if !key.is_aligned => {
+                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
+            }
+            Ok(_) => Support::Yes,
+            Err(error) => Support::No(error),
+        }
+    }
+
+    fn choose_for(&self, key: &PlanKey, hopper: HopperFit) -> Result<Choice> {
         plan::choose(&Request {
             backend: &self.name,
             facts: &self.facts,
@@ -114,22 +121,31 @@ impl Planner {
             config: &key.config,
             mask_type: &key.mask_type,
             is_aligned: key.is_aligned,
+            hopper,
         })
+    }
+
+    /// Looked at on devices that have the family only: plans of others do not depend on it.
+    fn hopper_fit(&self, problem: &AttentionProblem<'_>) -> HopperFit {
+        if self.facts.compute_capability.0 != 9 {
+            return HopperFit::default();
+        }
+        HopperFit { is_mappable: is_mappable(problem), has_positive_scale: problem.softmax_scale() > 0.0 }
     }
 
     /// Mask and score modification as the kernels take them.
     pub(crate) fn functors<'p>(&self, problem: &'p AttentionProblem<'_>) -> Result<FunctorSpec<'p>> {
-        FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, &self.name)
+        omniflash_gpu::functors(problem, &self.name)
     }
 
     /// A plan with its kernels.
     pub(crate) fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
-        let key = PlanKey::new(problem, self.functors(problem)?);
+        let key = (PlanKey::new(problem, self.functors(problem)?), self.hopper_fit(problem));
         if let Some(plan) = lock(&self.plans).get(&key) {
             return Ok(plan.clone());
         }
-        let choice = self.choose_for(&key)?;
-        let plan = self.plan_with(&key, choice, &self.functors(problem)?)?;
+        let choice = self.choose_for(&key.0, key.1)?;
+        let plan = self.plan_with(&key.0, choice, &self.functors(problem)?)?;
         let mut plans = lock(&self.plans);
         if plans.len() >= MOST_PLANS {
             plans.clear();
@@ -142,7 +158,7 @@ impl Planner {
         let _span = tracing::debug_span!("plan", backend = %self.name).entered();
         let arch = arch(&self.facts);
         let kernel_id = kernel_id(&choice.kernel, &arch, &key.mask_type, &key.score_mod_type);
-        let part = part(key, &choice, functors)?;
+        let part = part(key, &choice, functors, self.facts.multiprocessors)?;
         let launch = part.launch;
         let detail = if key.shape.is_empty() {
             // Nothing is launched, and nothing has to be compiled for it.
@@ -156,6 +172,9 @@ impl Planner {
             }
             KernelChoice::Decode(config) => {
                 (Algorithm::Flash2, config.block_m, config.block_n(), config.stages)
+            }
+            KernelChoice::Hopper(config) => {
+                (Algorithm::Flash3, config.block_m, config.block_n, config.stages())
             }
             KernelChoice::Naive(_) => (Algorithm::Naive, 1, key.shape.seqlen_k.max(1), 1),
         };
@@ -189,14 +208,15 @@ impl Planner {
         let mut workspace = main.workspace;
         let combine = if main.needs_combine {
             let (unit, launch) = (combine(key.shape.dtype), launch_of(combine_launch(&main.sizes)?));
-            let id = combine_id(&arch(&self.facts), key.shape.dtype);
-            Some(PlannedKernel::new(self.kernel(&id, &unit, "")?, unit.entry, launch))
+            let arch = arch(&self.facts);
+            let id = combine_id(&arch, key.shape.dtype);
+            Some(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
         } else {
             None
         };
         let short = match &choice.short {
             Some(short) => {
-                let part = part(key, short, functors)?;
+                let part = part(key, short, functors, self.facts.multiprocessors)?;
                 // Where two kernels share a batch, the one for long sequences cuts none.
                 workspace = part.workspace;
                 Some((self.planned_kernel(key, short, &part)?, cut(&part.sizes)))
@@ -204,61 +224,52 @@ impl Planner {
             None => None,
         };
         let forward = self.planned_kernel(key, choice, &main)?;
-        Ok(Planned { key: key.clone(), cut: cut(&main.sizes), forward, combine, short, workspace })
+        let hopper = match choice.kernel {
+            KernelChoice::Hopper(config) => Some(config),
+            _ => None,
+        };
+        Ok(Planned { key: key.clone(), cut: cut(&main.sizes), forward, hopper, combine, short, workspace })
     }
 
     fn planned_kernel(&self, key: &PlanKey, choice: &Choice, part: &Part) -> Result<PlannedKernel> {
         let id = kernel_id(&choice.kernel, &arch(&self.facts), &key.mask_type, &key.score_mod_type);
-        let kernel = self.kernel(&id, &part.unit, &key.functor())?;
+        let arch = match choice.kernel {
+            KernelChoice::Hopper(_) => HOPPER_ARCH.into(),
+            _ => arch(&self.facts),
+        };
+        let kernel = self.kernel(&id, &arch, &part.unit, &key.functor())?;
         Ok(PlannedKernel::new(kernel, part.unit.entry, part.launch))
     }
 
     /// The kernel that checks page tables.
     pub(crate) fn verify_kernel(&self) -> Result<(Kernel, &'static str)> {
         let unit = verify_page_table();
-        let id = format!("verify-page-table-{}", arch(&self.facts));
-        Ok((self.kernel(&id, &unit, "")?, unit.entry))
+        let arch = arch(&self.facts);
+        let id = format!("verify-page-table-{arch}");
+        Ok((self.kernel(&id, &arch, &unit, "")?, unit.entry))
     }
 
     /// The kernel that writes new rows into a cache, so many bytes at a time.
     pub(crate) fn append_kernel(&self, unit_bytes: usize) -> Result<(Kernel, &'static str)> {
-        let unit = kv_append(unit_bytes);
-        let id = format!("kv-append-{}-{unit_bytes}", arch(&self.facts));
-        Ok((self.kernel(&id, &unit, "")?, unit.entry))
+        let (unit, arch) = (kv_append(unit_bytes), arch(&self.facts));
+        let id = format!("kv-append-{arch}-{unit_bytes}");
+        Ok((self.kernel(&id, &arch, &unit, "")?, unit.entry))
     }
 
-    fn kernel(&self, id: &str, unit: &TranslationUnit, functor: &str) -> Result<Kernel> {
-        let (source, arch) = (unit.source(), arch(&self.facts));
-        let tags: Vec<String> = arch_family(&self.facts).map(|arch| prebuilt_tag(&arch, &source)).collect();
+    fn kernel(&self, id: &str, arch: &str, unit: &TranslationUnit, functor: &str) -> Result<Kernel> {
+        let source = unit.source();
+        // Machine code of Hopper's own instructions runs there only.
+        let family: Vec<String> =
+            if arch == HOPPER_ARCH { vec![arch.into()] } else { arch_family(&self.facts).collect() };
+        let tags: Vec<String> = family.iter().map(|arch| prebuilt_tag(arch, &source)).collect();
         self.store.kernel(&KernelSource {
             id,
-            arch: &arch,
+            arch,
             functor,
             source: &source,
             options: OPTIONS,
             prebuilt_tags: &tags,
         })
-    }
-}
-
-impl PlanKey {
-    fn new(problem: &AttentionProblem<'_>, functors: FunctorSpec<'_>) -> Self {
-        PlanKey {
-            shape: *problem.shape(),
-            config: *problem.config(),
-            mask_type: functors.mask_type,
-            score_mod_type: functors.score_mod_type,
-            sources: functors.sources,
-            is_aligned: is_aligned(problem),
-        }
-    }
-
-    pub(crate) fn is_aligned(&self) -> bool {
-        self.is_aligned
-    }
-
-    fn functor(&self) -> String {
-        format!("{} {}", self.mask_type, self.score_mod_type)
     }
 }
 
@@ -271,7 +282,7 @@ struct Part {
     needs_combine: bool,
 }
 
-fn part(key: &PlanKey, choice: &Choice, functors: &FunctorSpec<'_>) -> Result<Part> {
+fn part(key: &PlanKey, choice: &Choice, functors: &FunctorSpec<'_>, multiprocessors: usize) -> Result<Part> {
     let sizes = sizes(&key.shape, choice);
     let (unit, launch, workspace, needs_combine) = match &choice.kernel {
         KernelChoice::Forward(config) => {
@@ -290,6 +301,17 @@ fn part(key: &PlanKey, choice: &Choice, functors: &FunctorSpec<'_>) -> Result<Pa
                 launch.grid = [0, 1, 1];
             }
             (config.translation_unit(functors), launch, config.workspace(&sizes), false)
+        }
+        KernelChoice::Hopper(config) => {
+            let num_tiles = sizes.num_row_tiles as usize
+                * key.shape.batch
+                * (key.shape.num_heads / choice.heads_per_tile);
+            let launch = Launch {
+                grid: [num_tiles.min(multiprocessors) as u32, 1, 1],
+                block_threads: config.block_threads(),
+                shared_memory_bytes: config.shared_memory_bytes(),
+            };
+            (config.translation_unit(functors), launch, DecodeWorkspace::default(), false)
         }
         KernelChoice::Naive(config) => {
             let launch = launch_of(NaiveConfig::launch(&sizes)?);
@@ -314,24 +336,6 @@ impl Planned {
     pub(crate) fn workspace_bytes(&self) -> usize {
         self.workspace.partial_out + self.workspace.partial_lse
     }
-
-    /// Refuses a problem of another kind than the plan's.
-    pub(crate) fn check(&self, problem: &AttentionProblem<'_>, functors: &FunctorSpec<'_>) -> Result<()> {
-        let plan = &self.key;
-        let same = plan.shape == *problem.shape()
-            && plan.mask_type == functors.mask_type
-            && plan.score_mod_type == functors.score_mod_type
-            && plan.sources == functors.sources
-            && (!plan.is_aligned || is_aligned(problem));
-        if same {
-            return Ok(());
-        }
-        Err(Error::value(
-            "plan",
-            format!("made for {:?} with {} {}", plan.shape, plan.mask_type, plan.score_mod_type),
-            "one made for a problem of the same shape, mask, score modification and alignment",
-        ))
-    }
 }
 
 /// The sizes that grids and workspaces depend on.
@@ -339,6 +343,7 @@ fn sizes(shape: &ProblemShape, choice: &Choice) -> AttentionParameters {
     let num_row_tiles = match &choice.kernel {
         KernelChoice::Forward(config) => config.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
         KernelChoice::Decode(_) => 1,
+        KernelChoice::Hopper(config) => config.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
         KernelChoice::Naive(_) => shape.seqlen_q as u32,
     };
     AttentionParameters {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use libloading::Library;
 use omniflash_core::Error;
+use omniflash_gpu::library::open_first;
 
 use crate::driver::{self, Api};
 
@@ -103,7 +104,7 @@ pub(crate) fn probe() -> Result<Probe, Absent> {
 }
 
 pub(crate) fn probe_libraries(candidates: &[PathBuf]) -> Result<Probe, Absent> {
-    let (library, _) = driver::open_first(candidates).map_err(Absent::NoLibrary)?;
+    let (library, _) = open_first(candidates).map_err(Absent::NoLibrary)?;
     // The version first: an old driver lacks symbols, and its age is the better explanation.
     let version = driver_version(&library)?;
     if version < OLDEST_DRIVER {

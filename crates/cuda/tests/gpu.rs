@@ -10,7 +10,9 @@ mod support;
 #[allow(unreachable_pub, reason = "shared with the tests of the fake driver")]
 mod append;
 
-use omniflash_core::{Algorithm, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor};
+use omniflash_core::{
+    Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor,
+};
 use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
 
 macro_rules! gpu_or_return {
@@ -216,7 +218,7 @@ fn the_page_table_is_checked_where_it_lies() {
         unsafe { backend.verify_page_table(problem, &stream) }
     })
     .unwrap();
-    use omniflash_core::{AttentionOptions, AttentionProblem, KvCache, Query};
+    use omniflash_core::{AttentionProblem, KvCache, Query};
     let zeros = |shape: &[usize]| Tensor::zeros(&backend, DType::BF16, shape, &stream).unwrap();
     let (q, kv, mut out) = (zeros(&[2, 1, 1, 64]), zeros(&[4, 16, 1, 64]), zeros(&[2, 1, 1, 64]));
     let table = Tensor::from_slice(&backend, &[0i32, 1, 2, 3, 0, -7], &[2, 3], &stream).unwrap();
@@ -264,20 +266,19 @@ fn a_users_functor_is_compiled_and_its_errors_reach_the_user() {
     let backend = gpu_or_return!();
     let stream = backend.stream().unwrap();
     let shape = (1, (64, 64), (2, 2), 64);
+    let masked = |function: Thirds| AttentionOptions::new().mask(Mask::custom(function));
     let good = Thirds {
         source: "struct Thirds { int period; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const \
                  { return at.k % period == 0; } };",
     };
-    let plan =
-        with_dense_problem(&backend, shape, Mask::custom(good), &stream, |p| launch(&backend, p, &stream));
+    let plan = with_dense_problem(&backend, shape, &masked(good), &stream, |p| launch(&backend, p, &stream));
     if plan.as_ref().is_err_and(support::is_missing_kernel) {
         println!("skipped: no compiler here: {}", plan.unwrap_err());
         return;
     }
     assert!(plan.unwrap().contains("thirds"));
     let bad = Thirds { source: "struct Thirds { int period; no_such_type x; };" };
-    let error =
-        with_dense_problem(&backend, shape, Mask::custom(bad), &stream, |p| launch(&backend, p, &stream));
+    let error = with_dense_problem(&backend, shape, &masked(bad), &stream, |p| launch(&backend, p, &stream));
     let error = error.unwrap_err().to_string();
     assert!(error.contains("no_such_type") && error.contains("functor 0"), "{error}");
 }

@@ -8,7 +8,8 @@ mod support;
 use std::sync::Arc;
 
 use omniflash_core::{
-    AttentionPlan, DType, DeviceSource, Error, Mask, MaskFunction, ReferenceBackend, Result, Stream,
+    AttentionOptions, AttentionPlan, DType, DeviceSource, Error, Mask, MaskFunction, ReferenceBackend,
+    Result, Stream,
 };
 use omniflash_cuda::OfflinePlanner;
 use omniflash_cuda::compiler::Nvrtc;
@@ -82,8 +83,9 @@ fn a_users_functor_is_compiled_and_its_errors_reach_the_user() {
     let Some(store) = store(folder.path()) else { return };
     let planner = OfflinePlanner::new("sm_90", store).unwrap();
     let plan = |source| {
-        let (mask, shape) = (Mask::custom(Thirds(source)), (1, (64, 64), (2, 2), 64));
-        with_dense_problem(&ReferenceBackend::new(), shape, mask, &Stream::host(), |problem| {
+        let options = AttentionOptions::new().mask(Mask::custom(Thirds(source)));
+        let shape = (1, (64, 64), (2, 2), 64);
+        with_dense_problem(&ReferenceBackend::new(), shape, &options, &Stream::host(), |problem| {
             planner.plan(problem)
         })
     };

@@ -10,26 +10,33 @@ mod translation_unit;
 
 pub use translation_unit::{SourceFile, TranslationUnit};
 
-macro_rules! headers {
-    ($($name:literal),* $(,)?) => {
-        &[$(SourceFile {
+macro_rules! header {
+    ($name:literal) => {
+        SourceFile {
             name: concat!("omniflash/", $name),
             text: include_str!(concat!("../include/omniflash/", $name)),
-        },)*]
+        }
     };
 }
 
 /// The shared headers, by the names that kernels include them by.
-pub const HEADERS: &[SourceFile] = headers![
-    "arch.hpp",
-    "functor.hpp",
-    "keys.hpp",
-    "kv_append.hpp",
-    "masks.hpp",
-    "numeric.hpp",
-    "online_softmax.hpp",
-    "parameters.hpp",
-    "schedule.hpp",
-    "score_mods.hpp",
-    "sequence.hpp",
+pub const HEADERS: &[SourceFile] = &[
+    header!("arch.hpp"),
+    header!("functor.hpp"),
+    header!("keys.hpp"),
+    header!("kv_append.hpp"),
+    header!("masks.hpp"),
+    header!("numeric.hpp"),
+    header!("online_softmax.hpp"),
+    header!("parameters.hpp"),
+    header!("schedule.hpp"),
+    header!("score_mods.hpp"),
+    header!("sequence.hpp"),
 ];
+
+/// The kernel that joins the partitions of a split sequence.
+pub const COMBINE: SourceFile = header!("combine.hpp");
+/// Attention by its definition.
+pub const NAIVE: SourceFile = header!("naive.hpp");
+/// The kernel that checks page and lookup tables.
+pub const VERIFY_PAGE_TABLE: SourceFile = header!("verify_page_table.hpp");

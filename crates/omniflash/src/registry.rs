@@ -43,6 +43,11 @@ impl Registry {
             Ok(backends) => registry.backends.extend(backends),
             Err(absent) => registry.note_absent("cuda", absent.into()),
         }
+        #[cfg(feature = "hip")]
+        match omniflash_hip::discover() {
+            Ok(backends) => registry.backends.extend(backends),
+            Err(absent) => registry.note_absent("hip", absent.into()),
+        }
         #[cfg(feature = "cpu")]
         match omniflash_cpu::CpuBackend::new() {
             Ok(backend) => registry.backends.push(Arc::new(backend)),
@@ -115,7 +120,7 @@ impl Registry {
         Err(Error::value("backend", name, format!("auto or one of {}", names.join(", "))))
     }
 
-    #[cfg(any(feature = "cuda", feature = "cpu"))]
+    #[cfg(any(feature = "cuda", feature = "hip", feature = "cpu"))]
     fn note_absent(&mut self, name: &str, error: Error) {
         let reason = match error {
             Error::Absent { reason, .. } => reason,

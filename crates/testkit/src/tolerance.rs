@@ -1,20 +1,16 @@
 //! What counts as the right answer.
 //!
-//! Bounds are computed, not chosen to fit: each comes from the float64 reference, from the distance of a
-//! low-precision [`naive`] computation of the same case, and from the spacing of the output's type.
+//! Bounds are computed, not chosen to fit: numbers are judged by core's [`Tolerance`], made from the float64 reference
+//! and a low-precision [`naive`] computation of the same case; beside numbers:
 //!
-//! | quantity | bound |
+//! | quantity | what is right |
 //! |---|---|
-//! | RMSE(out) / RMS(reference) | 4e-3 bf16, 6e-4 f16, 2e-6 f32; or twice the naive's, where that is more |
-//! | an element of out | twice the naive's largest error, plus 4 spacings of the type at max(element, RMS); at least the RMS bound |
-//! | both, in extreme cases | six times the naive's: scores in base 2 are larger and rounded once more |
-//! | lse | 1e-4 + 1e-5 of its size |
 //! | a row without a visible key | out exactly 0; lse exactly -inf, or the sink |
 //! | all other memory | unchanged, bit for bit |
 //! | a repetition | equal, bit for bit |
 
 use omniflash_core::reference::ReferenceOutput;
-use omniflash_core::{BackendInfo, DType, Error, Result};
+use omniflash_core::{BackendInfo, DType, Error, Result, Tolerance};
 
 use crate::case::{Case, Outcome, RowIndex};
 use crate::memory::{Poison, View, float_at};
@@ -68,25 +64,11 @@ impl Precision {
     }
 }
 
-/// What the bounds of `out` are made with.
-#[derive(Clone, Copy)]
-struct Factors {
-    /// Factor of every bound.
-    slack: f64,
-    /// How many times the naive computation's error is allowed.
-    times_naive: f64,
-}
-
 /// The right answer of a case, and how near an honest computation comes to it.
 #[derive(Clone, Debug)]
 pub struct Oracle {
     reference: ReferenceOutput,
-    /// Largest error of an element of the naive computation's out.
-    naive_max: f64,
-    /// RMS of the naive computation's error in out, by the RMS of the reference.
-    naive_rms: f64,
-    /// RMS of the reference's out over the rows that are written.
-    rms: f64,
+    tolerance: Tolerance,
 }
 
 impl Oracle {
@@ -104,18 +86,8 @@ impl Oracle {
     /// Those of validation: a mistake in the case.
     pub fn with_reference(case: &Case, reference: ReferenceOutput) -> Result<Self> {
         let naive = case.with_host_problem(naive::attention)?;
-        let (mut naive_max, mut error, mut square, mut count) = (0.0f64, 0.0f64, 0.0f64, 0usize);
-        for (expected, found) in reference.out.iter().zip(&naive.out) {
-            if expected.is_finite() && found.is_finite() {
-                naive_max = naive_max.max((found - expected).abs());
-                error += (found - expected).powi(2);
-                square += expected.powi(2);
-                count += 1;
-            }
-        }
-        let naive_rms = if square > 0.0 { (error / square).sqrt() } else { 0.0 };
-        let rms = if count > 0 { (square / count as f64).sqrt() } else { 0.0 };
-        Ok(Oracle { reference, naive_max, naive_rms, rms })
+        let tolerance = Tolerance::new(case.dtype(), &reference, &naive);
+        Ok(Oracle { reference, tolerance })
     }
 
     /// The float64 answer.
@@ -126,9 +98,8 @@ impl Oracle {
     /// All that is wrong with an outcome.
     pub fn judge(&self, case: &Case, outcome: &Outcome, precision: Precision) -> Vec<Violation> {
         let mut violations = Vec::new();
-        let times_naive = if case.extreme { 6.0 } else { 2.0 };
         let slack = if case.dtype() == DType::F32 { precision.f32_slack } else { 1.0 };
-        self.judge_out(case, outcome, Factors { slack, times_naive }, &mut violations);
+        self.judge_out(case, outcome, &self.tolerance.widened(slack), &mut violations);
         if let Some(lse) = &case.lse {
             self.judge_lse(case, lse, outcome, &mut violations);
         }
@@ -139,12 +110,18 @@ impl Oracle {
     /// Complains when the naive computation is far from the reference: one of the two is wrong then, and no bound
     /// made from them means anything.
     pub fn check_yardstick(&self, case: &Case, limit_factor: f64) -> Option<Violation> {
-        let limit = rms_bound(case.dtype()) * limit_factor;
-        (self.naive_rms > limit).then_some(Violation::Yardstick { found: self.naive_rms, limit })
+        let exact = Tolerance::new(case.dtype(), &self.reference, &self.reference);
+        let (found, limit) = (self.tolerance.relative_rms / 2.0, limit_factor * exact.relative_rms);
+        (found > limit).then_some(Violation::Yardstick { found, limit })
     }
 
-    fn judge_out(&self, case: &Case, outcome: &Outcome, factors: Factors, violations: &mut Vec<Violation>) {
-        let Factors { slack, times_naive } = factors;
+    fn judge_out(
+        &self,
+        case: &Case,
+        outcome: &Outcome,
+        tolerance: &Tolerance,
+        violations: &mut Vec<Violation>,
+    ) {
         let bytes = &outcome.memories[case.out.memory];
         let poison = Poison::Unwritten.pattern(case.dtype());
         let (heads, value_dim) = (case.num_heads(), case.value_dim());
@@ -155,6 +132,7 @@ impl Oracle {
         for (_, _, row) in case.rows() {
             for head in 0..heads {
                 let at = (self.flat_row(case, row) * heads + head) * value_dim;
+                let lse = self.reference.lse[self.flat_lse(case, row, head)];
                 let expected_row = &self.reference.out[at..at + value_dim];
                 let sees_nothing = expected_row.iter().all(|&expected| expected == 0.0);
                 for (d, &expected) in expected_row.iter().enumerate() {
@@ -178,12 +156,8 @@ impl Oracle {
                         }
                         continue;
                     }
-                    let spacing = spacing(case.dtype(), expected.abs().max(self.rms));
-                    // What is allowed on average is allowed once: with few elements the naive's error may be tiny by luck.
-                    let average = rms_bound(case.dtype()) * self.rms;
-                    let bound = slack * (times_naive * self.naive_max + 4.0 * spacing).max(average);
                     let distance = (got - expected).abs();
-                    worst.note(index, got, expected, bound, distance);
+                    worst.note(index, got, expected, tolerance.element(expected, lse), distance);
                     error += if distance.is_finite() { distance.powi(2) } else { 0.0 };
                     square += expected.powi(2);
                 }
@@ -197,9 +171,8 @@ impl Oracle {
         }));
         violations.extend(worst.violation("out"));
         let found = if square > 0.0 { (error / square).sqrt() } else { 0.0 };
-        let bound = slack * rms_bound(case.dtype()).max(times_naive * self.naive_rms);
-        if found > bound {
-            violations.push(Violation::Rms { found, bound });
+        if found > tolerance.relative_rms {
+            violations.push(Violation::Rms { found, bound: tolerance.relative_rms });
         }
     }
 
@@ -216,12 +189,12 @@ impl Oracle {
                     unwritten.get_or_insert((index, 0)).1 += 1;
                     continue;
                 }
-                let expected = self.reference.lse[flat_lse(lse, &index)];
+                let expected = self.reference.lse[self.flat_lse(case, row, head)];
                 let got = f64::from(float_at(bytes, lse, &index));
                 if expected.is_nan() {
                     continue;
                 }
-                let bound = 1e-4 + 1e-5 * if expected.is_finite() { expected.abs() } else { 0.0 };
+                let bound = self.tolerance.lse(expected);
                 let distance = if got == expected { 0.0 } else { (got - expected).abs() };
                 worst.note(index, got, expected, bound, distance);
             }
@@ -240,11 +213,16 @@ impl Oracle {
             RowIndex::Ragged { token } => token,
         }
     }
-}
 
-/// Row-major position of an element of the log-sum-exp.
-fn flat_lse(lse: &View, index: &[usize]) -> usize {
-    lse.layout.shape().iter().zip(index).fold(0, |flat, (extent, i)| flat * extent + i)
+    /// Position in the reference's log-sum-exp.
+    fn flat_lse(&self, case: &Case, row: RowIndex, head: usize) -> usize {
+        match row {
+            RowIndex::Padded { batch, row } => {
+                (batch * case.num_heads() + head) * case.out.layout.shape()[1] + row
+            }
+            RowIndex::Ragged { token } => head * case.out.layout.shape()[0] + token,
+        }
+    }
 }
 
 /// Everything but the elements to write must be as it was before.
@@ -320,26 +298,6 @@ pub fn first_sequence(case: &Case, outcome: &Outcome) -> Vec<(&'static str, Vec<
     tensors
 }
 
-/// RMSE(out) / RMS(reference) for normal inputs.
-pub const fn rms_bound(dtype: DType) -> f64 {
-    match dtype {
-        DType::BF16 => 4e-3,
-        DType::F16 => 6e-4,
-        _ => 2e-6,
-    }
-}
-
-/// The distance of neighbouring numbers of a type at a magnitude.
-pub fn spacing(dtype: DType, magnitude: f64) -> f64 {
-    let (mantissa_bits, least_exponent) = match dtype {
-        DType::BF16 => (7, -126),
-        DType::F16 => (10, -14),
-        _ => (23, -126),
-    };
-    let exponent = if magnitude > 0.0 { magnitude.log2().floor() as i32 } else { least_exponent };
-    f64::from(exponent.max(least_exponent) - mantissa_bits).exp2()
-}
-
 /// The element that is furthest out of its bound.
 #[derive(Default)]
 struct Worst {
@@ -378,14 +336,6 @@ impl Worst {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_spacing_is_that_of_the_type() {
-        assert_eq!(spacing(DType::F32, 1.0), f64::from(f32::EPSILON));
-        assert_eq!(spacing(DType::F16, 1.5), half::f16::EPSILON.to_f64());
-        assert_eq!(spacing(DType::BF16, 3.9), 2.0 * half::bf16::EPSILON.to_f64());
-        assert_eq!(spacing(DType::F16, 0.0), 2f64.powi(-24));
-    }
 
     #[test]
     fn a_nan_is_never_within_bounds() {

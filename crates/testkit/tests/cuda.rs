@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use omniflash_core::{Backend, Error};
+use omniflash_core::{Algorithm, Backend, Error};
 use omniflash_testkit::conformance::{self, Filter};
 use omniflash_testkit::expectations::EXPECTATIONS;
 use omniflash_testkit::generators::{Dims, valid};
-use omniflash_testkit::tolerance::Precision;
+use omniflash_testkit::tolerance::{Precision, difference};
 use omniflash_testkit::{Oracle, golden};
 use proptest::prelude::*;
 
@@ -28,6 +28,33 @@ fn every_gpu_passes_the_table() {
         let summary = conformance::run_all(&[&*backend], &filter, EXPECTATIONS).remove(0);
         println!("{summary}");
         summary.assert_clean();
+    }
+}
+
+/// Small cases go to other kernels unless this family is asked for.
+#[test]
+fn every_gpu_passes_what_flash3_takes_of_the_table() {
+    let filter = std::env::var("OMNIFLASH_CONFORMANCE").map_or_else(|_| Filter::all(), Filter::only);
+    for backend in backends() {
+        let (mut taken, mut wrong) = (0, Vec::new());
+        for spec in conformance::TABLE.iter().flat_map(|row| filter.select(row)) {
+            let mut case = spec.build();
+            if case.config.algorithm != Algorithm::Auto {
+                continue;
+            }
+            case.config.algorithm = Algorithm::Flash3;
+            let outcome = match case.run(&*backend) {
+                Err(Error::Unsupported { .. } | Error::Value { .. }) => continue,
+                outcome => outcome.unwrap_or_else(|error| panic!("{}: {error}", case.name)),
+            };
+            taken += 1;
+            let oracle = Oracle::new(&case).unwrap();
+            let mut violations = oracle.judge(&case, &outcome, Precision::of(backend.info()));
+            violations.extend(difference(&outcome, &case.run(&*backend).unwrap()));
+            wrong.extend(violations.iter().map(|violation| format!("{}: {violation}", case.name)));
+        }
+        println!("{} cases by flash3 on {}", taken, backend.info().arch);
+        assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
     }
 }
 

@@ -166,10 +166,12 @@ fn problems(task: &Task, resources: &Resources, log: &str, disassembled: &str) -
         problems
             .push(format!("{shared} bytes of shared memory, {} are there", task.architecture.shared_memory));
     }
-    let has_matrix_products = disassembled.contains("HMMA");
-    if has_matrix_products != instance.uses_tensor_cores {
-        let found = if has_matrix_products { "HMMA where none is expected" } else { "no HMMA" };
-        problems.push(found.into());
+    for instruction in ["HMMA", "HGMMA"] {
+        match (disassembled.contains(instruction), instance.matrix_instruction == Some(instruction)) {
+            (false, true) => problems.push(format!("no {instruction}")),
+            (true, false) => problems.push(format!("{instruction} where none is expected")),
+            _ => {}
+        }
     }
     if !disassembled.contains(instance.unit.entry) {
         problems.push(format!("no entry {}", instance.unit.entry));

@@ -2,71 +2,64 @@
 
 use std::time::{Duration, Instant};
 
+use omniflash::measure::time_on_device;
 use omniflash::{AttentionProblem, Backend, Result, Stream, run};
-
-/// One call to time.
-pub(crate) struct Call<'c, 'a> {
-    pub(crate) backend: &'c dyn Backend,
-    pub(crate) problem: &'c AttentionProblem<'a>,
-    pub(crate) stream: &'c Stream,
-}
-
-impl Call<'_, '_> {
-    fn run(&self) -> Result<()> {
-        run(self.backend, self.problem, self.stream)
-    }
-}
-
-/// A way to time calls: each kind of device has its own.
-pub(crate) trait Clock {
-    /// How, in a few words.
-    fn method(&self) -> &'static str;
-
-    /// Times calls one by one until the budget is spent.
-    fn time(&self, call: &Call<'_, '_>, budget: Duration) -> Result<Samples>;
-}
-
-/// The clock for a backend's device.
-pub(crate) fn clock_of(_backend: &dyn Backend) -> &'static dyn Clock {
-    &HostClock
-}
-
-/// The host's clock around whole calls: plan, launch and synchronisation, as a caller sees them.
-struct HostClock;
 
 /// Fewer samples say nothing of their spread.
 const FEWEST_SAMPLES: usize = 3;
+const MOST_SAMPLES: f64 = 200.0;
+/// What displacing the caches of a device costs beside each call.
+const DISPLACE_MS: f64 = 0.2;
 
-impl Clock for HostClock {
-    fn method(&self) -> &'static str {
-        "host clock, median"
+/// Times of single calls, and how they were taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Samples {
+    /// In the order of the calls; not empty.
+    pub(crate) milliseconds: Vec<f64>,
+    pub(crate) method: &'static str,
+}
+
+/// Times calls one by one until the budget is spent: by the clock of the device where it has one, after its caches were
+/// displaced; else by the host's, plan, launch and synchronisation as a caller sees them.
+pub(crate) fn time(
+    backend: &dyn Backend,
+    problem: &AttentionProblem<'_>,
+    stream: &Stream,
+    budget: Duration,
+) -> Result<Samples> {
+    match time_on_device(backend, problem, stream, FEWEST_SAMPLES)? {
+        None => Samples::by_host("host clock", budget, || run(backend, problem, stream)),
+        Some(few) => {
+            let one = few.iter().copied().fold(f64::INFINITY, f64::min) + DISPLACE_MS;
+            let repeats = (budget.as_secs_f64() * 1e3 / one).clamp(FEWEST_SAMPLES as f64, MOST_SAMPLES);
+            let milliseconds = time_on_device(backend, problem, stream, repeats as usize)?.unwrap_or(few);
+            Ok(Samples { milliseconds, method: "device clock, cold L2" })
+        }
     }
+}
 
-    fn time(&self, call: &Call<'_, '_>, budget: Duration) -> Result<Samples> {
-        call.run()?;
+impl Samples {
+    /// Times `call` by the host's clock, after one call to warm up.
+    pub(crate) fn by_host(
+        method: &'static str,
+        budget: Duration,
+        mut call: impl FnMut() -> Result<()>,
+    ) -> Result<Self> {
+        call()?;
         let mut milliseconds = Vec::new();
         let end = Instant::now() + budget;
         while milliseconds.len() < FEWEST_SAMPLES || Instant::now() < end {
             let start = Instant::now();
-            call.run()?;
+            call()?;
             milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
             // The slowest cases stop at one sample beyond their budget.
             if Instant::now() > end + budget {
                 break;
             }
         }
-        Ok(Samples { milliseconds })
+        Ok(Samples { milliseconds, method })
     }
-}
 
-/// Times of single calls.
-#[derive(Clone, Debug)]
-pub(crate) struct Samples {
-    /// In the order of the calls; not empty.
-    pub(crate) milliseconds: Vec<f64>,
-}
-
-impl Samples {
     pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)
     }
@@ -95,9 +88,19 @@ mod tests {
 
     #[test]
     fn quantiles_interpolate_between_samples() {
-        let samples = Samples { milliseconds: vec![4.0, 1.0, 2.0, 3.0] };
+        let samples = Samples { milliseconds: vec![4.0, 1.0, 2.0, 3.0], method: "" };
         assert_eq!((samples.median(), samples.fastest()), (2.5, 1.0));
         assert_eq!(samples.relative_spread(), 1.5 / 2.5);
-        assert_eq!(Samples { milliseconds: vec![7.0] }.median(), 7.0);
+        assert_eq!(Samples { milliseconds: vec![7.0], method: "" }.median(), 7.0);
+    }
+
+    #[test]
+    fn a_failing_call_ends_the_timing() {
+        let mut calls = 0;
+        let failed = Samples::by_host("", Duration::from_secs(60), || {
+            calls += 1;
+            if calls < 2 { Ok(()) } else { Err(omniflash::Error::value("a", 1, "2")) }
+        });
+        assert!(failed.is_err() && calls == 2);
     }
 }

@@ -12,17 +12,50 @@ pub(crate) enum Group {
     Prefill,
     /// One query row over a long cache
     Decode,
-    /// The same over pages
+    /// The same over pages, of sequences of one length and of many
     Paged,
-    /// What masks save
+    /// What masks and score modifications cost and save
     Masks,
+    /// Sequences of different lengths in one batch
+    Ragged,
+    /// The first use of a mask with device source: compiled, from the cache, planned already
+    Jit,
+    /// What a call costs beside its arithmetic
+    Overhead,
 }
 
 impl Group {
-    pub(crate) const ALL: [Group; 4] = [Group::Prefill, Group::Decode, Group::Paged, Group::Masks];
+    pub(crate) const ALL: [Group; 7] = [
+        Group::Prefill,
+        Group::Decode,
+        Group::Paged,
+        Group::Masks,
+        Group::Ragged,
+        Group::Jit,
+        Group::Overhead,
+    ];
+
+    /// As the command line and result files have it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Group::Prefill => "prefill",
+            Group::Decode => "decode",
+            Group::Paged => "paged",
+            Group::Masks => "masks",
+            Group::Ragged => "ragged",
+            Group::Jit => "jit",
+            Group::Overhead => "overhead",
+        }
+    }
+
+    /// Whether its figures are times of computing attention, which a peak bounds.
+    pub(super) fn is_throughput(self) -> bool {
+        !matches!(self, Group::Jit | Group::Overhead)
+    }
 }
 
-/// The cases of a group, sized for the backend: seconds on a CPU, the peers' grid on a GPU.
+/// The cases of a group, sized for the backend: seconds on a CPU, the peers' grid on a GPU. Groups that time steps of a
+/// call instead have none.
 pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<BenchCase> {
     let is_cpu = backend.info().device == DeviceId::Cpu;
     match group {
@@ -34,18 +67,31 @@ pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<Benc
         Group::Paged => {
             let shapes = if is_cpu { &CPU_DECODE[..1] } else { &GPU_DECODE[..2] };
             let page_sizes: &[usize] = if quick { &[64] } else { &[16, 64, 128] };
-            page_sizes.iter().flat_map(|&page_size| decode(shapes, Form::Paged(page_size))).collect()
+            let mut cases: Vec<BenchCase> =
+                page_sizes.iter().flat_map(|&page_size| decode(shapes, Form::Paged(page_size))).collect();
+            let batch = if is_cpu { 4 } else { 64 };
+            cases.extend(decode(&[(batch, 4096, 32, 8, 128)], Form::PagedMixed(64)));
+            cases
         }
         Group::Masks => {
             let seqlen = match (is_cpu, quick) {
-                (true, true) => 1024,
-                (true, false) => 4096,
-                (false, _) => 16384,
+                (true, true) => 512,
+                (true, false) => 2048,
+                (false, _) => 8192,
             };
             let heads = if is_cpu { 4 } else { 16 };
-            let forms = [Form::Full, Form::Causal, Form::Window(seqlen / 8), Form::ChunkedCausal(seqlen / 4)];
-            forms.iter().map(|&form| case((1, seqlen, heads, heads, 128), form)).collect()
+            Form::masks(seqlen).into_iter().map(|form| case((1, seqlen, heads, heads, 128), form)).collect()
         }
+        Group::Ragged => {
+            let shapes: &[Shape] = match (is_cpu, quick) {
+                (true, true) => &[(4, 512, 8, 8, 64)],
+                (true, false) => &[(8, 1024, 8, 8, 64), (8, 1024, 32, 8, 128)],
+                (false, true) => &[(8, 4096, 16, 16, 128)],
+                (false, false) => &[(8, 4096, 16, 16, 128), (32, 2048, 32, 8, 128), (64, 1024, 32, 32, 64)],
+            };
+            shapes.iter().map(|&shape| case(shape, Form::Ragged)).collect()
+        }
+        Group::Jit | Group::Overhead => Vec::new(),
     }
 }
 
@@ -99,4 +145,45 @@ fn decode(shapes: &[Shape], form: Form) -> Vec<BenchCase> {
 
 fn case((batch, seqlen, num_heads, num_kv_heads, head_dim): Shape, form: Form) -> BenchCase {
     BenchCase { batch, seqlen_q: seqlen, seqlen_k: seqlen, num_heads, num_kv_heads, head_dim, form }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::results::CaseName;
+
+    #[test]
+    fn every_case_of_every_grid_has_a_name_of_its_own_that_says_its_sizes() {
+        let backend = omniflash::ReferenceBackend::new();
+        for quick in [false, true] {
+            let mut names = HashSet::new();
+            for case in Group::ALL.iter().flat_map(|&group| grid(group, &backend, quick)) {
+                let name = case.name();
+                let parsed = CaseName::parse(&name).unwrap();
+                assert_eq!(
+                    (parsed.batch, parsed.seqlen_q, parsed.seqlen_k),
+                    (case.batch, case.seqlen_q, case.seqlen_k),
+                    "{name}"
+                );
+                assert_eq!(
+                    (parsed.num_heads, parsed.num_kv_heads, parsed.head_dim),
+                    (case.num_heads, case.num_kv_heads, case.head_dim)
+                );
+                // The masks' plain cases may repeat one of prefill.
+                assert!(
+                    names.insert(name.clone()) || matches!(case.form, Form::Full | Form::Causal),
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn groups_have_the_names_of_the_command_line() {
+        for group in Group::ALL {
+            assert_eq!(group.to_possible_value().unwrap().get_name(), group.name());
+        }
+    }
 }

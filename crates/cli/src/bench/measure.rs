@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use omniflash::{AttentionOptions, AttentionProblem, Backend, DType, Result, Tensor};
-use serde_json::{Value, json};
+use omniflash::measure::Peaks;
+use omniflash::{AttentionProblem, Backend, DType, Result, Tensor};
 
-use super::clock::{Call, Samples, clock_of};
+use super::clock::{Samples, time};
 use super::workload::{BenchCase, Workload, dtype_name};
+use crate::results::{Record, rounded};
 
 /// One case, measured.
 pub(super) struct Measurement {
-    pub(super) case: BenchCase,
-    pub(super) dtype: DType,
     pub(super) samples: Samples,
     /// The result, so that others can compare it.
     pub(super) out: Tensor,
@@ -27,62 +26,60 @@ impl Measurement {
     ) -> Result<Self> {
         let stream = backend.stream()?;
         let workload = Workload::new(backend, case, dtype, &stream)?;
-        let options = AttentionOptions::new().mask(case.mask());
+        let options = workload.options();
         let shape = AttentionProblem::output_shape(&workload.query(), &workload.kv())?;
         let mut out = Tensor::zeros(backend, shape.dtype, &shape.out, &stream)?;
         let problem = AttentionProblem::new(workload.query(), workload.kv(), out.view_mut(), None, &options)?;
-        let samples =
-            clock_of(backend).time(&Call { backend, problem: &problem, stream: &stream }, budget)?;
+        let samples = time(backend, &problem, &stream, budget)?;
         drop(problem);
-        Ok(Measurement { case: *case, dtype, samples, out })
-    }
-
-    /// Of prefill, where arithmetic is the limit.
-    pub(super) fn tflops(&self) -> Option<f64> {
-        (!self.case.is_decode()).then(|| self.case.flops() / self.samples.median() / 1e9)
-    }
-
-    /// Of decode, where memory is the limit: keys and values once.
-    pub(super) fn tbps(&self) -> Option<f64> {
-        self.case.is_decode().then(|| self.case.kv_bytes(self.dtype) / self.samples.median() / 1e9)
-    }
-
-    /// The line of SPEC: system, case, dtype, ms and the rate; beside them the fastest sample, the distance of the
-    /// quartiles by the median, and how many samples there are.
-    pub(super) fn to_json(&self, backend: &dyn Backend) -> Value {
-        let kind = backend.info().name.split(':').next().unwrap_or_default().to_owned();
-        let mut line = json!({
-            "system": format!("omniflash-{kind}"),
-            "case": self.case.name(),
-            "dtype": dtype_name(self.dtype),
-            "ms": rounded(self.samples.median()),
-        });
-        if let Some(tflops) = self.tflops() {
-            line["tflops"] = rounded(tflops).into();
-        }
-        if let Some(tbps) = self.tbps() {
-            line["tbps"] = rounded(tbps).into();
-        }
-        line["min_ms"] = rounded(self.samples.fastest()).into();
-        line["spread"] = rounded(self.samples.relative_spread()).into();
-        line["n"] = self.samples.milliseconds.len().into();
-        line["threads"] = rayon::current_num_threads().into();
-        line
+        Ok(Measurement { samples, out })
     }
 }
 
-/// Five significant digits: more than a measurement has.
-fn rounded(value: f64) -> f64 {
-    format!("{value:.4e}").parse().expect("a number that was just written")
+/// The line of a case: its rate and the share of the peak that limits it.
+pub(super) fn record_of_case(
+    backend: &dyn Backend,
+    case: &BenchCase,
+    dtype: DType,
+    samples: &Samples,
+    peaks: &Peaks,
+) -> Record {
+    let (median, tera) = (samples.median(), 1e-9);
+    let mut record = record(backend, &case.name(), dtype, samples);
+    let (rate, peak) = if case.is_decode() {
+        let rate = case.kv_bytes(dtype) / median * tera;
+        record.tbps = Some(rounded(rate));
+        (rate, peaks.read)
+    } else {
+        let rate = case.flops() / median * tera;
+        record.tflops = Some(rounded(rate));
+        (rate, peaks.flops_of(dtype))
+    };
+    let in_tera = |peak: f64| rounded(peak * 1e-12);
+    record.share = peak.map(|peak| rounded(rate / (peak * 1e-12)));
+    record.peak_tflops = peaks.flops_of(dtype).map(in_tera);
+    record.peak_read_tbps = peaks.read.map(in_tera);
+    record.peak_copy_tbps = peaks.copy.map(in_tera);
+    record
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_rates_keep_their_digits() {
-        assert_eq!(rounded(0.000_012_345_678), 0.000_012_346);
-        assert_eq!(rounded(123_456.7), 123_460.0);
+/// The line of anything that was timed.
+pub(super) fn record(backend: &dyn Backend, case: &str, dtype: DType, samples: &Samples) -> Record {
+    let info = backend.info();
+    let kind = info.name.split(':').next().unwrap_or_default();
+    let is_cpu = info.device == omniflash::DeviceId::Cpu;
+    Record {
+        system: format!("omniflash-{kind}"),
+        case: case.into(),
+        dtype: dtype_name(dtype).into(),
+        ms: Some(rounded(samples.median())),
+        min_ms: Some(rounded(samples.fastest())),
+        spread: Some(rounded(samples.relative_spread())),
+        n: Some(samples.milliseconds.len() as u64),
+        threads: is_cpu.then(|| rayon::current_num_threads() as u64),
+        backend: Some(info.name.clone()),
+        device: Some(info.device_name.clone()),
+        method: Some(samples.method.into()),
+        ..Record::default()
     }
 }

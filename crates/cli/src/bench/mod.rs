@@ -1,27 +1,36 @@
-//! `omniflash bench`: how fast a backend is.
+//! `omniflash bench`: how fast the backends of this machine are, as shares of what its devices can do.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use omniflash::{Backend, DType};
+use indicatif::ProgressBar;
+use omniflash::measure::Peaks;
+use omniflash::{Backend, DType, Error, Registry};
 use serde_json::json;
 
 use crate::Verdict;
 use crate::arguments::{BenchArguments, SingleCaseArguments};
-use crate::execution::choose;
-use crate::report;
+use crate::results::Record;
+use crate::terminal;
 
 mod clock;
+mod compare;
 mod grid;
 mod measure;
+mod peers;
 mod single;
+mod steps;
+mod table;
 mod workload;
 
-use clock::clock_of;
+use compare::Baseline;
 pub(crate) use grid::Group;
 use grid::grid;
-use measure::Measurement;
-use workload::{BenchCase, Form};
+use measure::{Measurement, record, record_of_case};
+use workload::{BenchCase, Form, dtype_name};
 
 pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
     let pool = rayon::ThreadPoolBuilder::new()
@@ -35,84 +44,209 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
 }
 
 fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
-    let backend = choose(&arguments.backend.backend)?;
-    let budget = Duration::from_secs_f64(arguments.budget.unwrap_or(if arguments.quick { 0.2 } else { 1.0 }));
-    let dtypes = if arguments.dtype.is_empty() { &[DType::BF16][..] } else { &arguments.dtype };
-    let cases = selected(arguments, &*backend)?;
-    let as_json = arguments.json || !report::is_terminal();
-    let bar = report::progress(cases.len() * dtypes.len());
-    let mut measured = Vec::new();
-    for dtype in dtypes {
-        for case in &cases {
-            bar.set_message(format!("{} {dtype}", case.name()));
-            let measurement = Measurement::take(&*backend, case, *dtype, budget);
-            bar.suspend(|| match measurement {
-                Ok(measurement) if as_json => report::print_json(&measurement.to_json(&*backend)),
-                Ok(measurement) => {
-                    measured.push(measurement);
-                    Ok(())
-                }
-                // One case that a backend cannot do does not end the others.
-                Err(error @ omniflash::Error::Unsupported { .. }) if as_json => report::print_json(
-                    &json!({"case": case.name(), "dtype": workload::dtype_name(*dtype), "skip": error.to_string()}),
-                ),
-                Err(error @ omniflash::Error::Unsupported { .. }) => {
-                    report::print_line(format_args!("{} skipped: {error}", case.name()))
-                }
-                Err(error) => Err(anyhow::Error::new(error).context(case.name())),
-            })?;
-            bar.inc(1);
+    let backends = backends(&arguments.backend)?;
+    let baseline = match &arguments.compare {
+        Some(path) => Some(Baseline::read(path, arguments.threshold / 100.0)?),
+        None => None,
+    };
+    let mut bench = Bench {
+        arguments,
+        budget: arguments.budget(),
+        dtypes: if arguments.dtype.is_empty() { vec![DType::BF16] } else { arguments.dtype.clone() },
+        as_json: arguments.json || !terminal::is_terminal(),
+        baseline,
+        records: Vec::new(),
+        bar: terminal::progress(0),
+    };
+    bench.check_filter(&backends)?;
+    for backend in &backends {
+        bench.measure(&**backend)?;
+    }
+    if arguments.peers {
+        bench.bar.finish_and_clear();
+        let mut taken = Vec::new();
+        peers::run(arguments, &backends, |record| {
+            bench.emit(&record)?;
+            taken.push(record);
+            Ok(())
+        })?;
+        if !bench.as_json {
+            table::print_peers(&taken)?;
         }
     }
-    bar.finish_and_clear();
-    if !as_json {
-        print_table(&*backend, &measured)?;
+    match &bench.baseline {
+        Some(baseline) if baseline.conclude(&bench.records, !bench.as_json)? => Ok(Verdict::OutOfTolerance),
+        _ => Ok(Verdict::Passed),
     }
-    Ok(Verdict::Passed)
 }
 
-fn selected(arguments: &BenchArguments, backend: &dyn Backend) -> anyhow::Result<Vec<BenchCase>> {
-    let is_wanted = |group: Group| arguments.groups.is_empty() || arguments.groups.contains(&group);
-    let mut cases: Vec<BenchCase> = Group::ALL
-        .iter()
-        .filter(|&&g| is_wanted(g))
-        .flat_map(|&g| grid(g, backend, arguments.quick))
-        .collect();
-    if let Some(text) = &arguments.case {
-        let names: Vec<String> = cases.iter().map(BenchCase::name).collect();
-        cases.retain(|case| case.name().contains(text.as_str()));
-        anyhow::ensure!(
-            !cases.is_empty(),
-            "--case is {text}, expected a part of one of {}",
-            names.join(", ")
-        );
+/// The backends of these names; `all` is every one but the reference, which is not made for speed.
+fn backends(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
+    let registry = Registry::discover();
+    let mut found: Vec<Arc<dyn Backend>> = Vec::new();
+    for name in names {
+        let named = match name.as_str() {
+            "all" => registry
+                .backends()
+                .iter()
+                .filter(|backend| backend.info().name != "reference")
+                .cloned()
+                .collect(),
+            "auto" => vec![registry.best()?],
+            name => vec![registry.get(name)?],
+        };
+        for backend in named {
+            if found.iter().all(|other| other.info().name != backend.info().name) {
+                found.push(backend);
+            }
+        }
     }
-    Ok(cases)
+    Ok(found)
 }
 
-fn print_table(backend: &dyn Backend, measured: &[Measurement]) -> anyhow::Result<()> {
-    let mut table = report::table(&["case", "dtype", "median", "spread", "rate"]);
-    for measurement in measured {
-        let arithmetic = measurement.tflops().map(|tflops| report::flops_rate(tflops * 1e12));
-        let memory = measurement.tbps().map(|tbps| report::bytes_rate(tbps * 1e12));
-        table.add_row([
-            measurement.case.name(),
-            measurement.dtype.to_string(),
-            report::milliseconds(measurement.samples.median()),
-            format!("± {:.1} %", 50.0 * measurement.samples.relative_spread()),
-            arithmetic.or(memory).unwrap_or_default(),
-        ]);
+/// A run over the grids.
+struct Bench<'a> {
+    arguments: &'a BenchArguments,
+    budget: Duration,
+    dtypes: Vec<DType>,
+    as_json: bool,
+    baseline: Option<Baseline>,
+    records: Vec<Record>,
+    bar: ProgressBar,
+}
+
+impl Bench<'_> {
+    fn groups(&self) -> impl Iterator<Item = Group> {
+        let wanted = &self.arguments.groups;
+        Group::ALL.into_iter().filter(move |group| wanted.is_empty() || wanted.contains(group))
     }
-    report::align_numbers(&mut table, 2..5);
-    let info = backend.info();
-    report::print_line(format_args!(
-        "{} ({}, {}), {}",
-        report::heading(&info.name),
-        info.device_name,
-        info.arch,
-        clock_of(backend).method()
-    ))?;
-    report::print_line(table)
+
+    fn cases(&self, backend: &dyn Backend) -> Vec<(Group, BenchCase)> {
+        let filter = self.arguments.case.as_deref().unwrap_or_default();
+        self.groups()
+            .flat_map(|group| {
+                grid(group, backend, self.arguments.quick).into_iter().map(move |case| (group, case))
+            })
+            .filter(|(_, case)| case.name().contains(filter))
+            .collect()
+    }
+
+    /// Refuses a `--case` that selects nothing.
+    fn check_filter(&self, backends: &[Arc<dyn Backend>]) -> anyhow::Result<()> {
+        let Some(text) = &self.arguments.case else { return Ok(()) };
+        if backends.iter().any(|backend| !self.cases(&**backend).is_empty()) {
+            return Ok(());
+        }
+        let all = backends.iter().flat_map(|backend| {
+            self.groups().flat_map(|group| grid(group, &**backend, self.arguments.quick))
+        });
+        let names: Vec<String> = all.map(|case| case.name()).collect();
+        anyhow::bail!("--case is {text}, expected a part of one of {}", names.join(", "))
+    }
+
+    fn measure(&mut self, backend: &dyn Backend) -> anyhow::Result<()> {
+        let cases = self.cases(backend);
+        let peaks = self.peaks(backend, &cases)?;
+        let first = self.records.len();
+        self.bar = terminal::progress(cases.len() * self.dtypes.len());
+        for dtype in self.dtypes.clone() {
+            for (group, case) in &cases {
+                self.bar.set_message(format!("{} {} {dtype}", backend.info().name, case.name()));
+                let measured = Measurement::take(backend, case, dtype, self.budget);
+                let record = measured.map(|m| vec![record_of_case(backend, case, dtype, &m.samples, &peaks)]);
+                self.take(backend, *group, &case.name(), dtype, record)?;
+                self.bar.inc(1);
+            }
+        }
+        if self.arguments.case.is_none() {
+            for group in self.groups().filter(|group| !group.is_throughput()).collect::<Vec<_>>() {
+                self.bar.set_message(format!("{} {}", backend.info().name, group.name()));
+                let steps = match group {
+                    Group::Jit => steps::first_use(&backend.info().name),
+                    _ => steps::overhead(backend, self.budget),
+                };
+                let records = steps.map(|steps| {
+                    let of_step = |(name, samples)| record(backend, name, DType::BF16, &samples);
+                    steps.into_iter().map(of_step).collect()
+                });
+                self.take(backend, group, group.name(), DType::BF16, records)?;
+            }
+        }
+        self.bar.finish_and_clear();
+        if !self.as_json {
+            table::print(backend, &peaks, &self.records[first..])?;
+        }
+        Ok(())
+    }
+
+    /// The peaks that the cases need.
+    fn peaks(&mut self, backend: &dyn Backend, cases: &[(Group, BenchCase)]) -> anyhow::Result<Peaks> {
+        if cases.is_empty() {
+            return Ok(Peaks::default());
+        }
+        self.bar.set_message(format!("{} peaks", backend.info().name));
+        let stream = backend.stream()?;
+        match backend.measure_peaks(&stream, self.budget.min(Duration::from_millis(300))) {
+            Ok(peaks) => Ok(peaks),
+            // Figures without a share are still figures.
+            Err(error) => {
+                terminal::print_note(format_args!("{}: no peaks: {error}", backend.info().name))?;
+                Ok(Peaks::default())
+            }
+        }
+    }
+
+    /// Keeps and writes what a case gave. One that a backend cannot do does not end the others.
+    fn take(
+        &mut self,
+        backend: &dyn Backend,
+        group: Group,
+        case: &str,
+        dtype: DType,
+        records: omniflash::Result<Vec<Record>>,
+    ) -> anyhow::Result<()> {
+        match records {
+            Ok(records) => {
+                for mut record in records {
+                    record.group = Some(group.name().into());
+                    if let Some(baseline) = &self.baseline {
+                        baseline.mark(&mut record);
+                    }
+                    self.emit(&record)?;
+                    self.records.push(record);
+                }
+                Ok(())
+            }
+            Err(error @ (Error::Unsupported { .. } | Error::NoKernel { .. } | Error::OutOfMemory { .. })) => {
+                let skip = json!({
+                    "case": case,
+                    "dtype": dtype_name(dtype),
+                    "backend": backend.info().name,
+                    "skip": error.to_string(),
+                });
+                self.save(&skip.to_string())?;
+                self.bar.suspend(|| match self.as_json {
+                    true => terminal::print_json(&skip),
+                    false => terminal::print_line(format_args!("{case} skipped: {error}")),
+                })
+            }
+            Err(error) => Err(anyhow::Error::new(error).context(case.to_owned())),
+        }
+    }
+
+    fn emit(&self, record: &Record) -> anyhow::Result<()> {
+        let line = serde_json::to_string(record).context("a measurement cannot be written as JSON")?;
+        self.save(&line)?;
+        if self.as_json { self.bar.suspend(|| terminal::print_line(&line)) } else { Ok(()) }
+    }
+
+    /// Appends a line to the file that was asked for.
+    fn save(&self, line: &str) -> anyhow::Result<()> {
+        let Some(path) = &self.arguments.out else { return Ok(()) };
+        let context = || format!("cannot write {}", path.display());
+        let mut file = OpenOptions::new().create(true).append(true).open(path).with_context(context)?;
+        writeln!(file, "{line}").with_context(context)
+    }
 }
 
 /// The one case that the arguments describe, if they do.

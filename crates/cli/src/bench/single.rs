@@ -11,24 +11,29 @@ use super::workload::BenchCase;
 use crate::Verdict;
 use crate::arguments::BenchArguments;
 use crate::execution::choose;
-use crate::report;
+use crate::terminal;
 
 /// Outputs of query row 0 of head 0 that a script compares with its own.
 const HEAD: usize = 8;
 
 pub(super) fn run(arguments: &BenchArguments, case: &BenchCase) -> anyhow::Result<Verdict> {
-    let backend = choose(&arguments.backend.backend)?;
+    let backend = match &arguments.backend[..] {
+        // One answer, so one backend.
+        [name] if name != "all" => choose(name)?,
+        [_] => choose("auto")?,
+        names => anyhow::bail!("--backend names {} backends, expected one for a single case", names.len()),
+    };
     let dtype = match arguments.dtype[..] {
         [] => DType::F32,
         [dtype] => dtype,
         _ => anyhow::bail!("--dtype names {} types, expected one for a single case", arguments.dtype.len()),
     };
-    let budget = Duration::from_secs_f64(arguments.budget.unwrap_or(1.0));
+    let budget = arguments.budget();
     let answer = match measure(&*backend, case, dtype, budget) {
         Ok((samples, head)) => json!({"samples_ms": samples, "head": head}),
         Err(error) => json!({"skip": error.to_string()}),
     };
-    report::print_json(&answer)?;
+    terminal::print_json(&answer)?;
     Ok(Verdict::Passed)
 }
 

@@ -4,7 +4,7 @@ use comfy_table::{Cell, Table};
 use omniflash::{Deviation, Tolerance};
 use serde_json::{Value, json};
 
-use crate::report;
+use crate::terminal;
 
 /// How far a result is from what it is compared with, and how far it may be.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ impl Accuracy {
     fn fraction(&self) -> f64 {
         let of = |found: f64, allowed: f64| if found == 0.0 { 0.0 } else { found / allowed };
         of(self.deviation.relative_rms, self.tolerance.relative_rms)
-            .max(of(self.deviation.max_error, self.tolerance.max_error))
+            .max(of(self.deviation.max_error, self.deviation.max_error_bound))
     }
 }
 
@@ -55,23 +55,23 @@ impl Step {
     pub(super) fn add_to(&self, table: &mut Table) {
         let Accuracy { deviation, tolerance } = &self.accuracy;
         let errors = |rms: f64, max: f64| {
-            format!("rms {}\nmax {}", report::error_value(rms), report::error_value(max))
+            format!("rms {}\nmax {}", terminal::error_value(rms), terminal::error_value(max))
         };
         table.add_row([
             Cell::new(&self.name),
-            Cell::new(self.seconds.map_or_else(String::new, |seconds| report::milliseconds(seconds * 1e3))),
+            Cell::new(self.seconds.map_or_else(String::new, |seconds| terminal::milliseconds(seconds * 1e3))),
             Cell::new(self.rate().unwrap_or_default()),
             Cell::new(errors(deviation.relative_rms, deviation.max_error)),
-            Cell::new(errors(tolerance.relative_rms, tolerance.max_error)),
-            report::verdict_cell(self.accuracy.passed()),
+            Cell::new(errors(tolerance.relative_rms, deviation.max_error_bound)),
+            terminal::verdict_cell(self.accuracy.passed()),
         ]);
     }
 
     fn rate(&self) -> Option<String> {
         let seconds = self.seconds?;
         Some(match self.work? {
-            Rate::Flops(flops) => report::flops_rate(flops / seconds),
-            Rate::Bytes(bytes) => report::bytes_rate(bytes / seconds),
+            Rate::Flops(flops) => terminal::flops_rate(flops / seconds),
+            Rate::Bytes(bytes) => terminal::bytes_rate(bytes / seconds),
         })
     }
 
@@ -83,7 +83,7 @@ impl Step {
             "rms_error": deviation.relative_rms,
             "rms_tolerance": tolerance.relative_rms,
             "max_error": deviation.max_error,
-            "max_tolerance": tolerance.max_error,
+            "max_tolerance": deviation.max_error_bound,
             "passed": self.accuracy.passed(),
             "plan": self.plan,
         });

@@ -3,14 +3,14 @@
 use anyhow::Context;
 use console::style;
 use omniflash::reference::ReferenceOutput;
-use omniflash::{Backend, DType, Expectation, KvCache, Tensor, Tolerance};
+use omniflash::{Backend, DType, Expectation, KvCache, Tensor};
 use serde_json::{Value, json};
 
 use super::accuracy::{Accuracy, Step};
 use crate::attend::compute;
 use crate::case_file::{self, Case, Options};
 use crate::execution::execute;
-use crate::report;
+use crate::terminal;
 use crate::verify::{on_host, with_host_problem};
 
 const CASE: &[u8] = include_bytes!("../../fixtures/minilm/minilm_layer.safetensors");
@@ -40,15 +40,10 @@ impl Activations {
         let model = model_output()?;
         let (reference, model) = with_host_problem(&case, |problem| {
             let expectation = Expectation::of(problem)?;
-            let Tolerance { relative_rms, max_error, .. } = expectation.tolerance;
             // The model is as far from the truth as we may be: twice the distance may lie between the two.
             let model = Expectation {
                 reference: ReferenceOutput { out: model, lse: Vec::new() },
-                tolerance: Tolerance {
-                    relative_rms: 2.0 * relative_rms,
-                    max_error: 2.0 * max_error,
-                    ..expectation.tolerance
-                },
+                tolerance: expectation.tolerance.widened(2.0),
             };
             let accuracy = |expectation: &Expectation| Accuracy {
                 deviation: expectation.compare(problem, &found.view(), None),
@@ -149,7 +144,7 @@ impl TextAttention {
             let styled = if i == self.word { styled.underlined().bold() } else { styled };
             text.push_str(&styled.to_string());
         }
-        report::wrapped(&text, width)
+        terminal::wrapped(&text, width)
     }
 
     /// A bar for each token.

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::Verdict;
 use crate::arguments::DemoArguments;
 use crate::execution::choose;
-use crate::report;
+use crate::terminal;
 
 mod accuracy;
 mod activations;
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<Verdict> {
     if !arguments.json {
         introduce(&*backend)?;
     }
-    let bar = report::progress(2 + sizes.progress_steps());
+    let bar = terminal::progress(2 + sizes.progress_steps());
     bar.set_message("real activations");
     let activations = Activations::attend(&*backend)?;
     bar.inc(2);
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<Verdict> {
     let passed = steps.iter().all(|step| step.accuracy.passed());
     let seconds = start.elapsed().as_secs_f64();
     if arguments.json {
-        report::print_json(&json!({
+        terminal::print_json(&json!({
             "backend": backend.info().name,
             "device": backend.info().device_name,
             "arch": backend.info().arch,
@@ -61,9 +61,9 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<Verdict> {
 
 fn introduce(backend: &dyn Backend) -> anyhow::Result<()> {
     let info = backend.info();
-    report::print_line(format_args!(
+    terminal::print_line(format_args!(
         "{} on {}: {}, {}, {} {}\n",
-        report::heading(concat!("omniflash ", env!("CARGO_PKG_VERSION"))),
+        terminal::heading(concat!("omniflash ", env!("CARGO_PKG_VERSION"))),
         style(&info.name).cyan().bold(),
         info.device_name,
         info.arch,
@@ -73,24 +73,24 @@ fn introduce(backend: &dyn Backend) -> anyhow::Result<()> {
 }
 
 fn show_activations(activations: &Activations) -> anyhow::Result<()> {
-    report::print_line(report::heading("Real activations"))?;
+    terminal::print_line(terminal::heading("Real activations"))?;
     paragraph(
         "Queries, keys and values of one layer of the sentence transformer all-MiniLM-L6-v2 on four texts, \
          padded to one batch. What one of its 12 heads lets a word look at:",
     )?;
-    report::print_line("")?;
+    terminal::print_line("")?;
     for text in &activations.texts {
-        for line in text.text(report::width() - 2) {
-            report::print_line(format_args!("  {line}"))?;
+        for line in text.text(terminal::width() - 2) {
+            terminal::print_line(format_args!("  {line}"))?;
         }
-        report::print_line(format_args!("  {}", text.bars()))?;
-        report::print_line(format_args!("  {}\n", text.favourites()))?;
+        terminal::print_line(format_args!("  {}", text.bars()))?;
+        terminal::print_line(format_args!("  {}\n", text.favourites()))?;
     }
     show_steps(&activations.steps)
 }
 
 fn show_generation(generation: &Generation, sizes: &Sizes) -> anyhow::Result<()> {
-    report::print_line(report::heading("A prompt and its generation"))?;
+    terminal::print_line(terminal::heading("A prompt and its generation"))?;
     paragraph(&format!(
         "{} heads share {} key heads, head_dim {}, {}: {} tokens with a causal mask, then {} one by one over a \
          cache of shuffled pages of {} keys. Unused pages hold NaN. Checked on a sample of heads and rows.",
@@ -102,35 +102,35 @@ fn show_generation(generation: &Generation, sizes: &Sizes) -> anyhow::Result<()>
         sizes.steps,
         sizes.page_size
     ))?;
-    report::print_line("")?;
+    terminal::print_line("")?;
     show_steps(&generation.steps)
 }
 
 /// A table of steps, and how each was planned.
 fn show_steps(steps: &[Step]) -> anyhow::Result<()> {
-    let mut table = report::table(&["step", "time", "rate", "error", "allowed", ""]);
+    let mut table = terminal::table(&["step", "time", "rate", "error", "allowed", ""]);
     for step in steps {
         step.add_to(&mut table);
     }
-    report::align_numbers(&mut table, 1..3);
-    report::print_line(table)?;
+    terminal::align_numbers(&mut table, 1..3);
+    terminal::print_line(table)?;
     for plan in steps.iter().filter_map(|step| step.plan.as_ref()) {
-        report::print_plan(plan)?;
+        terminal::print_plan(plan)?;
     }
-    report::print_line("")
+    terminal::print_line("")
 }
 
 fn conclude(passed: bool, seconds: f64) -> anyhow::Result<()> {
-    report::print_line(if passed {
+    terminal::print_line(if passed {
         format!(
             "{} every result is within tolerance of the float64 reference ({seconds:.1} s)",
-            report::verdict(true)
+            terminal::verdict(true)
         )
     } else {
-        format!("{} a result is further from the float64 reference than it may be", report::verdict(false))
+        format!("{} a result is further from the float64 reference than it may be", terminal::verdict(false))
     })
 }
 
 fn paragraph(text: &str) -> anyhow::Result<()> {
-    report::wrapped(text, report::width()).iter().try_for_each(report::print_line)
+    terminal::wrapped(text, terminal::width()).iter().try_for_each(terminal::print_line)
 }

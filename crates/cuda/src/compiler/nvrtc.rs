@@ -7,9 +7,8 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use libloading::Library;
+use omniflash_gpu::library::open_first;
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
-
-use crate::driver::open_first;
 
 /// Names another run-time compiler library than the system's.
 pub const NVRTC_VARIABLE: &str = "OMNIFLASH_NVRTC_LIBRARY";

@@ -7,14 +7,12 @@
 
 #![allow(non_snake_case, reason = "methods have the names of the driver's functions")]
 
-use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;
-use std::path::{Path, PathBuf};
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmemoryPool, CUmodule,
-    CUstream,
+    CUstream, CUtensorMap,
 };
 use libloading::Library;
 use omniflash_core::{Error, Result};
@@ -117,6 +115,11 @@ api! {
     cuOccupancyMaxActiveBlocksPerMultiprocessor = "cuOccupancyMaxActiveBlocksPerMultiprocessor"(
         blocks: *mut c_int, function: CUfunction, block_threads: c_int, shared_bytes: usize
     );
+    cuTensorMapEncodeTiled = "cuTensorMapEncodeTiled"(
+        map: *mut CUtensorMap, element: c_uint, rank: c_uint, address: *mut c_void, extents: *const u64,
+        strides: *const u64, sizes: *const c_uint, steps: *const c_uint, interleave: c_uint, swizzle: c_uint,
+        promotion: c_uint, outside: c_uint
+    );
     cuLaunchKernel = "cuLaunchKernel"(
         function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
         block_z: c_uint, shared_bytes: c_uint, stream: CUstream, parameters: *mut *mut c_void, extra: *mut *mut c_void
@@ -130,27 +133,6 @@ api! {
 unsafe fn symbol<F: Copy>(library: &Library, name: &str) -> Option<F> {
     // SAFETY: the caller's duty.
     unsafe { library.get::<F>(name) }.ok().map(|function| *function)
-}
-
-/// Loads the first library of `candidates` that can be loaded, and says which it was.
-///
-/// # Errors
-/// The names tried, with what the loader said of the first that it found, else of the first.
-pub(crate) fn open_first(candidates: &[PathBuf]) -> Result<(Library, &Path), String> {
-    let mut reasons = Vec::new();
-    for name in candidates {
-        // SAFETY: running the initialisers of the vendor's driver library is what loading it means; the user may
-        // name another path, and answers for it.
-        match unsafe { Library::new(name) } {
-            Ok(library) => return Ok((library, name)),
-            // The loader's own words are the source of the error.
-            Err(error) => reasons.push(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
-        }
-    }
-    let is_found = |reason: &&String| !reason.contains("No such file");
-    let reason = reasons.iter().find(is_found).or(reasons.first()).map_or("", String::as_str);
-    let names: Vec<String> = candidates.iter().map(|name| name.display().to_string()).collect();
-    Err(format!("none of {} can be loaded: {reason}", names.join(", ")))
 }
 
 impl Api {

@@ -5,9 +5,10 @@ use std::ptr;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUmemPool_attribute, CUmemoryPool};
-use omniflash_core::Result;
+use omniflash_core::{Result, Stream};
+use omniflash_gpu::StreamDriver;
 
-use super::Api;
+use super::{Api, DeviceMemory, stream};
 use crate::probe::DeviceFacts;
 
 /// A retained primary context.
@@ -69,6 +70,24 @@ impl Context {
             unsafe { self.api.cuCtxPushCurrent(self.raw) }?;
         }
         Ok(Entered { context: self, pushed })
+    }
+}
+
+impl StreamDriver for Context {
+    const PREPARE: &'static str = "CudaBackend::prepare";
+
+    type Memory = DeviceMemory;
+
+    fn allocate(self: &Arc<Self>, bytes: usize, stream: &Stream) -> Result<DeviceMemory> {
+        DeviceMemory::kept(self, bytes, stream)
+    }
+
+    fn is_capturing(&self, stream: &Stream) -> Result<bool> {
+        stream::is_capturing(self, stream)
+    }
+
+    fn stream_id(&self, stream: &Stream) -> Result<u64> {
+        stream::stream_id(self, stream)
     }
 }
 

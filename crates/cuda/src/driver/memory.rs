@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use omniflash_core::{Error, Result, Stream};
+use omniflash_gpu::StreamMemory;
 
 use super::api::OUT_OF_MEMORY;
 use super::{Context, stream};
@@ -60,19 +61,9 @@ impl DeviceMemory {
         self
     }
 
-    /// Frees the memory after all work now on `stream`.
-    pub(crate) fn free_on(self, stream: &Stream) {
-        drop(self.bound_to(stream));
-    }
-
     /// The address of the first byte.
     pub(crate) fn address(&self) -> u64 {
         self.address
-    }
-
-    /// The size in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Fills the memory with zeros, in the order of the stream.
@@ -90,6 +81,24 @@ impl DeviceMemory {
         debug_assert!(source.len() <= self.bytes);
         // SAFETY: the memory is this value's own, at least as long as the source.
         unsafe { copy_to_device(&self.context, source, self.address, stream) }
+    }
+}
+
+impl StreamMemory for DeviceMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn write(&self, source: &[u8], stream: &Stream) -> Result<()> {
+        DeviceMemory::write(self, source, stream)
+    }
+
+    fn free_on(self, stream: &Stream) {
+        drop(self.bound_to(stream));
     }
 }
 

@@ -10,11 +10,13 @@ mod graph;
 mod memory;
 mod module;
 mod stream;
+mod tensor_map;
 
-pub(crate) use api::{Api, Code, open_first};
+pub(crate) use api::{Api, Code};
 pub(crate) use context::Context;
 pub use event::Event;
 pub use graph::Graph;
 pub(crate) use memory::{DeviceMemory, copy_to_device, copy_to_host};
 pub(crate) use module::{Launch, Module};
-pub(crate) use stream::{StreamHandle, is_capturing, stream_id, synchronize};
+pub(crate) use stream::{StreamHandle, synchronize};
+pub(crate) use tensor_map::{TensorBox, encode_tensor_map};

@@ -1,5 +1,8 @@
 //! Names of architectures and kernels.
 
+use omniflash_gpu::plan::functor_name;
+use omniflash_kernels_cuda::HOPPER_ARCH;
+
 use super::KernelChoice;
 use crate::probe::DeviceFacts;
 
@@ -20,27 +23,10 @@ pub(crate) fn kernel_id(kernel: &KernelChoice, arch: &str, mask_type: &str, scor
     let instance = match kernel {
         KernelChoice::Forward(config) => format!("fwd-{arch}-{config}"),
         KernelChoice::Decode(config) => format!("dec-{arch}-{config}"),
+        KernelChoice::Hopper(config) => format!("fwd-{HOPPER_ARCH}-{config}"),
         KernelChoice::Naive(config) => {
             format!("naive-{arch}-{}-{}", config.dtype, if config.paged { "paged" } else { "strided" })
         }
     };
-    format!("{instance}-{}-{}", name(mask_type), name(score_mod_type))
-}
-
-/// A C++ type as part of a name, namespaces left out: `And<Chunked, source0::Mine>` is `and(chunked,mine)`.
-fn name(cpp_type: &str) -> String {
-    let mut name = String::with_capacity(cpp_type.len());
-    for c in cpp_type.chars() {
-        match c {
-            '<' => name.push('('),
-            '>' => name.push(')'),
-            ' ' => {}
-            ':' => {
-                let kept = name.trim_end_matches(|c: char| c.is_alphanumeric() || c == '_').len();
-                name.truncate(kept);
-            }
-            c => name.push(c.to_ascii_lowercase()),
-        }
-    }
-    name
+    format!("{instance}-{}-{}", functor_name(mask_type), functor_name(score_mod_type))
 }

@@ -2,6 +2,7 @@
 //! configuration and device, with snapshots of what they answer.
 
 mod decode;
+mod hopper;
 mod id;
 mod split;
 mod tile;
@@ -10,10 +11,13 @@ mod tile;
 mod tests;
 
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, KvKind, ProblemShape, Result};
-use omniflash_kernels_cuda::{DecodeConfig, ForwardConfig, NaiveConfig};
+use omniflash_gpu::check::check_sizes;
+use omniflash_gpu::plan::{is_causal, typical_rows};
+use omniflash_kernels_cuda::{DecodeConfig, ForwardConfig, HopperConfig, NaiveConfig};
 
 use crate::probe::DeviceFacts;
 
+pub(crate) use hopper::HopperFit;
 pub(crate) use id::{arch, arch_family, kernel_id};
 
 /// The oldest compute capability of the tiled kernels: asynchronous copies and bf16 products.
@@ -31,6 +35,7 @@ pub(crate) struct Request<'r> {
     pub(crate) mask_type: &'r str,
     /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
     pub(crate) is_aligned: bool,
+    pub(crate) hopper: HopperFit,
 }
 
 /// The kernel chosen, and how it is launched.
@@ -56,6 +61,7 @@ pub(crate) struct Choice {
 pub(crate) enum KernelChoice {
     Forward(ForwardConfig),
     Decode(DecodeConfig),
+    Hopper(HopperConfig),
     Naive(NaiveConfig),
 }
 
@@ -64,33 +70,24 @@ pub(crate) enum KernelChoice {
 /// # Errors
 /// [`Error::Unsupported`] for what these kernels cannot do, [`Error::Value`] for an impossible configuration.
 pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
-    check_sizes(request)?;
+    check_sizes(request.shape)?;
     match request.config.algorithm {
-        Algorithm::Auto | Algorithm::Flash2 => choose_tiled(request),
+        Algorithm::Auto => hopper::prefer(request).or_else(|why| {
+            let mut choice = choose_tiled(request)?;
+            if request.facts.compute_capability.0 == 9 {
+                choice.reason = format!("{}; not flash3: {why}", choice.reason);
+            }
+            Ok(choice)
+        }),
+        Algorithm::Flash2 => choose_tiled(request),
+        Algorithm::Flash3 => hopper::choose(request),
         Algorithm::Naive => choose_naive(request),
         other => Err(Error::unsupported(
             request.backend,
             format!("algorithm {other}"),
-            "its kernels are flash2 and naive",
+            "its kernels are flash3, flash2 and naive",
             "algorithm auto or flash2 works",
         )),
-    }
-}
-
-/// Kernels count rows, keys and heads in 32 bits, and blocks in 31.
-fn check_sizes(request: &Request<'_>) -> Result<()> {
-    let shape = request.shape;
-    const LIMIT: u64 = i32::MAX as u64;
-    let rows = shape.batch as u64 * shape.seqlen_q as u64;
-    let sizes = [
-        ("batch * seqlen_q * num_heads", rows.saturating_mul(shape.num_heads as u64)),
-        ("seqlen_k", shape.seqlen_k as u64),
-        ("head_dim", shape.head_dim as u64),
-        ("value_dim", shape.value_dim as u64),
-    ];
-    match sizes.into_iter().find(|(_, size)| *size > LIMIT) {
-        Some((name, size)) => Err(Error::value(name, size, format!("at most {LIMIT} on a GPU"))),
-        None => Ok(()),
     }
 }
 
@@ -173,15 +170,6 @@ fn choose_naive(request: &Request<'_>) -> Result<Choice> {
     })
 }
 
-/// Query rows of a typical sequence: of ragged ones the host knows the longest and the sum.
-fn typical_rows(shape: &ProblemShape) -> usize {
-    if shape.ragged_q {
-        shape.total_q.div_ceil(shape.batch.max(1)).min(shape.seqlen_q)
-    } else {
-        shape.seqlen_q
-    }
-}
-
 /// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
 /// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
 fn section(request: &Request<'_>) -> usize {
@@ -191,11 +179,6 @@ fn section(request: &Request<'_>) -> usize {
     let shape = request.shape;
     let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
     (request.facts.l2_bytes / 2 / keys.max(1)).clamp(1, 32)
-}
-
-/// Whether a mask's type hides keys after the query.
-fn is_causal(mask_type: &str) -> bool {
-    !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains("Causal")
 }
 
 /// 16-bit elements go through tensor cores as they are; f32 as sums of tf32.

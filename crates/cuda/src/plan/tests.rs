@@ -67,22 +67,24 @@ fn choose_with(
     config: AttentionConfig,
     mask_type: &str,
 ) -> Result<Choice> {
-    choose(&Request { backend: "cuda:0", facts, shape, config: &config, mask_type, is_aligned: true })
+    let hopper = HopperFit { is_mappable: true, has_positive_scale: true };
+    choose(&Request { backend: "cuda:0", facts, shape, config: &config, mask_type, is_aligned: true, hopper })
 }
 
 fn tiled(choice: &Choice) -> ForwardConfig {
     match choice.kernel {
         KernelChoice::Forward(config) => config,
-        other => panic!("{other:?}"),
+        _ => panic!("{:?}", choice.kernel),
     }
 }
 
-/// The name of a choice's instance, and its shared memory.
-fn instance(choice: &Choice) -> (String, usize) {
+/// The instance, and its shared memory in bytes.
+fn described(choice: &Choice) -> (String, usize) {
     match choice.kernel {
-        KernelChoice::Forward(config) => (format!("fwd {config}"), config.shared_memory_bytes()),
-        KernelChoice::Decode(config) => (format!("dec {config}"), config.shared_memory_bytes()),
-        KernelChoice::Naive(_) => panic!("naive"),
+        KernelChoice::Forward(config) => (config.to_string(), config.shared_memory_bytes()),
+        KernelChoice::Decode(config) => (format!("decode {config}"), config.shared_memory_bytes()),
+        KernelChoice::Hopper(config) => (config.to_string(), config.shared_memory_bytes()),
+        KernelChoice::Naive(_) => panic!("{choice:?}"),
     }
 }
 
@@ -112,16 +114,18 @@ fn table(capability: (u32, u32)) -> String {
         ("mixed ragged", ragged(270, 1024, 230 + 40 * 1024, (32, 8), 128)),
         ("even ragged", ragged(40, 1024, 40 * 700, (32, 8), 128)),
         ("ragged decode", ragged(64, 1, 64, (32, 8), 128)),
+        ("few tiles, many keys", shape(1, (256, 65_536), (8, 8), 128, DType::BF16)),
+        ("heads to pack", shape(4, (65, 4096), (32, 4), 128, DType::F16)),
         ("short keys", shape(1, (1, 128), (8, 8), 64, DType::BF16)),
     ];
     for (name, shape) in problems {
         for mask_type in ["NoMask", "Causal"] {
             let choice = choose_with(shape, &facts, AttentionConfig::default(), mask_type).unwrap();
-            let (instance, shared) = instance(&choice);
+            let (config, shared) = described(&choice);
+            let Choice { heads_per_tile, section, workers, reason, .. } = choice;
             writeln!(
                 text,
-                "{name} {mask_type}: {instance} pack {} section {} workers {} shared {shared} | {}",
-                choice.heads_per_tile, choice.section, choice.workers, choice.reason
+                "{name} {mask_type}: {config} pack {heads_per_tile} section {section} workers {workers} shared {shared} | {reason}"
             )
             .unwrap();
         }
@@ -158,11 +162,12 @@ fn every_default_tile_can_be_built_and_fits() {
                         match choice.kernel {
                             KernelChoice::Forward(config) => config.check().unwrap(),
                             KernelChoice::Decode(config) => config.check().unwrap(),
-                            KernelChoice::Naive(_) => panic!("naive"),
+                            KernelChoice::Hopper(config) => config.check(facts.shared_memory_bytes).unwrap(),
+                            KernelChoice::Naive(_) => panic!("{choice:?}"),
                         }
-                        let (instance, shared) = instance(&choice);
-                        assert!(shared <= facts.shared_memory_bytes, "{instance}");
-                        assert!((1..=264).contains(&choice.num_partitions), "{}", choice.num_partitions);
+                        let (config, shared) = described(&choice);
+                        assert!(shared <= facts.shared_memory_bytes, "{config}");
+                        assert!((1..=264).contains(&choice.num_partitions));
                     }
                 }
             }
@@ -225,7 +230,6 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
     let config = tiled(&choose_with(&shape, &facts, honoured, "NoMask").unwrap());
     assert_eq!((config.block_m, config.block_n, config.warps, config.stages), (64, 96, 4, 1));
     let refused = [
-        AttentionConfig { algorithm: Algorithm::Flash3, ..none },
         AttentionConfig { block_m: Some(72), ..none },
         AttentionConfig { block_n: Some(48), ..none },
         AttentionConfig { block_n: Some(256), num_pipeline_stages: Some(2), ..none },
@@ -237,6 +241,12 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
         AttentionConfig { num_partitions: Some(70_000), ..none },
         AttentionConfig { split_within_block: Some(true), ..none },
         AttentionConfig { swizzle: Some(Swizzle::None), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, block_m: Some(64), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, block_n: Some(48), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, block_n: Some(192), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, warp_m: Some(32), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, num_pipeline_stages: Some(3), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash3, num_partitions: Some(2), ..none },
         AttentionConfig { algorithm: Algorithm::Naive, block_m: Some(64), ..none },
         AttentionConfig { algorithm: Algorithm::Naive, num_partitions: Some(2), ..none },
     ];
@@ -245,6 +255,42 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
         .map(|config| choose_with(&shape, &facts, config, "NoMask").unwrap_err().to_string())
         .collect();
     insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn flash3_is_taken_only_where_it_can_be_and_says_why_not() {
+    let facts = facts((9, 0));
+    let long = shape(4, (4096, 4096), (16, 16), 128, DType::BF16);
+    let fits = HopperFit { is_mappable: true, has_positive_scale: true };
+    let with = |shape: &ProblemShape, facts: &DeviceFacts, hopper, algorithm| {
+        let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+        choose(&Request {
+            backend: "cuda:0",
+            facts,
+            shape,
+            config: &config,
+            mask_type: "NoMask",
+            is_aligned: true,
+            hopper,
+        })
+    };
+    let mut lines = Vec::new();
+    let f32 = shape(4, (4096, 4096), (16, 16), 128, DType::F32);
+    let few = shape(4, (20, 4096), (16, 16), 128, DType::BF16);
+    for (shape, hopper) in [
+        (&long, fits),
+        (&f32, fits),
+        (&few, fits),
+        (&long, HopperFit { is_mappable: false, ..fits }),
+        (&long, HopperFit { has_positive_scale: false, ..fits }),
+    ] {
+        lines.push(with(shape, &facts, hopper, Algorithm::Auto).unwrap().reason);
+        let forced = with(shape, &facts, hopper, Algorithm::Flash3);
+        lines.push(forced.map_or_else(|error| error.to_string(), |choice| choice.reason));
+    }
+    let ampere = super::tests::facts((8, 0));
+    lines.push(with(&long, &ampere, fits, Algorithm::Flash3).unwrap_err().to_string());
+    insta::assert_snapshot!(lines.join("\n"));
 }
 
 #[test]
@@ -265,25 +311,17 @@ fn wide_heads_are_refused_by_the_tiles_and_taken_by_the_naive_kernel() {
 }
 
 #[test]
-fn only_masks_that_hide_the_future_are_causal() {
-    for (mask_type, causal) in [
-        ("Causal", true),
-        ("And<Chunked, Causal>", true),
-        ("Not<Causal>", false),
-        ("Or<PrefixLm, Causal>", false),
-        ("NoMask", false),
-    ] {
-        assert_eq!(is_causal(mask_type), causal, "{mask_type}");
-    }
-}
-
-#[test]
 fn kernel_ids_name_everything_chosen() {
     let shape = shape(1, (4096, 4096), (8, 8), 128, DType::BF16);
     let facts = facts((9, 0));
     let choice = choose_with(&shape, &facts, AttentionConfig::default(), "And<Chunked, Causal>").unwrap();
-    let id = kernel_id(&choice.kernel, &arch(&facts), "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>");
-    assert_eq!(id, "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
+    let id = |choice: &Choice| {
+        kernel_id(&choice.kernel, &arch(&facts), "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>")
+    };
+    assert_eq!(id(&choice), "fwd-sm_90a-bf16-d128-m128n128q2-tma-and(chunked,causal)-then(softcap,tilt)");
+    let flash2 = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
+    let choice = choose_with(&shape, &facts, flash2, "And<Chunked, Causal>").unwrap();
+    assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
 }
 
 #[test]

@@ -114,7 +114,8 @@ fn with_emulated_instructions(source: &str, emulated: &str) -> String {
 
 #[test]
 fn kernels_launched_from_problems_agree_with_the_reference() {
-    let Some(fake) = Fake::build(&[]) else { return };
+    // Instructions of compute capability 9.0 are not emulated.
+    let Some(fake) = Fake::build(&["MAJOR=8"]) else { return };
     let compiler = HostCompiler { folder: tempfile::tempdir().unwrap() };
     if let Err(reason) = compiler.version() {
         println!("skipped: no C++ compiler: {reason}");

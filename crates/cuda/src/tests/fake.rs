@@ -38,6 +38,7 @@ pub(super) struct FakeLaunch {
     pub(super) stream: u64,
     pub(super) parameters: [u8; 1024],
     pub(super) functor: [u8; 64],
+    pub(super) hopper: [u8; 576],
 }
 
 impl FakeLaunch {
@@ -126,6 +127,12 @@ impl Fake {
     pub(super) fn set_sizes(&self, parameters: usize, functor: usize) {
         // SAFETY: as above; both fit the record.
         unsafe { self.function::<unsafe extern "C" fn(usize, usize)>("fake_sizes")(parameters, functor) }
+    }
+
+    /// Says that launches have a third parameter of so many bytes, to record.
+    pub(super) fn set_hopper_size(&self, bytes: usize) {
+        // SAFETY: as above; it fits the record.
+        unsafe { self.function::<unsafe extern "C" fn(usize)>("fake_hopper_size")(bytes) }
     }
 
     pub(super) fn set_memory_limit(&self, bytes: usize) {

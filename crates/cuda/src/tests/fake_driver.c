@@ -1,5 +1,5 @@
 // A driver without a device, for tests: host memory in the place of device memory, and a record of what was asked.
-// -DVERSION=, -DDEVICES= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out.
+// -DVERSION=, -DDEVICES=, -DMAJOR= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out.
 // An image `emulated:PATH` names a library with a kernel for the host, which launches then run.
 #include <dlfcn.h>
 #include <stddef.h>
@@ -13,6 +13,9 @@
 #ifndef DEVICES
 #define DEVICES 1
 #endif
+#ifndef MAJOR
+#define MAJOR 9
+#endif
 #ifndef INIT
 #define INIT 0
 #endif
@@ -23,6 +26,7 @@ typedef struct {
   uint64_t stream;
   unsigned char parameters[1024];
   unsigned char functor[64];
+  unsigned char hopper[576];
 } FakeLaunch;
 
 typedef int (*Emulate)(unsigned, unsigned, int, size_t, const void *, const void *, _Bool);
@@ -32,7 +36,7 @@ typedef struct { char name[64]; unsigned long count; int failure; } Counter;
 
 static Counter counters[96];
 static FakeLaunch launches[256];
-static size_t launch_count, parameter_bytes, functor_bytes, live_bytes, memory_limit = (size_t)1 << 32;
+static size_t launch_count, parameter_bytes, functor_bytes, hopper_bytes, live_bytes, memory_limit = (size_t)1 << 32;
 static long live_objects, context_depth;
 static int capturing;
 static void *current;
@@ -63,6 +67,7 @@ void fake_fail(const char *name, int code) { counter(name)->failure = code; }
 size_t fake_launch_count(void) { return launch_count; }
 void fake_launch(size_t i, FakeLaunch *launch) { *launch = launches[i]; }
 void fake_sizes(size_t parameters, size_t functor) { parameter_bytes = parameters; functor_bytes = functor; }
+void fake_hopper_size(size_t bytes) { hopper_bytes = bytes; }
 void fake_memory_limit(size_t bytes) { memory_limit = bytes; }
 size_t fake_live_bytes(void) { return live_bytes; }
 long fake_live_objects(void) { return live_objects; }
@@ -79,7 +84,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; CALL; *bytes 
 int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
   (void)device; CALL;
   switch (attribute) {
-    case 75: *value = 9; break;
+    case 75: *value = MAJOR; break;
     case 76: *value = 0; break;
     case 16: *value = 132; break;
     case 97: *value = 227 << 10; break;
@@ -155,6 +160,19 @@ int cuModuleLoadDataEx(Module **module, const char *image, unsigned count, const
   }
   return 0;
 }
+int cuTensorMapEncodeTiled(void *map, unsigned element, unsigned rank, void *address, const uint64_t *extents,
+                           const uint64_t *strides, const unsigned *sizes, const unsigned *steps, unsigned interleave,
+                           unsigned swizzle, unsigned promotion, unsigned outside) {
+  (void)promotion; CALL; NEED_CONTEXT;
+  if ((uintptr_t)map % 64 || element < 6 || rank != 5 || (uintptr_t)address % 16 || interleave || swizzle != 3 || outside) return 1;
+  for (unsigned i = 0; i < rank; i++)
+    if (!extents[i] || extents[i] >> 32 || !sizes[i] || sizes[i] > 256 || steps[i] != 1) return 1;
+  for (unsigned i = 0; i + 1 < rank; i++)
+    if (strides[i] % 16 || strides[i] >> 40) return 1;
+  memset(map, 0, 128);
+  *(uint64_t *)map = (uint64_t)address;
+  return 0;
+}
 int cuModuleUnload(void *module) { CALL; NEED_CONTEXT; free(module); live_objects--; return 0; }
 int cuModuleGetFunction(Function **function, Module *module, const char *name) {
   CALL;
@@ -181,6 +199,7 @@ int cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsig
   launch->block = block; launch->shared = shared; launch->stream = (uint64_t)stream;
   memcpy(launch->parameters, parameters[0], parameter_bytes);
   if (strcmp(function->name, "omniflash_combine") && functor_bytes) memcpy(launch->functor, parameters[1], functor_bytes);
+  if (hopper_bytes) memcpy(launch->hopper, parameters[2], hopper_bytes);
   if (!function->module.emulate) return 0;
   static _Alignas(16) unsigned char functor[1024];
   if (function->module.functor_bytes) memcpy(functor, parameters[1], function->module.functor_bytes);

@@ -5,10 +5,11 @@ mod fake;
 
 use bytemuck::Zeroable;
 use omniflash_core::{
-    AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, DeviceId, Error, KvCache, Mask,
-    Query, Result, ScoreMod, Stream, Support, Tensor, TensorMut,
+    Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, DeviceId, Error, KvCache,
+    Mask, Query, Result, ScoreMod, Stream, Support, Tensor, TensorMut,
 };
 use omniflash_device::parameters::{AttentionParameters, KeyForm, QueryForm, SinkForm};
+use omniflash_kernels_cuda::HopperParameters;
 
 use crate::probe::Absent;
 use crate::{CudaBackend, interop};
@@ -150,6 +151,44 @@ fn a_launch_passes_addresses_strides_and_forms() {
     assert_eq!(found.functor[..8], [63i32.to_ne_bytes(), 1i32.to_ne_bytes()].concat());
 }
 
+fn hopper_parameters(launch: &fake::FakeLaunch) -> HopperParameters {
+    bytemuck::pod_read_unaligned(&launch.hopper)
+}
+
+#[test]
+fn a_hopper_launch_passes_maps_tiles_and_a_counter_that_captured_launches_do_not_share() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    fake.set_sizes(size_of::<AttentionParameters>(), 16);
+    fake.set_hopper_size(size_of::<HopperParameters>());
+    let mut tensors = Tensors::new(&backend, &stream, (300, 500), (8, 2), 128);
+    let (q, k) = (tensors.q.view().address(), tensors.k.view().address());
+    let options = AttentionOptions::new().mask(Mask::Causal);
+    let problem = tensors.problem(&options);
+    let refused = backend.capture(&stream, || launch(&backend, &problem, &stream)).unwrap_err();
+    assert!(refused.to_string().contains("CudaBackend::prepare"), "{refused}");
+    let plan = backend.plan(&problem).unwrap();
+    assert_eq!((plan.algorithm, plan.num_partitions), (Algorithm::Flash3, 1));
+    backend.prepare(&plan, &problem, &stream).unwrap();
+    for _ in 0..2 {
+        backend.capture(&stream, || launch(&backend, &problem, &stream)).unwrap();
+        launch(&backend, &problem, &stream).unwrap();
+    }
+    let launches = fake.launches();
+    let found: Vec<HopperParameters> = launches.iter().map(hopper_parameters).collect();
+    // 300 queries of 4 heads each in tiles of 128 rows, for 2 sequences and 2 key heads, or of one head each for 8.
+    let row_tiles = if parameters(&launches[0]).heads_per_tile == 4 { 10 * 2 } else { 3 * 8 };
+    assert_eq!((found[0].num_tiles, launches[0].grid), (2 * row_tiles, [2 * row_tiles, 1, 1]));
+    assert_eq!((found[0].q_batch_rows, found[0].k_batch_rows), (300, 500));
+    // The fake driver writes a map's address down: that of as many rows before the tensor as a sequence has.
+    assert_eq!((found[0].q.0[0], found[0].k.0[0]), (q - 300 * 2048, k - 500 * 512));
+    assert_eq!(found[1].counter, found[3].counter);
+    let captured = [found[0].counter, found[2].counter];
+    assert_ne!(captured[0], captured[1]);
+    assert!(!captured.contains(&found[1].counter), "a replay may run beside a launch");
+}
+
 #[test]
 fn a_second_launch_only_launches() {
     let Some(fake) = Fake::build(&[]) else { return };
@@ -162,6 +201,8 @@ fn a_second_launch_only_launches() {
         AttentionOptions::new(),
         split_by_blocks(8),
         AttentionOptions::new().mask(even),
+        AttentionOptions::new()
+            .config(AttentionConfig { algorithm: Algorithm::Flash3, ..Default::default() }),
     ] {
         let problem = tensors.problem(&options);
         launch(&backend, &problem, &stream).unwrap();
@@ -310,7 +351,7 @@ fn a_closure_is_evaluated_and_copied_once_a_stream() {
     let Some(fake) = Fake::build(&[]) else { return };
     let backend = fake.backend();
     let (stream, other) = (backend.stream().unwrap(), backend.stream().unwrap());
-    let mut tensors = Tensors::new(&backend, &stream, (64, 64), (8, 2), 128);
+    let mut tensors = Tensors::new(&backend, &stream, (16, 64), (8, 2), 128);
     let mask = Mask::from_fn(|_, _, q, k| (q + k) % 2 == 0);
     let mut copies = Vec::new();
     for (mask, stream) in
@@ -320,7 +361,7 @@ fn a_closure_is_evaluated_and_copied_once_a_stream() {
         launch(&backend, &tensors.problem(&options), stream).unwrap();
         copies.push(fake.calls("cuMemcpyHtoDAsync_v2"));
     }
-    assert_eq!(copies, [1, 1, 2, 3]);
+    assert_eq!(copies, [2, 2, 4, 5], "each table once, and once a stream the zeros of its counters");
     let options = AttentionOptions::new().mask(mask);
     let starts = Tensor::from_slice(&backend, &[0i32, 0], &[2], &stream).unwrap();
     let options = options.query_start(starts.view());

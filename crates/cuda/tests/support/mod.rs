@@ -413,7 +413,7 @@ pub fn with_host_problem<T>(
 pub fn with_dense_problem<T>(
     backend: &dyn Backend,
     (batch, seqlen, heads, dim): (usize, (usize, usize), (usize, usize), usize),
-    mask: Mask<'_>,
+    options: &AttentionOptions<'_>,
     stream: &Stream,
     use_problem: impl FnOnce(&AttentionProblem<'_>) -> Result<T>,
 ) -> Result<T> {
@@ -430,13 +430,12 @@ pub fn with_dense_problem<T>(
     let (k, v) = (tensor(&[batch, seqlen.1, heads.1, dim])?, tensor(&[batch, seqlen.1, heads.1, dim])?);
     let mut out = Tensor::zeros(backend, DType::BF16, q.shape(), stream)?;
     let view: TensorMut<'_> = out.view_mut();
-    let options = AttentionOptions::new().mask(mask);
     let problem = AttentionProblem::new(
         Query::padded(q.view()),
         KvCache::dense(k.view(), v.view()),
         view,
         None,
-        &options,
+        options,
     )?;
     let used = use_problem(&problem);
     backend.synchronize(stream).and(used)

@@ -12,17 +12,20 @@
 #define OMNIFLASH_HOST 1
 #endif
 
-#if OMNIFLASH_CUDA || OMNIFLASH_HIP
+#if OMNIFLASH_CUDA
 #define OMNIFLASH_DEVICE __device__ __forceinline__
 #define OMNIFLASH_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define OMNIFLASH_SHARED __shared__
+#elif OMNIFLASH_HIP
+// Attributes, not the words of a header that may not be there. clang ignores __launch_bounds__ for AMD, and would leave
+// a kernel a quarter of its registers.
+#define OMNIFLASH_DEVICE __attribute__((device)) inline __attribute__((always_inline))
+#define OMNIFLASH_KERNEL(threads) \
+  extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(threads, threads))) void
+#define OMNIFLASH_SHARED __attribute__((shared))
 #else
 #define OMNIFLASH_DEVICE inline
 #define OMNIFLASH_KERNEL(threads) extern "C" void
-#endif
-
-#if OMNIFLASH_CUDA || OMNIFLASH_HIP
-#define OMNIFLASH_SHARED __shared__
-#else
 #define OMNIFLASH_SHARED static
 #endif
 
@@ -42,8 +45,8 @@
 
 namespace omniflash {
 
-#if OMNIFLASH_HIP && defined(__AMDGCN_WAVEFRONT_SIZE)
-constexpr int kWarpSize = __AMDGCN_WAVEFRONT_SIZE;
+#if OMNIFLASH_HIP && defined(__GFX9__)
+constexpr int kWarpSize = 64;
 #else
 constexpr int kWarpSize = 32;
 #endif
@@ -117,10 +120,18 @@ OMNIFLASH_DEVICE unsigned pack_bfloat(float low, float high) {
 OMNIFLASH_DEVICE int thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 OMNIFLASH_DEVICE unsigned block_index_x() { return __builtin_amdgcn_workgroup_id_x(); }
 OMNIFLASH_DEVICE unsigned block_index_y() { return __builtin_amdgcn_workgroup_id_y(); }
+
+// Orders shared memory only: loads from global memory stay in flight.
 OMNIFLASH_DEVICE void barrier() {
+#if __clang_major__ >= 20
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup", "local");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup", "local");
+#else
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+#endif
 }
 OMNIFLASH_DEVICE float shuffle(float value, int lane) {
   return __builtin_bit_cast(float, __builtin_amdgcn_ds_bpermute(lane << 2, __builtin_bit_cast(int, value)));
@@ -129,7 +140,23 @@ OMNIFLASH_DEVICE float shuffle_xor(float value, int lane_mask) {
   const int lane = __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u));
   return shuffle(value, lane ^ lane_mask);
 }
-OMNIFLASH_DEVICE bool warp_any(bool value) { return __builtin_amdgcn_ballot_w64(value) != 0; }
+OMNIFLASH_DEVICE bool warp_any(bool value) {
+#if defined(__GFX9__)
+  return __builtin_amdgcn_ballot_w64(value) != 0;
+#else
+  return __builtin_amdgcn_ballot_w32(value) != 0;
+#endif
+}
+OMNIFLASH_DEVICE bool barrier_any(bool value) {
+  OMNIFLASH_SHARED unsigned any;
+  if (thread_index() == 0) any = 0;
+  barrier();
+  if (value) __hip_atomic_fetch_or(&any, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
+  barrier();
+  const bool result = any != 0;
+  barrier();  // the next call begins with a store
+  return result;
+}
 OMNIFLASH_DEVICE void atomic_min(unsigned long long* address, unsigned long long value) {
   __hip_atomic_fetch_min(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }

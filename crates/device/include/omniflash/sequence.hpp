@@ -21,6 +21,8 @@ struct Sequence {
   int start;         // global position of row 0
   long long q_base;  // first row of the flat query tensor
 
+  // All still to be set.
+  OMNIFLASH_DEVICE Sequence() {}
   OMNIFLASH_DEVICE Sequence(const AttentionParameters& parameters, int b) : batch(b) {
     const auto query_form = static_cast<QueryForm>(parameters.query_form);
     if (query_form == QueryForm::Ragged) {

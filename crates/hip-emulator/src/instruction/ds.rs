@@ -241,8 +241,10 @@ impl LdsAccess {
             Access::Load { destination, format } => {
                 self.require_address(wave, active, context)?;
                 let mut register = *destination;
+                // Before the first result is written: it may go where the address was.
+                let base = self.addresses(wave, 0);
                 for &offset in &self.offsets {
-                    let addresses = self.addresses(wave, offset);
+                    let addresses = base.map(|address| address.wrapping_add(offset));
                     load(wave, context, active, &addresses, register, *format)?;
                     format.mark_loaded(wave, register, active);
                     register += format.registers();
@@ -545,7 +547,9 @@ mod tests {
         assert_eq!(lab.lane(12, 3), 0);
         lab.run("ds_read2_b32 v[14:15], v1 offset0:1 offset1:3").unwrap();
         assert_eq!((lab.lane(14, 7), lab.lane(15, 7)), (0x3007, 0x5007));
-        lab.vector(16, |_| 0xaaaa_bbbb);
+        lab.run("ds_read2_b32 v[1:2], v1 offset0:1 offset1:3").unwrap();
+        assert_eq!((lab.lane(1, 7), lab.lane(2, 7)), (0x3007, 0x5007), "the address is read once");
+        lab.vector(1, |lane| 16 * lane as u32).vector(16, |_| 0xaaaa_bbbb);
         lab.run("ds_read_u16_d16_hi v16, v1").unwrap();
         assert_eq!(lab.lane(16, 1), 0x2001_bbbb);
     }

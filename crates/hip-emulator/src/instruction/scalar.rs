@@ -136,6 +136,9 @@ pub(crate) fn decode(
     statement: &mut Statement,
     operands: &[Operand],
 ) -> Result<Option<(Class, Operation)>, String> {
+    if let Some(operation) = statement.mnemonic.strip_prefix("v_s_").and_then(sop1::lookup_transcendental) {
+        return Ok(Some((Class::Transcendental, Operation::Scalar(arithmetic(operation, true, operands)?))));
+    }
     let Some(name) = statement.mnemonic.strip_prefix("s_") else { return Ok(None) };
     let decoded = match sop1::decode_special(name, operands) {
         Some(special) => special,

@@ -1,5 +1,6 @@
 //! SOP1: scalar operations of one source.
 
+use super::float::flush;
 use super::operand::{Kind, Operand};
 use super::scalar::{Flows, Inputs, Scalar, ScalarOperation};
 
@@ -94,6 +95,20 @@ pub(crate) fn lookup(name: &str) -> Option<ScalarOperation> {
     }
 }
 
+/// The transcendental operations of gfx12 that a scalar takes part in, by mnemonic without their `v_s_`.
+pub(crate) fn lookup_transcendental(name: &str) -> Option<ScalarOperation> {
+    let operation =
+        |function: fn(Inputs) -> (u64, Option<bool>)| Some(ScalarOperation::new(Kind::F32, function));
+    match name {
+        "exp_f32" => operation(|i| (bits_of(flush(flush(f32_of(i.a)).exp2())), None)),
+        "log_f32" => operation(|i| (bits_of(flush(f32_of(i.a)).log2()), None)),
+        "rcp_f32" => operation(|i| (bits_of(flush(1.0 / flush(f32_of(i.a)))), None)),
+        "rsq_f32" => operation(|i| (bits_of(1.0 / flush(f32_of(i.a)).sqrt()), None)),
+        "sqrt_f32" => operation(|i| (bits_of(flush(f32_of(i.a)).sqrt()), None)),
+        _ => None,
+    }
+}
+
 fn first_one(bits: u64, width: u32) -> u64 {
     if bits == 0 { u64::from(u32::MAX) } else { u64::from(bits.trailing_zeros().min(width)) }
 }
@@ -141,7 +156,22 @@ pub(crate) fn decode_special(name: &str, operands: &[Operand]) -> Option<Scalar>
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::run_scalar;
+    use super::super::test_support::{Lab, run_scalar};
+    use crate::target::Target;
+
+    #[test]
+    fn scalars_of_gfx12_have_reciprocals_and_exponentials() {
+        let mut lab = Lab::new(Target::Gfx1200);
+        lab.scalar(1, 4.0f32.to_bits()).scalar(2, (-3.0f32).to_bits());
+        lab.run("v_s_rcp_f32 s3, s1").unwrap();
+        lab.run("v_s_exp_f32 s4, s2").unwrap();
+        lab.run("v_s_log_f32 s5, s1").unwrap();
+        lab.run("v_mov_b32_e32 v0, s3").unwrap();
+        lab.run("v_mov_b32_e32 v1, s4").unwrap();
+        lab.run("v_mov_b32_e32 v2, s5").unwrap();
+        let values = [0, 1, 2].map(|register| f32::from_bits(lab.lane(register, 0)));
+        assert_eq!(values, [0.25, 0.125, 2.0]);
+    }
 
     #[test]
     fn bit_counts_and_scans_follow_the_manual() {

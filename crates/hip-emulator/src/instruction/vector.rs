@@ -208,11 +208,12 @@ pub(crate) fn decode(
     let Some(name) = statement.mnemonic.strip_prefix("v_") else { return Ok(None) };
     let name = name.to_string();
     let operation = match name.as_str() {
-        "bitop3_b32" => {
+        "bitop3_b32" | "bitop3_b16" => {
             let table = statement.modifiers.number("bitop3")?.unwrap_or(0) as u8;
-            let sources: &'static [Kind] = &[Kind::B32, Kind::B32, Kind::B32];
+            let (words, halves): (&'static [Kind], &'static [Kind]) = (&[Kind::B32; 3], &[Kind::B16; 3]);
+            let sources = if name == "bitop3_b16" { halves } else { words };
             let function = Function::TruthTable(table);
-            VectorOperation { function, sources, destination: Kind::B32, accumulates: false }
+            VectorOperation { function, sources, destination: sources[0], accumulates: false }
         }
         _ => match lookup(&name, statement.target) {
             Some(operation) => operation,
@@ -406,6 +407,16 @@ impl Vector {
         wave.set_vector(self.destination, &result, enabled, written);
     }
 
+    /// The lanes in which the low word of an integer multiply-add is initialised: it does not depend on the high word of
+    /// what is added, which compilers leave as it is where they need the low word only.
+    fn low_words_written(&self, wave: &Wave) -> u64 {
+        let (Function::WideCarry(_), Kind::B64) = (self.function, self.kind) else { return 0 };
+        self.sources[..self.count].iter().fold(u64::MAX, |known, source| match source.operand.place {
+            Place::Vector(register) => known & wave.vector_written[usize::from(register)],
+            _ => known & source.written(wave),
+        })
+    }
+
     #[inline(never)]
     fn execute_wide(&self, wave: &mut Wave, active: u64) {
         let known =
@@ -437,7 +448,7 @@ impl Vector {
         }
         let known = known & known_mask;
         if self.kind.is_wide() {
-            wave.set_vector(self.destination, &low, active, known);
+            wave.set_vector(self.destination, &low, active, known | self.low_words_written(wave));
             wave.set_vector(self.destination + 1, &high, active, known);
         } else {
             self.store(wave, low, active, known);

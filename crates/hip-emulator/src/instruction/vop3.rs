@@ -378,6 +378,25 @@ mod tests {
     }
 
     #[test]
+    fn a_truth_table_is_applied_to_halves() {
+        let mut lab = Lab::new(Target::Gfx950);
+        lab.vector(1, |_| 0xff0f).vector(2, |_| 0x1234).vector(3, |_| 0x00ff);
+        // 0xc8 is (a | c) & b.
+        lab.run("v_bitop3_b16 v0, v1, v2, v3 bitop3:0xc8").unwrap();
+        assert_eq!(lab.lane(0, 0) & 0xffff, (0xff0f | 0x00ff) & 0x1234);
+    }
+
+    #[test]
+    fn the_low_word_of_a_full_multiply_add_needs_no_high_word() {
+        let mut lab = Lab::new(Target::Gfx90a);
+        lab.vector(2, |_| 2).vector(3, |_| 3).vector(4, |_| 4);
+        lab.run("v_mad_u64_u32 v[0:1], s[0:1], v2, v3, v[4:5]").unwrap();
+        assert_eq!((lab.wave.vector_written[0], lab.wave.vector_written[1]), (u64::MAX, 0));
+        lab.run("v_mad_u64_u32 v[6:7], s[0:1], v5, v3, v[2:3]").unwrap();
+        assert_eq!(lab.wave.vector_written[6], 0);
+    }
+
+    #[test]
     fn the_division_sequence_divides() {
         // The sequence clang emits for a / b, with the manual's steps written out.
         for (a, b) in [

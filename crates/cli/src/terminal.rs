@@ -26,6 +26,11 @@ pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
     print_line(value)
 }
 
+/// Writes a remark to standard error, beside results on standard output.
+pub(crate) fn print_note(text: impl Display) -> anyhow::Result<()> {
+    writeln!(std::io::stderr(), "{text}").context("cannot write to standard error")
+}
+
 /// Whether standard output is read by a person.
 pub(crate) fn is_terminal() -> bool {
     std::io::stdout().is_terminal()

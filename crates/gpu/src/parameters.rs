@@ -8,18 +8,24 @@ use omniflash_device::parameters::{
 
 /// How a launch is cut into blocks, as the plan chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cut {
-    pub(crate) heads_per_tile: usize,
-    pub(crate) num_row_tiles: u32,
-    pub(crate) section: usize,
-    pub(crate) num_partitions: usize,
-    pub(crate) num_workers: u32,
-    pub(crate) least_q_len: u32,
+pub struct Cut {
+    /// Query heads whose rows a tile interleaves.
+    pub heads_per_tile: usize,
+    /// Tiles of rows of the longest sequence.
+    pub num_row_tiles: u32,
+    /// Pairs of sequence and head tile whose longest tiles start together.
+    pub section: usize,
+    /// Blocks that the keys of a row are split among.
+    pub num_partitions: usize,
+    /// Blocks that share all keys; 0 where every item has its partitions.
+    pub num_workers: u32,
+    /// Sequences with fewer query rows are another launch's.
+    pub least_q_len: u32,
 }
 
 impl Cut {
     /// Sets what the cut decides.
-    pub(crate) fn apply(&self, parameters: &mut AttentionParameters) {
+    pub fn apply(&self, parameters: &mut AttentionParameters) {
         parameters.heads_per_tile = self.heads_per_tile as u32;
         parameters.num_row_tiles = self.num_row_tiles;
         parameters.section = self.section as u32;
@@ -30,7 +36,7 @@ impl Cut {
 }
 
 /// The parameters of a problem; the workspace's addresses are still to be set.
-pub(crate) fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParameters {
+pub fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParameters {
     let shape = problem.shape();
     let (q_form, q_lengths) = query_lengths(problem.query());
     let (k_form, k_lengths) = key_lengths(problem.kv());
@@ -71,7 +77,7 @@ pub(crate) fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionP
 }
 
 /// The parameters of the check of a problem's tables; `None` when it has none.
-pub(crate) fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<VerifyParameters> {
+pub fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<VerifyParameters> {
     let kv = problem.kv();
     if !matches!(kv, KvCache::Continuous { .. } | KvCache::Paged { .. }) {
         return None;
@@ -93,7 +99,7 @@ pub(crate) fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<Veri
 
 /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes, so that it
 /// can be moved 16 bytes at a time.
-pub(crate) fn is_aligned(problem: &AttentionProblem<'_>) -> bool {
+pub fn is_aligned(problem: &AttentionProblem<'_>) -> bool {
     let out = problem.out().as_ref();
     [problem.query().tensor(), problem.kv().k(), problem.kv().v(), &out].into_iter().all(|tensor| {
         let size = tensor.dtype().size() as i64;

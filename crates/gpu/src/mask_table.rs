@@ -7,27 +7,29 @@ use std::sync::{Arc, Weak};
 use omniflash_core::lower::{MaskTable, TableExtent};
 use omniflash_core::{Mask, MaskFunction, Result};
 
-use crate::driver::DeviceMemory;
-use crate::stream_state::{StreamUse, visit_functions};
+use crate::stream_state::{StreamDriver, StreamMemory, StreamUse, visit_functions};
 
 /// A table in the memory of the device.
 #[derive(Debug)]
-pub(crate) struct DeviceTable {
+pub struct DeviceTable<M> {
     pub(crate) table: MaskTable,
-    pub(crate) memory: DeviceMemory,
+    pub(crate) memory: M,
 }
 
-impl DeviceTable {
+impl<M: StreamMemory> DeviceTable<M> {
     /// Evaluates a closure and copies the answers to the device.
-    pub(crate) fn build(
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](omniflash_core::Error::OutOfMemory), [`Error::Driver`](omniflash_core::Error::Driver).
+    pub fn build<D: StreamDriver<Memory = M>>(
         function: &dyn MaskFunction,
         extent: &TableExtent,
-        launch: &StreamUse<'_>,
+        launch: &StreamUse<'_, D>,
     ) -> Result<Self> {
         let table = MaskTable::build(function, extent);
         let data = table.data();
         let bytes: &[u8] = bytemuck::must_cast_slice(&data);
-        let memory = DeviceMemory::kept(launch.context, bytes.len(), launch.stream)?;
+        let memory = launch.driver.allocate(bytes.len(), launch.stream)?;
         memory.write(bytes, launch.stream)?;
         Ok(DeviceTable { table, memory })
     }
@@ -38,7 +40,7 @@ impl DeviceTable {
 /// Closures have no equality, so a table belongs to one allocation of a closure. The key holds on to the allocation
 /// (not to the closure), so that no other closure can come to lie at the same address while the key lives.
 #[derive(Clone)]
-pub(crate) struct TableKey {
+pub struct TableKey {
     closure: Weak<dyn MaskFunction>,
     extent: TableExtent,
 }
@@ -48,7 +50,7 @@ impl TableKey {
     ///
     /// # Panics
     /// When it is not.
-    pub(crate) fn new(mask: &Mask<'_>, function: &dyn MaskFunction, extent: TableExtent) -> Self {
+    pub fn new(mask: &Mask<'_>, function: &dyn MaskFunction, extent: TableExtent) -> Self {
         let mut closure = None;
         visit_functions(mask, &mut |other| {
             if ptr::addr_eq(Arc::as_ptr(other), function) {
@@ -64,7 +66,7 @@ impl TableKey {
     }
 
     /// Whether the closure is gone, so that nobody can ask for its table again.
-    pub(crate) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         self.closure.strong_count() == 0
     }
 }

@@ -8,7 +8,6 @@
 #include "omniflash/masks.hpp"
 #include "omniflash/online_softmax.hpp"
 #include "omniflash/score_mods.hpp"
-#include "sm80.hpp"
 #include "instance.hpp"
 
 namespace omniflash {

@@ -1,0 +1,171 @@
+//! Other systems, timed beside ours by the scripts in `benches/peers`.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use omniflash::{Backend, DeviceId};
+use serde::Deserialize;
+
+use crate::arguments::BenchArguments;
+use crate::results::Record;
+use crate::terminal;
+
+/// A Python that has the peers' packages, named by the environment.
+const PYTHON_VARIABLE: &str = "OMNIFLASH_PYTHON";
+/// Where the scripts are, in a checkout.
+const SCRIPTS: &str = "benches/peers";
+
+/// What `peers.py --list` says of a system.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    system: String,
+    /// Why it cannot be used.
+    absent: Option<String>,
+}
+
+/// Times the peers of each backend's kind of device, ours in turns with them, and hands over each line.
+///
+/// # Errors
+/// When there are no scripts or no Python, or a script fails half-way; an absent peer is told, not an error.
+pub(super) fn run(
+    arguments: &BenchArguments,
+    backends: &[std::sync::Arc<dyn Backend>],
+    mut take: impl FnMut(Record) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let scripts = scripts()?;
+    let python = arguments
+        .python
+        .clone()
+        .or_else(|| std::env::var_os(PYTHON_VARIABLE).map(PathBuf::from))
+        .unwrap_or_else(|| "python3".into());
+    for backend in backends {
+        let folder = match backend.info().device {
+            DeviceId::Cpu => "cpu",
+            DeviceId::Cuda(_) => "gpu",
+            _ => {
+                note(format_args!("{}: no peers are known for this kind of device", backend.info().name))?;
+                continue;
+            }
+        };
+        let script = scripts.join(folder).join("peers.py");
+        match list(&python, &script) {
+            Ok(listed) => {
+                let (absent, present): (Vec<Listed>, Vec<Listed>) =
+                    listed.into_iter().partition(|listed| listed.absent.is_some());
+                for Listed { system, absent } in absent {
+                    note(format_args!("{system} is absent: {}", absent.unwrap_or_default()))?;
+                }
+                if !present.is_empty() {
+                    let names: Vec<String> = present.into_iter().map(|listed| listed.system).collect();
+                    measure(arguments, &**backend, &python, &script, &names, &mut take)?;
+                }
+            }
+            Err(reason) => note(format_args!("the peers of {} are absent: {reason:#}", backend.info().name))?,
+        }
+    }
+    Ok(())
+}
+
+/// The folder of scripts of the checkout that the current folder lies in, or that this program was built in.
+fn scripts() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_dir().context("there is no current folder")?;
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors()
+        .chain(built.ancestors())
+        .map(|folder| folder.join(SCRIPTS))
+        .find(|folder| folder.is_dir())
+        .with_context(|| format!("--peers: no {SCRIPTS} in {} or above", here.display()))
+}
+
+/// The systems that a script knows.
+fn list(python: &Path, script: &Path) -> anyhow::Result<Vec<Listed>> {
+    let output = Command::new(python)
+        .arg(script)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("cannot run {}", python.display()))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let last = errors.lines().last().unwrap_or("it failed without a word");
+    anyhow::ensure!(output.status.success(), "{}: {last}", python.display());
+    let lines = String::from_utf8(output.stdout).context("its answer is no text")?;
+    lines
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("its answer is {line}")))
+        .collect()
+}
+
+/// Runs a script and hands over its lines as they come.
+fn measure(
+    arguments: &BenchArguments,
+    backend: &dyn Backend,
+    python: &Path,
+    script: &Path,
+    systems: &[String],
+    take: &mut impl FnMut(Record) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let ourselves = std::env::current_exe().context("cannot find this program")?;
+    let name = &backend.info().name;
+    let kind = name.split(':').next().unwrap_or_default();
+    let mut command = Command::new(python);
+    command
+        .arg(script)
+        .args(["--systems", &systems.join(",")])
+        .arg("--ext")
+        .arg(format!("omniflash-{kind}={} bench --backend {name}", quoted(&ourselves)))
+        .args(["--budget", if arguments.quick { "0.05" } else { "0.25" }])
+        .args(["--rounds", if arguments.quick { "1" } else { "3" }])
+        .stdout(Stdio::piped());
+    if backend.info().device == DeviceId::Cpu {
+        command.args(["--threads", &rayon::current_num_threads().to_string()]);
+    }
+    let dtypes = if arguments.dtype.is_empty() { &[omniflash::DType::BF16][..] } else { &arguments.dtype };
+    let dtypes: Vec<String> = dtypes.iter().map(ToString::to_string).collect();
+    command.args(["--dtypes", &dtypes.join(",")]);
+    if arguments.quick {
+        command.arg("--quick");
+    }
+    let mut child = command.spawn().with_context(|| format!("cannot run {}", python.display()))?;
+    let output = child.stdout.take().expect("it is piped");
+    let taken = BufReader::new(output).lines().try_for_each(|line| {
+        let line = line.context("cannot read what the peers' script writes")?;
+        let mut record: Record =
+            serde_json::from_str(&line).with_context(|| format!("the peers' script wrote {line}"))?;
+        record.device.get_or_insert_with(|| backend.info().device_name.clone());
+        take(record.normalized())
+    });
+    if taken.is_err() {
+        // It is of no use any more; that it has ended already is no error.
+        let _ = child.kill();
+    }
+    let status = child.wait().context("cannot wait for the peers' script")?;
+    taken?;
+    anyhow::ensure!(status.success(), "the peers' script failed: {status}");
+    Ok(())
+}
+
+/// A path as a shell word.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// Tells on standard error, beside the lines of results.
+fn note(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    terminal::print_note(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+
+    #[test]
+    fn the_scripts_of_this_checkout_are_found() {
+        assert!(scripts().unwrap().join("cpu/peers.py").is_file());
+    }
+}

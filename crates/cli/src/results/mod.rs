@@ -1,0 +1,9 @@
+//! Result files: JSON lines of measurements, of ours and of the peers' scripts, as they are written and read.
+
+mod case_name;
+mod file;
+mod record;
+
+pub(crate) use case_name::CaseName;
+pub(crate) use file::{Results, Verification};
+pub(crate) use record::{Key, Record, rounded};

@@ -1,0 +1,189 @@
+//! From a problem to the maps that tensor copies read shapes and strides from.
+//!
+//! A map has five axes: columns, the heads of a tile, rows, shift, head tiles. Rows and shift have the same stride, and
+//! both count from as many rows before the tensor as a sequence has at most. So a copy can choose where along the memory
+//! the axis of rows ends: at the end of the sequence, whose length only the device knows.
+
+use omniflash_core::{AttentionProblem, DType, KvCache, Query, TensorRef};
+use omniflash_kernels_cuda::{HopperConfig, SLAB_COLUMNS, WARP_ROWS};
+
+use crate::driver::TensorBox;
+
+/// Strides of maps are below this many bytes, extents and coordinates of axes fit an i32.
+const MAX_STRIDE: u64 = 1 << 40;
+const MAX_EXTENT: u64 = i32::MAX as u64;
+
+/// The maps of a problem, and the rows from one sequence to the next in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TensorBoxes {
+    pub(crate) q: (TensorBox, u32),
+    pub(crate) k: (TensorBox, u32),
+    pub(crate) v: (TensorBox, u32),
+    pub(crate) out: (TensorBox, u32),
+}
+
+impl TensorBoxes {
+    /// The maps for tiles of a kernel; `None` where a tensor has strides or an address that no map can have.
+    pub(crate) fn new(
+        problem: &AttentionProblem<'_>,
+        tile: &HopperConfig,
+        heads_per_tile: usize,
+    ) -> Option<Self> {
+        let (shape, out) = (problem.shape(), problem.out().as_ref());
+        let queries = |tensor: &TensorRef<'_>, rows: usize| {
+            let ragged = matches!(problem.query(), Query::Ragged { .. });
+            Axes::new(tensor, ragged)?.tensor_box(shape.seqlen_q, heads_per_tile, rows)
+        };
+        let keys = |tensor: &TensorRef<'_>| {
+            if tensor.shape().contains(&0) {
+                // Nothing is ever copied; the driver still wants an address.
+                return queries(problem.query().tensor(), tile.block_m);
+            }
+            let ragged = matches!(problem.kv(), KvCache::Ragged { .. });
+            Axes::new(tensor, ragged)?.tensor_box(shape.seqlen_k, 1, tile.block_n)
+        };
+        Some(TensorBoxes {
+            q: queries(problem.query().tensor(), tile.block_m)?,
+            k: keys(problem.kv().k())?,
+            v: keys(problem.kv().v())?,
+            out: queries(&out, WARP_ROWS)?,
+        })
+    }
+}
+
+/// Whether tensor maps can describe the tensors of a problem.
+pub(crate) fn is_mappable(problem: &AttentionProblem<'_>) -> bool {
+    let shape = problem.shape();
+    // What can be described does not depend on the tile.
+    let tile = HopperConfig {
+        dtype: shape.dtype,
+        head_dim: 64,
+        value_dim: 64,
+        block_m: 128,
+        block_n: 64,
+        query_tiles: 1,
+    };
+    TensorBoxes::new(problem, &tile, 1).is_some()
+}
+
+/// A tensor of vectors, in bytes.
+struct Axes {
+    dtype: DType,
+    address: u64,
+    columns: usize,
+    heads: usize,
+    head_stride: u64,
+    row_stride: u64,
+    /// Rows from the first of the first sequence to the last of the last.
+    all_rows: u64,
+    /// Rows from one sequence to the next.
+    batch_rows: u64,
+}
+
+impl Axes {
+    /// Of `[batch, rows, heads, columns]`, ragged `[rows, heads, columns]`.
+    fn new(tensor: &TensorRef<'_>, ragged: bool) -> Option<Self> {
+        let (shape, strides) = (tensor.shape(), tensor.strides());
+        let size = tensor.dtype().size() as i64;
+        let (batch, rest) = if ragged { ((1, 0), 0) } else { ((shape[0], strides[0]), 1) };
+        let (rows, heads) = ((shape[rest], strides[rest]), (shape[rest + 1], strides[rest + 1]));
+        // An axis of one element has no neighbours: any stride does.
+        let bytes = |(extent, stride): (usize, i64), otherwise: u64| {
+            if extent <= 1 {
+                return Some(otherwise);
+            }
+            let bytes = u64::try_from(stride.checked_mul(size)?).ok()?;
+            (bytes > 0 && bytes % 16 == 0 && bytes < MAX_STRIDE).then_some(bytes)
+        };
+        let head_stride = bytes(heads, 16)?;
+        let batch_stride = match batch {
+            (..=1, _) | (_, 0) => 0,
+            batch => bytes(batch, 0)?,
+        };
+        let row_stride = bytes(rows, batch_stride.max(16))?;
+        let address = tensor.address();
+        if !address.is_multiple_of(16) || !batch_stride.is_multiple_of(row_stride) {
+            return None;
+        }
+        let batch_rows = batch_stride / row_stride;
+        let all_rows = (batch.0.max(1) as u64 - 1).checked_mul(batch_rows)?.checked_add(rows.0 as u64)?;
+        Some(Axes {
+            dtype: tensor.dtype(),
+            address,
+            columns: shape[rest + 2],
+            heads: heads.0,
+            head_stride,
+            row_stride,
+            all_rows,
+            batch_rows,
+        })
+    }
+
+    /// The map for boxes of `rows` rows, of which `heads_per_tile` heads of a query are neighbours.
+    fn tensor_box(&self, most_rows: usize, heads_per_tile: usize, rows: usize) -> Option<(TensorBox, u32)> {
+        let most_rows = most_rows as u64;
+        let before = most_rows.checked_mul(self.row_stride)?;
+        let shifts = self.all_rows.checked_add(most_rows + 1)?;
+        let tile_stride = self.head_stride * heads_per_tile as u64;
+        if shifts > MAX_EXTENT || tile_stride >= MAX_STRIDE {
+            return None;
+        }
+        let map = TensorBox {
+            dtype: self.dtype,
+            address: self.address.checked_sub(before)?,
+            extents: [
+                self.columns as u64,
+                heads_per_tile as u64,
+                most_rows.max(1),
+                shifts,
+                (self.heads / heads_per_tile).max(1) as u64,
+            ],
+            strides: [self.head_stride, self.row_stride, self.row_stride, tile_stride],
+            sizes: [SLAB_COLUMNS as u32, heads_per_tile as u32, (rows / heads_per_tile) as u32, 1, 1],
+        };
+        Some((map, u32::try_from(self.batch_rows).ok()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use omniflash_core::{DeviceId, Layout};
+
+    use super::*;
+
+    fn axes(shape: &[usize], strides: &[i64], ragged: bool) -> Option<Axes> {
+        let layout = Layout::new(shape, strides).unwrap();
+        // SAFETY: nothing reads the memory; the device makes every host access refuse.
+        let tensor = unsafe { TensorRef::from_raw(1 << 40, DType::BF16, layout, DeviceId::Cuda(0)) };
+        Axes::new(&tensor, ragged)
+    }
+
+    #[test]
+    fn rows_are_counted_from_before_the_tensor_so_that_they_can_end_anywhere() {
+        let (map, batch_rows) =
+            axes(&[3, 100, 8, 64], &[51200, 512, 64, 1], false).unwrap().tensor_box(100, 4, 128).unwrap();
+        assert_eq!((map.address, batch_rows), ((1 << 40) - 100 * 1024, 100));
+        assert_eq!(map.extents, [64, 4, 100, 300 + 101, 2]);
+        assert_eq!(map.strides, [128, 1024, 1024, 512]);
+        assert_eq!(map.sizes, [64, 4, 32, 1, 1]);
+        // Row 5 of a sequence of 60 rows, the third: (100 - 60 + 5, 200 + 60) is row 205 of the tensor.
+        let at = map.address + (100 - 60 + 5) * map.strides[1] + (200 + 60) * map.strides[2];
+        assert_eq!(at, (1 << 40) + 205 * 1024);
+    }
+
+    #[test]
+    fn heads_before_rows_and_one_sequence_for_all_are_described_and_other_strides_are_not() {
+        let heads_first = axes(&[2, 100, 8, 64], &[51200, 64, 6400, 1], false).unwrap();
+        assert_eq!((heads_first.batch_rows, heads_first.all_rows), (800, 900));
+        assert_eq!(axes(&[5, 100, 8, 64], &[0, 512, 64, 1], false).unwrap().batch_rows, 0);
+        assert_eq!(axes(&[100, 8, 64], &[512, 64, 1], true).unwrap().all_rows, 100);
+        assert_eq!(axes(&[5, 1, 8, 64], &[512, 7, 64, 1], false).unwrap().batch_rows, 1);
+        for (shape, strides) in [
+            ([2, 100, 8, 64], [51200, 512, 0, 1]),
+            ([2, 100, 8, 20], [16000, 160, 20, 1]),
+            ([2, 100, 8, 64], [51264, 512, 64, 1]),
+        ] {
+            assert!(axes(&shape, &strides, false).is_none(), "{strides:?}");
+        }
+    }
+}

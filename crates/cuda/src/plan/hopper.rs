@@ -1,0 +1,214 @@
+//! The Hopper family: when it computes a problem, in which tiles.
+
+use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
+use omniflash_gpu::plan::{is_causal, typical_rows};
+use omniflash_kernels_cuda::{HopperConfig, MAX_HOPPER_HEAD_DIM, WARP_ROWS};
+
+use super::{Choice, KernelChoice, Request};
+
+/// The one compute capability that has these instructions.
+const HOPPER: (u32, u32) = (9, 0);
+
+/// Fewer rows than this leave more than half of a tile empty: smaller tiles are faster then.
+const FEWEST_ROWS: usize = 65;
+
+/// With fewer keys than this, splitting them is no alternative to leaving multiprocessors idle.
+const FEWEST_SPLIT_KEYS: usize = 1024;
+
+/// What the Hopper family asks of a problem beyond its sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct HopperFit {
+    /// Whether tensor maps can describe q, k, v and out.
+    pub(crate) is_mappable: bool,
+    /// Whether softmax_scale is positive: the largest score is then the largest product.
+    pub(crate) has_positive_scale: bool,
+}
+
+/// Chooses this family where it is the fastest, or says in a word why it is not.
+pub(crate) fn prefer(request: &Request<'_>) -> Result<Choice, String> {
+    if let Some((what, _)) = unsupported(request) {
+        return Err(what);
+    }
+    let choice = choose(request).map_err(|error| error.to_string())?;
+    let KernelChoice::Hopper(tile) = choice.kernel else { return Ok(choice) };
+    let rows = typical_rows(request.shape);
+    let num_tiles = num_tiles(request, &tile, rows, choice.heads_per_tile);
+    match better_elsewhere(request, rows * choice.heads_per_tile, num_tiles) {
+        Some(why) => Err(why),
+        None => Ok(choice),
+    }
+}
+
+/// Chooses this family.
+///
+/// # Errors
+/// [`Error::Unsupported`] for what it cannot do, [`Error::Value`] for an impossible configuration.
+pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
+    if let Some((what, why)) = unsupported(request) {
+        return Err(Error::unsupported(
+            request.backend,
+            format!("algorithm flash3 with {what}"),
+            why,
+            "algorithm auto or flash2 works",
+        ));
+    }
+    let tile = configured(request, default_tile(request))?;
+    let rows = typical_rows(request.shape);
+    let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
+    let num_tiles = num_tiles(request, &tile, rows, heads_per_tile);
+    let packing = match heads_per_tile {
+        1 => "one head a tile".into(),
+        heads => format!("{heads} heads packed into a tile"),
+    };
+    let reason = format!(
+        "tile {}x{} for {} rows, {packing}, {num_tiles} tiles taken by {} blocks",
+        tile.block_m,
+        tile.block_n,
+        rows * heads_per_tile,
+        num_tiles.min(request.facts.multiprocessors),
+    );
+    Ok(Choice {
+        kernel: KernelChoice::Hopper(tile),
+        heads_per_tile,
+        section: section(request, heads_per_tile),
+        num_partitions: 1,
+        workers: 0,
+        least_q_len: 0,
+        short: None,
+        reason,
+    })
+}
+
+/// What of a problem this family cannot do, and why.
+fn unsupported(request: &Request<'_>) -> Option<(String, &'static str)> {
+    let (shape, config) = (request.shape, request.config);
+    let (major, minor) = request.facts.compute_capability;
+    if (major, minor) != HOPPER {
+        return Some((
+            format!("compute capability {major}.{minor}"),
+            "its instructions are those of compute capability 9.0 alone",
+        ));
+    }
+    if !HopperConfig::has_dtype(shape.dtype) {
+        return Some((format!("dtype {}", shape.dtype), "its products take 16-bit elements"));
+    }
+    if shape.head_dim.max(shape.value_dim) > MAX_HOPPER_HEAD_DIM {
+        return Some((
+            format!("head_dim {} and value_dim {}", shape.head_dim, shape.value_dim),
+            "tiles of more than 256 columns do not fit",
+        ));
+    }
+    if shape.kv_kind == KvKind::Paged {
+        return Some(("pages of keys".into(), "its copies take rows that lie at one stride"));
+    }
+    if !request.hopper.is_mappable {
+        return Some((
+            "these strides or addresses".into(),
+            "tensor copies need positive strides and addresses that are multiples of 16 bytes, and sequences a whole \
+             number of rows apart",
+        ));
+    }
+    if !request.hopper.has_positive_scale {
+        return Some((
+            "a softmax_scale that is not positive".into(),
+            "the largest score has to be the largest product",
+        ));
+    }
+    if config.num_partitions.is_some_and(|number| number > 1) || config.split_within_block == Some(true) {
+        return Some(("split keys".into(), "its blocks see all keys of their rows"));
+    }
+    None
+}
+
+/// Why another family is faster.
+fn better_elsewhere(request: &Request<'_>, rows: usize, num_tiles: usize) -> Option<String> {
+    if rows < FEWEST_ROWS {
+        return Some(format!("{rows} rows a tile"));
+    }
+    if 2 * num_tiles < request.facts.multiprocessors && request.shape.seqlen_k >= FEWEST_SPLIT_KEYS {
+        return Some(format!(
+            "{num_tiles} tiles for {} multiprocessors and keys to split",
+            request.facts.multiprocessors
+        ));
+    }
+    None
+}
+
+/// The tile for these dimensions.
+fn default_tile(request: &Request<'_>) -> HopperConfig {
+    let shape = request.shape;
+    let (head_dim, value_dim) = (shape.head_dim.next_multiple_of(16), shape.value_dim.next_multiple_of(16));
+    // Three warpgroups keep the exponentials busy where the products are short, but waste more of a diagonal; flat tiles
+    // amortise the softmax where there are many keys and no diagonal.
+    let (is_causal, keys) = (is_causal(request.mask_type), shape.seqlen_k);
+    let (block_m, block_n, query_tiles) = match (head_dim, value_dim) {
+        (..=64, ..=64) if !is_causal || keys > 2048 => (192, 128, 2),
+        (65..=128, 65..=128) if !is_causal && keys > 1024 => (128, 160, 2),
+        (..=128, ..=128) => (128, 128, 2),
+        (..=192, ..=128) => (128, 128, 1),
+        (..=192, ..=192) => (128, 96, 1),
+        _ => (128, 64, 1),
+    };
+    HopperConfig { dtype: shape.dtype, head_dim, value_dim, block_m, block_n, query_tiles }
+}
+
+/// The tile with what the caller fixed.
+fn configured(request: &Request<'_>, default: HopperConfig) -> Result<HopperConfig> {
+    let config: &AttentionConfig = request.config;
+    let mut tile = default;
+    tile.block_m = config.block_m.unwrap_or(default.block_m);
+    tile.block_n = config.block_n.unwrap_or(default.block_n);
+    let limit = request.facts.shared_memory_bytes;
+    if tile != default && tile.shared_memory_bytes() > limit {
+        tile.query_tiles = 1;
+    }
+    tile.check(limit)?;
+    let only = |name: &str, asked: Option<usize>, value: usize, why: &str| match asked {
+        Some(asked) if asked != value => {
+            Err(Error::value(format!("config.{name}"), asked, format!("{value}: {why}")))
+        }
+        _ => Ok(()),
+    };
+    only("block_k", config.block_k, tile.head_dim, "a tile holds whole vectors")?;
+    only("warp_m", config.warp_m, WARP_ROWS, "a warpgroup has 64 rows")?;
+    only("warp_n", config.warp_n, tile.block_n, "a warp sees all keys of a tile")?;
+    only("k_group_size", config.k_group_size, 1, "a tile holds whole vectors")?;
+    only(
+        "num_pipeline_stages",
+        config.num_pipeline_stages,
+        tile.stages(),
+        "keys and values have two slots each",
+    )?;
+    match config.swizzle {
+        Some(swizzle) if swizzle != Swizzle::B128 => {
+            Err(Error::value("config.swizzle", swizzle.bytes(), "128: the pattern of its copies"))
+        }
+        _ => Ok(tile),
+    }
+}
+
+/// Packs the heads of a group into one tile where that saves at least a tenth of the tiles.
+fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
+    let separate = rows.div_ceil(block_m) * group_size;
+    let packed = (rows * group_size).div_ceil(block_m);
+    if HopperConfig::can_pack(group_size) && 10 * packed <= 9 * separate { group_size } else { 1 }
+}
+
+fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_tile: usize) -> usize {
+    let shape = request.shape;
+    shape.batch * (shape.num_heads / heads_per_tile) * tile.num_row_tiles(rows, heads_per_tile) as usize
+}
+
+/// Pairs of sequence and head tile whose rows are taken in turn, from the last on. Without a causal mask those of one
+/// group, which read the same keys; with one as many as the second-level cache holds keys of, at most 32, so that the
+/// longest tiles of many heads come first and the end of the launch is even.
+fn section(request: &Request<'_>, heads_per_tile: usize) -> usize {
+    let shape = request.shape;
+    let of_a_group = shape.group_size() / heads_per_tile;
+    if !is_causal(request.mask_type) {
+        return of_a_group;
+    }
+    let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
+    let groups = (request.facts.l2_bytes * 2 / 3 / keys.max(1)).clamp(1, 32);
+    groups * of_a_group
+}

@@ -1,0 +1,141 @@
+//! What plans depend on, and the parts of planning that are the same for every GPU.
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{AttentionConfig, AttentionProblem, Error, ProblemShape, Result};
+
+use crate::parameters::is_aligned;
+
+/// Mask and score modification of a problem as kernels take them.
+///
+/// # Errors
+/// [`Error::Unsupported`] for what no GPU can do: the closure of a score modification, and a closure as mask whose
+/// positions only the device knows.
+pub fn functors<'p>(problem: &'p AttentionProblem<'_>, backend: &str) -> Result<FunctorSpec<'p>> {
+    let functors = FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, backend)?;
+    if !functors.tables.is_empty() && problem.query_start().is_some() {
+        return Err(closure_with_query_start(backend));
+    }
+    Ok(functors)
+}
+
+/// Why a mask that is only a closure does not go with `query_start`.
+pub(crate) fn closure_with_query_start(backend: &str) -> Error {
+    Error::unsupported(
+        backend,
+        "a closure as mask with query_start",
+        "the closure is evaluated on the host, which does not know the positions",
+        "give the mask device source (MaskFunction::device_source)",
+    )
+}
+
+/// What a plan depends on, and so what it is kept by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PlanKey {
+    /// Sizes, dtype and the forms of query and cache.
+    pub shape: ProblemShape,
+    /// What the caller fixed.
+    pub config: AttentionConfig,
+    /// The C++ type of the mask.
+    pub mask_type: String,
+    /// The C++ type of the score modification.
+    pub score_mod_type: String,
+    /// Device sources that those types are defined in.
+    sources: Vec<String>,
+    /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
+    pub is_aligned: bool,
+}
+
+impl PlanKey {
+    /// The key of a problem whose mask and score modification were lowered to `functors`.
+    pub fn new(problem: &AttentionProblem<'_>, functors: FunctorSpec<'_>) -> Self {
+        PlanKey {
+            shape: *problem.shape(),
+            config: *problem.config(),
+            mask_type: functors.mask_type,
+            score_mod_type: functors.score_mod_type,
+            sources: functors.sources,
+            is_aligned: is_aligned(problem),
+        }
+    }
+
+    /// Mask and score modification, as the kernel store keeps kernels by them.
+    pub fn functor(&self) -> String {
+        format!("{} {}", self.mask_type, self.score_mod_type)
+    }
+
+    /// Refuses a problem of another kind than the plan's.
+    ///
+    /// # Errors
+    /// [`Error::Value`].
+    pub fn check(&self, problem: &AttentionProblem<'_>, functors: &FunctorSpec<'_>) -> Result<()> {
+        let same = self.shape == *problem.shape()
+            && self.mask_type == functors.mask_type
+            && self.score_mod_type == functors.score_mod_type
+            && self.sources == functors.sources
+            && (!self.is_aligned || is_aligned(problem));
+        if same {
+            return Ok(());
+        }
+        Err(Error::value(
+            "plan",
+            format!("made for {:?} with {} {}", self.shape, self.mask_type, self.score_mod_type),
+            "one made for a problem of the same shape, mask, score modification and alignment",
+        ))
+    }
+}
+
+/// Query rows of a typical sequence: of ragged ones the host knows the longest and the sum.
+pub fn typical_rows(shape: &ProblemShape) -> usize {
+    if shape.ragged_q {
+        shape.total_q.div_ceil(shape.batch.max(1)).min(shape.seqlen_q)
+    } else {
+        shape.seqlen_q
+    }
+}
+
+/// Whether a mask's C++ type hides keys after the query.
+pub fn is_causal(mask_type: &str) -> bool {
+    !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains("Causal")
+}
+
+/// A C++ type as part of a name, namespaces left out: `And<Chunked, source0::Mine>` is `and(chunked,mine)`.
+pub fn functor_name(cpp_type: &str) -> String {
+    let mut name = String::with_capacity(cpp_type.len());
+    for c in cpp_type.chars() {
+        match c {
+            '<' => name.push('('),
+            '>' => name.push(')'),
+            ' ' => {}
+            ':' => {
+                let kept = name.trim_end_matches(|c: char| c.is_alphanumeric() || c == '_').len();
+                name.truncate(kept);
+            }
+            c => name.push(c.to_ascii_lowercase()),
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_masks_that_hide_the_future_are_causal() {
+        for (mask_type, causal) in [
+            ("Causal", true),
+            ("And<Chunked, Causal>", true),
+            ("Not<Causal>", false),
+            ("Or<PrefixLm, Causal>", false),
+            ("NoMask", false),
+        ] {
+            assert_eq!(is_causal(mask_type), causal, "{mask_type}");
+        }
+    }
+
+    #[test]
+    fn names_of_functors_leave_namespaces_out() {
+        assert_eq!(functor_name("And<Chunked, source0::Mine>"), "and(chunked,mine)");
+        assert_eq!(functor_name("Then<Softcap, source0::Tilt>"), "then(softcap,tilt)");
+    }
+}

@@ -1,0 +1,335 @@
+//! The backend: one device behind the trait.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use omniflash_core::{
+    Algorithm, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result,
+    Stream, Support,
+};
+use omniflash_gpu::check::{check_room, check_table_report};
+use omniflash_gpu::{StreamStates, parameters};
+use omniflash_kernel_store::KernelStore;
+use omniflash_kernels_hip::verify_page_table_launch;
+
+use crate::driver::{
+    self, Context, DeviceMemory, Event, Graph, Launch, Module, StreamHandle, copy_to_device, copy_to_host,
+};
+use crate::kernel_store::kernel_store;
+use crate::launch::Launcher;
+use crate::plan::arch;
+use crate::planner::{Planned, Planner};
+use crate::probe::{self, Absent, DeviceFacts};
+
+/// One AMD GPU.
+///
+/// Kernels come from the [kernel store](KernelStore); a plan that needs one that is not there yet compiles it. The
+/// first launch of a plan on a stream loads its kernels and allocates its workspace; later ones allocate nothing,
+/// wait for nothing, and can be captured in a graph.
+#[derive(Debug)]
+pub struct HipBackend {
+    info: BackendInfo,
+    planner: Planner,
+    launcher: Launcher,
+}
+
+/// The GPUs of this machine, by ordinal, sharing one kernel store.
+///
+/// # Errors
+/// [`Absent`] says why there is none; a device that cannot be used is left out with a warning.
+pub fn discover() -> Result<Vec<Arc<dyn Backend>>, Absent> {
+    let backends = HipBackend::discover()?;
+    Ok(backends.into_iter().map(|backend| Arc::new(backend) as Arc<dyn Backend>).collect())
+}
+
+impl HipBackend {
+    /// The GPUs of this machine, by ordinal, sharing one kernel store.
+    ///
+    /// # Errors
+    /// As [`discover`].
+    pub fn discover() -> Result<Vec<Self>, Absent> {
+        Ok(HipBackend::of_probe(probe::probe()?, &Arc::new(kernel_store())))
+    }
+
+    /// As [`discover`](HipBackend::discover), with this driver library and these kernels: for tests, and for programs
+    /// that bring their own.
+    ///
+    /// # Errors
+    /// As [`discover`].
+    pub fn discover_in(library: &Path, store: &Arc<KernelStore>) -> Result<Vec<Self>, Absent> {
+        Ok(HipBackend::of_probe(probe::probe_libraries(&[library.to_path_buf()])?, store))
+    }
+
+    pub(crate) fn of_probe(probe: probe::Probe, store: &Arc<KernelStore>) -> Vec<Self> {
+        let mut backends = Vec::new();
+        for facts in probe.devices {
+            let ordinal = facts.ordinal;
+            match Context::new(Arc::clone(&probe.api), facts) {
+                Ok(context) => backends.push(HipBackend::new(context, Arc::clone(store))),
+                Err(error) => tracing::warn!(ordinal, %error, "a GPU cannot be used"),
+            }
+        }
+        backends
+    }
+
+    fn new(context: Arc<Context>, store: Arc<KernelStore>) -> Self {
+        let info = info(context.facts());
+        let planner = Planner::new(info.name.clone(), context.facts().clone(), store);
+        HipBackend { info, planner, launcher: Launcher::new(context) }
+    }
+
+    /// What the driver says of the device.
+    pub fn facts(&self) -> &DeviceFacts {
+        self.planner.facts()
+    }
+
+    /// Where kernels come from.
+    pub fn kernel_store(&self) -> &KernelStore {
+        self.planner.store()
+    }
+
+    /// Loads the kernels of a plan and allocates what its launches on the stream will use, so that the first launch
+    /// can already be captured.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the stream is being captured already, [`Error::OutOfMemory`], [`Error::Driver`].
+    pub fn prepare(
+        &self,
+        plan: &AttentionPlan,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        match self.planned(plan, problem)? {
+            Some(planned) => self.launcher.prepare(&self.planner, planned, problem, stream),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks on the device that every length, page and block id that a launch would use is in range; waits for the
+    /// answer. The launch itself trusts them.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the first bad entry, [`Error::NoKernel`], [`Error::Driver`].
+    ///
+    /// # Safety
+    /// - The tables and lengths of `problem` are allocated and written as their shapes say.
+    pub unsafe fn verify_page_table(&self, problem: &AttentionProblem<'_>, stream: &Stream) -> Result<()> {
+        self.check_device(problem)?;
+        self.check_stream(stream)?;
+        let report = DeviceMemory::new(self.context(), 16, stream)?;
+        let Some(parameters) = parameters::verify(problem, report.address()) else {
+            return Ok(());
+        };
+        if parameters.batch == 0 {
+            return Ok(());
+        }
+        report.write(&[0xff; 16], stream)?;
+        let (kernel, entry) = self.planner.verify_kernel()?;
+        let launch = verify_page_table_launch(&parameters);
+        let module = Module::load(self.context(), &kernel.image, entry)?;
+        let launch = Launch {
+            grid: launch.grid,
+            block_threads: launch.block_threads,
+            shared_memory_bytes: launch.shared_memory_bytes,
+        };
+        // SAFETY: the kernel's only parameter is this struct; the tables are the caller's duty, the report is ours.
+        unsafe { module.launch(&launch, &[bytemuck::bytes_of(&parameters)], stream) }?;
+        let mut answer = [u64::MAX; 2];
+        let bytes = bytemuck::must_cast_slice_mut(&mut answer);
+        // SAFETY: the report has 16 bytes; the copy waits for the kernel.
+        unsafe { copy_to_host(self.context(), report.address(), bytes, stream) }?;
+        check_table_report(answer, problem)
+    }
+
+    /// A mark in a stream, for timing.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn event(&self) -> Result<Event> {
+        Event::new(self.context())
+    }
+
+    /// Captures what `enqueue` launches on the stream in a graph, instead of doing it. What it launches must have
+    /// been launched on this stream before, or [prepared](HipBackend::prepare).
+    ///
+    /// # Errors
+    /// Those of `enqueue`, [`Error::Driver`].
+    pub fn capture(&self, stream: &Stream, enqueue: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.check_stream(stream)?;
+        Graph::capture(self.context(), stream, enqueue)
+    }
+
+    /// Vector registers of a thread, bytes of scratch memory of a thread, and blocks that fit on a compute unit, of the
+    /// main kernel of a plan; `None` for a plan without work.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn occupancy(&self, plan: &AttentionPlan) -> Result<Option<(usize, usize, usize)>> {
+        let Some(planned) = detail(plan)? else { return Ok(None) };
+        let forward = &planned.forward;
+        let module = Module::load(self.context(), &forward.kernel.image, forward.entry)?;
+        let (registers, local) = module.registers_and_local_bytes()?;
+        Ok(Some((registers, local, module.blocks_per_multiprocessor(&forward.launch)?)))
+    }
+
+    fn context(&self) -> &Arc<Context> {
+        self.launcher.context()
+    }
+
+    fn check_stream(&self, stream: &Stream) -> Result<()> {
+        self.check_memory("stream", stream.device())
+    }
+
+    fn check_device(&self, problem: &AttentionProblem<'_>) -> Result<()> {
+        self.check_memory("q", problem.shape().device)
+    }
+
+    fn check_memory(&self, argument: &str, found: DeviceId) -> Result<()> {
+        if found == self.info.device {
+            return Ok(());
+        }
+        Err(Error::Device {
+            argument: argument.into(),
+            found: found.to_string(),
+            expected: self.info.device.to_string(),
+        })
+    }
+
+    /// What a plan keeps for launches of a problem; `None` when there is nothing to compute.
+    fn planned<'p>(
+        &self,
+        plan: &'p AttentionPlan,
+        problem: &AttentionProblem<'_>,
+    ) -> Result<Option<&'p Planned>> {
+        self.check_device(problem)?;
+        if problem.shape().is_empty() { Ok(None) } else { detail(plan) }
+    }
+}
+
+/// What a plan of this backend keeps; `None` when there is nothing to compute.
+pub(crate) fn detail(plan: &AttentionPlan) -> Result<Option<&Planned>> {
+    match &plan.detail {
+        None => Ok(None),
+        Some(detail) => match detail.downcast_ref::<Planned>() {
+            Some(planned) => Ok(Some(planned)),
+            None => Err(Error::value("plan", &plan.kernel_id, "a plan of this backend")),
+        },
+    }
+}
+
+impl Backend for HipBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        let chosen = self.check_device(problem).and_then(|()| self.planner.choose(problem));
+        match chosen {
+            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
+                Support::Slow("algorithm naive computes one row a block".into())
+            }
+            Ok((_, key)) if !key.is_aligned => {
+                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
+            }
+            Ok(_) => Support::Yes,
+            Err(error) => Support::No(error),
+        }
+    }
+
+    fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
+        self.check_device(problem)?;
+        self.planner.plan(problem)
+    }
+
+    fn alloc(&self, bytes: usize, stream: &Stream) -> Result<Buffer> {
+        self.check_stream(stream)?;
+        let memory = DeviceMemory::new(self.context(), bytes, stream)?;
+        memory.zero(stream)?;
+        let address = memory.address();
+        // SAFETY: the memory is `bytes` long, exclusively the buffer's, and freed with its owner.
+        Ok(unsafe { Buffer::from_owner(address, bytes, self.info.device, Box::new(memory)) })
+    }
+
+    fn copy_to_device(&self, source: &[u8], target: &mut Buffer, stream: &Stream) -> Result<()> {
+        self.check_stream(stream)?;
+        self.check_memory("target", target.device())?;
+        check_room("target", target.bytes(), source.len())?;
+        let address = target.as_ptr().expose_provenance() as u64;
+        // SAFETY: the buffer is device memory at least as long as the source, and borrowed exclusively.
+        unsafe { copy_to_device(self.context(), source, address, stream) }
+    }
+
+    fn copy_to_host(&self, source: &Buffer, target: &mut [u8], stream: &Stream) -> Result<()> {
+        self.check_stream(stream)?;
+        self.check_memory("source", source.device())?;
+        check_room("source", source.bytes(), target.len())?;
+        let address = source.as_ptr().expose_provenance() as u64;
+        // SAFETY: the buffer is device memory at least as long as the target.
+        unsafe { copy_to_host(self.context(), address, target, stream) }
+    }
+
+    fn stream(&self) -> Result<Stream> {
+        let handle = StreamHandle::new(self.context())?;
+        let raw = handle.raw();
+        let owner = OwnedStream {
+            device: self.info.device,
+            states: Arc::clone(self.launcher.states()),
+            context: Arc::clone(self.context()),
+            handle,
+        };
+        // SAFETY: the stream is this device's and is destroyed with its owner.
+        Ok(unsafe { Stream::from_owner(self.info.device, raw, Arc::new(owner)) })
+    }
+
+    fn synchronize(&self, stream: &Stream) -> Result<()> {
+        self.check_stream(stream)?;
+        driver::synchronize(self.context(), stream)
+    }
+
+    unsafe fn launch(
+        &self,
+        plan: &AttentionPlan,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+    ) -> Result<()> {
+        self.check_stream(stream)?;
+        match self.planned(plan, problem)? {
+            // SAFETY: the caller's duties are the same.
+            Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
+            None => Ok(()),
+        }
+    }
+}
+
+/// A stream of ours, with what is kept for it.
+struct OwnedStream {
+    device: DeviceId,
+    states: Arc<StreamStates<Context>>,
+    context: Arc<Context>,
+    handle: StreamHandle,
+}
+
+impl Drop for OwnedStream {
+    fn drop(&mut self) {
+        // SAFETY: the stream is alive until `handle` is dropped, after this.
+        let stream = unsafe { Stream::from_raw(self.device, self.handle.raw()) };
+        if let Err(error) = self.states.forget(&self.context, &stream) {
+            tracing::debug!(%error, "freeing what a stream used");
+        }
+    }
+}
+
+fn info(facts: &DeviceFacts) -> BackendInfo {
+    let device = DeviceId::Hip(facts.ordinal);
+    BackendInfo {
+        name: device.to_string(),
+        device,
+        vendor: "AMD".into(),
+        device_name: facts.name.clone(),
+        arch: arch(facts).into(),
+        memory_bytes: facts.memory_bytes,
+        units: facts.multiprocessors,
+        driver: Some(format!("HIP {}", facts.driver)),
+    }
+}

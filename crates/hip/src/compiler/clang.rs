@@ -1,0 +1,86 @@
+//! The compiler as a program: ROCm's, or any clang with the AMDGPU target and lld.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
+
+/// Names another clang than those on PATH and in ROCm.
+pub const CLANG_VARIABLE: &str = "OMNIFLASH_HIP_CLANG";
+
+/// clang: the one that [`CLANG_VARIABLE`] names, else ROCm's, else the newest on PATH.
+#[derive(Debug)]
+pub struct Clang {
+    programs: Vec<PathBuf>,
+}
+
+impl Clang {
+    /// The system's clang.
+    pub fn of_system() -> Self {
+        if let Some(program) = std::env::var_os(CLANG_VARIABLE) {
+            return Clang::new(vec![PathBuf::from(program)]);
+        }
+        let in_toolkits = super::toolkits().into_iter().map(|toolkit| toolkit.join("llvm/bin/clang"));
+        let on_path = ["clang-23", "clang-22", "clang-21", "clang-20", "clang"].map(PathBuf::from);
+        Clang::new(in_toolkits.chain(on_path).collect())
+    }
+
+    /// The first of these programs that compiles for AMD GPUs.
+    pub fn new(programs: Vec<PathBuf>) -> Self {
+        Clang { programs }
+    }
+
+    /// The first program that has the AMDGPU target, with what it says of its version.
+    fn present(&self) -> Result<(&PathBuf, String), String> {
+        let says = |program: &PathBuf, option: &str| match Command::new(program).arg(option).output() {
+            Ok(output) if output.status.success() => {
+                Some(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+            _ => None,
+        };
+        for program in &self.programs {
+            if says(program, "--print-targets").is_some_and(|targets| targets.contains("amdgcn")) {
+                return Ok((program, says(program, "--version").unwrap_or_default()));
+            }
+        }
+        let names: Vec<String> = self.programs.iter().map(|program| program.display().to_string()).collect();
+        Err(format!("none of {} runs and has the AMDGPU target", names.join(", ")))
+    }
+}
+
+impl Compiler for Clang {
+    fn name(&self) -> &str {
+        "clang"
+    }
+
+    /// The first line: `Debian clang version 22.1.8 (1)`.
+    fn version(&self) -> Result<String, String> {
+        let (_, text) = self.present()?;
+        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
+        let unusable = |error: std::io::Error| CompileError::Unusable(error.to_string());
+        let (program, _) = self.present().map_err(CompileError::Unusable)?;
+        let folder = tempfile::tempdir().map_err(unusable)?;
+        let (input, output) = (folder.path().join("kernel.hip"), folder.path().join("kernel.co"));
+        fs::write(&input, source.source).map_err(unusable)?;
+        let run = Command::new(program)
+            .args(source.options)
+            .arg(format!("--offload-arch={}", source.arch))
+            .arg("-o")
+            .arg(&output)
+            .arg(&input)
+            .output()
+            .map_err(unusable)?;
+        if !run.status.success() {
+            let log = [run.stdout, run.stderr].concat();
+            return Err(CompileError::Source {
+                code: i64::from(run.status.code().unwrap_or(-1)),
+                log: String::from_utf8_lossy(&log).trim().to_owned(),
+            });
+        }
+        fs::read(&output).map_err(unusable)
+    }
+}

@@ -1,0 +1,108 @@
+//! Every function of the driver fails once, at several of its calls: the error is typed, names the function, and
+//! leaves nothing behind.
+
+use omniflash_core::{
+    AttentionOptions, AttentionProblem, Backend, DType, Error, KvCache, Mask, Query, Result, Tensor,
+};
+
+use super::emulator::{Emulator, STORE};
+use super::{Tensors, launch};
+use crate::HipBackend;
+use crate::driver::Api;
+use crate::probe::probe_libraries;
+
+/// The calls that end something: their failures go to the log, and what they could not free stays.
+const ENDING: [&str; 8] = [
+    "hipFree",
+    "hipFreeAsync",
+    "hipModuleUnload",
+    "hipStreamDestroy",
+    "hipEventDestroy",
+    "hipGraphExecDestroy",
+    "hipDeviceSynchronize",
+    // A capture that cannot be ended keeps its stream from everything else.
+    "hipStreamEndCapture",
+];
+
+/// Uses every function of the driver, on the second of two devices, with or without memory pools.
+fn scenario(emulator: &Emulator, has_memory_pools: bool) -> Result<()> {
+    let mut probe = probe_libraries(&[emulator.path().to_path_buf()])?;
+    probe.devices.iter_mut().for_each(|device| device.has_memory_pools &= has_memory_pools);
+    let backends = HipBackend::of_probe(probe, &STORE);
+    let Some(backend) = backends.get(1) else {
+        return Err(Error::Absent { backend: "hip:1".into(), reason: "left out".into() });
+    };
+    let stream = backend.stream()?;
+    let mut tensors = Tensors::try_new(backend, &stream, (1, 40), 5)?;
+    let options = AttentionOptions::new().num_partitions(2).mask(Mask::from_fn(|_, _, _, k| k % 3 != 1));
+    let problem = tensors.problem(&options);
+    launch(backend, &problem, &stream)?;
+    let graph = backend.capture(&stream, || launch(backend, &problem, &stream))?;
+    let (begin, end) = (backend.event()?, backend.event()?);
+    begin.record(&stream)?;
+    // SAFETY: the tensors are there until the stream is waited for.
+    unsafe { graph.replay(&stream) }?;
+    end.record(&stream)?;
+    begin.elapsed_ms(&end)?;
+    backend.occupancy(&backend.plan(&problem)?)?;
+    drop(problem);
+    tensors.out.to_vec::<half::bf16>(backend, &stream)?;
+    check_pages(backend, &stream)
+}
+
+fn check_pages(backend: &HipBackend, stream: &omniflash_core::Stream) -> Result<()> {
+    let pages = Tensor::zeros(backend, DType::BF16, &[2, 16, 1, 16], stream)?;
+    let q = Tensor::zeros(backend, DType::BF16, &[1, 1, 1, 16], stream)?;
+    let mut out = Tensor::zeros(backend, DType::BF16, &[1, 1, 1, 16], stream)?;
+    let (lengths, table) = (
+        Tensor::from_slice(backend, &[20i32], &[1], stream)?,
+        Tensor::from_slice(backend, &[0i32, 1], &[1, 2], stream)?,
+    );
+    let kv = KvCache::Paged {
+        k: pages.view(),
+        v: pages.view(),
+        page_table: table.view(),
+        lengths: lengths.view(),
+        max_seqlen: None,
+    };
+    let options = AttentionOptions::new();
+    let problem = AttentionProblem::new(Query::padded(q.view()), kv, out.view_mut(), None, &options)?;
+    // SAFETY: table and lengths are written.
+    unsafe { backend.verify_page_table(&problem, stream) }
+}
+
+#[test]
+fn a_call_that_fails_is_a_typed_error_and_leaves_nothing_behind() {
+    const DEVICES: &str = "gfx942,gfx1100";
+    let Some(emulator) = Emulator::with(DEVICES) else { return };
+    for has_memory_pools in [true, false] {
+        scenario(&emulator, has_memory_pools).unwrap();
+        assert_eq!(emulator.live(1), (0, 0));
+    }
+    for function in Api::SYMBOLS.iter().copied().chain(["hipGetDevicePropertiesR0600"]) {
+        for call in [1, 2, 5] {
+            emulator.set_devices(DEVICES);
+            emulator.fail(&format!("{function}:{call}"));
+            let outcome = scenario(&emulator, function != "hipMalloc");
+            emulator.fail("");
+            let is_ending = ENDING.contains(&function);
+            match &outcome {
+                Ok(()) => assert!(call > 1 || is_ending, "nobody noticed that {function} failed"),
+                Err(Error::Driver { api, code, text }) => {
+                    assert!(function.starts_with(api), "{function}: {api} failed with {code}");
+                    assert!(*code != 0 && !text.is_empty());
+                }
+                Err(Error::OutOfMemory { .. }) => assert!(function.starts_with("hipMalloc")),
+                Err(Error::Absent { reason, .. }) => {
+                    assert!(!reason.is_empty());
+                }
+                Err(error) => panic!("{function}:{call}: {error}"),
+            }
+            if !is_ending {
+                assert_eq!(emulator.live(1), (0, 0), "{function}:{call} left memory: {outcome:?}");
+            }
+        }
+    }
+    emulator.set_devices(DEVICES);
+    scenario(&emulator, true).unwrap();
+}

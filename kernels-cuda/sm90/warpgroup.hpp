@@ -1,0 +1,41 @@
+// What four warps do together: registers, barriers among some of a block's threads, rows to shared memory.
+#pragma once
+
+#include "omniflash/numeric.hpp"
+
+namespace omniflash {
+
+OMNIFLASH_DEVICE int lane_index() { return thread_index() % 32; }
+
+// A number that is the same in all lanes, so that the compiler knows it: it can then lie in a uniform register.
+OMNIFLASH_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+// setmaxnreg (PTX ISA, "Miscellaneous Instructions"): all four warps of a warpgroup give registers back, or wait until so
+// many are free. More than the launch gave the block never are.
+template <int kRegisters>
+OMNIFLASH_DEVICE void give_registers_back() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+OMNIFLASH_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// bar.sync (PTX ISA, "Parallel Synchronization and Communication Instructions: bar"): waits for so many threads at one
+// of the block's sixteen named barriers; 0 is that of the whole block.
+OMNIFLASH_DEVICE void named_barrier(int name, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+// stmatrix (PTX ISA, "Warp-level Matrix Instructions"): four matrices of 8 x 8 numbers of 16 bits; lane l gives the
+// address of row l % 8 of matrix l / 8, and the words of row l / 4, columns 2 (l % 4) and the next, of each.
+OMNIFLASH_DEVICE void store_matrices(unsigned row, const unsigned (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
+// atom.global.add: the next number of a counter that all blocks share.
+OMNIFLASH_DEVICE unsigned take_ticket(unsigned* counter) { return atomicAdd(counter, 1u); }
+
+}  // namespace omniflash

@@ -1,0 +1,386 @@
+// Attention by tiles with an online softmax (Dao 2023, "FlashAttention-2"), transposed, for CDNA 2 to 4 and RDNA 3 and 4.
+//
+//                          rows: kTile for each wave (32 on CDNA, 16 on RDNA), one a lane and its partner
+//                      wave 0    wave 1    ...
+//                    +---------+---------+-----+
+//    keys: tiles of  |   Full  |         |     |    A block has kBlockM rows of one sequence and key head. A row is a
+//    kBlockN that    |         |         |     |    query and a head: heads of a group may be interleaved.
+//    the mask does   +---------+---------+-----+
+//    not skip, in    | Partial |  Full   |     |    S^T = K Q^T puts all scores of a row into two lanes, so that the
+//    order           |         |         |     |    softmax is made in registers; what it leaves there is an operand of
+//                    +---------+---------+-----+    O^T = V^T P^T.
+//
+//                 blockIdx.y cuts the tiles of keys into partitions; combine.hpp joins their results.
+//
+// Threads: kWarps waves, all alike. Each holds its rows of Q, S and O in registers; all copy tiles.
+// Shared memory: [ K | V | one flag a wave ], with one stage [ K or V | one flag a wave ].
+// With two stages both tiles of n + 1 are on their way to registers during all of n; with one, V(n) during Q K(n)^T and
+// K(n + 1) during P V(n).
+//
+// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
+// kStages and kVectorLoads.
+
+#include "omniflash/keys.hpp"
+#include "omniflash/masks.hpp"
+#include "omniflash/online_softmax.hpp"
+#include "omniflash/schedule.hpp"
+#include "omniflash/score_mods.hpp"
+#include "product.hpp"
+#include "instance.hpp"
+
+namespace omniflash {
+
+using namespace instance;
+
+constexpr int kThreads = kWarpSize * kWarps;
+constexpr int kKeyTiles = kBlockN / kTile;
+constexpr int kOutputTiles = (kValueDim + kTile - 1) / kTile;
+constexpr int kValueColumns = kOutputTiles * kTile;
+constexpr int kScores = kKeyTiles * kAccumulators, kOutputs = kOutputTiles * kAccumulators;
+static_assert(kBlockM == kTile * kWarps, "a wave has one tile of rows");
+static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
+static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "dimensions are padded");
+static_assert(kStages == 1 || kStages == 2, "one tile or two");
+
+constexpr int kKeyChunks = kHeadDim / kChunkElements<Element>;
+using KeyTile = LinearTile<Element, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
+
+template <class T>
+struct ValueTileOf {
+  using Type = TransposedTile<T, kBlockN, kValueColumns, kThreads>;
+};
+template <>
+struct ValueTileOf<float> {
+  using Type = LinearTile<float, kBlockN, kValueColumns, kValueColumns / 4, false, kThreads>;
+};
+using ValueTile = ValueTileOf<Element>::Type;
+
+constexpr int kKeysAt = 0;
+constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
+constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
+constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
+
+// A row of f32 on RDNA leaves no registers for a long query, nor does any on gfx11, where operands are held twice.
+#if OMNIFLASH_MFMA
+constexpr bool kHoldQuery = true;
+#else
+constexpr bool kHoldQuery = kHeadDim * sizeof(Element) <= 512;
+#endif
+using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
+using Scores = Accumulator[kKeyTiles];
+using Output = Accumulator[kOutputTiles];
+
+// Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
+constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
+
+// Compute dies are given blocks in turn; one that works on neighbouring blocks finds their keys in its own cache.
+#if defined(__gfx942__) || defined(__gfx950__)
+constexpr unsigned kDies = 8;
+#else
+constexpr unsigned kDies = 1;
+#endif
+OMNIFLASH_DEVICE unsigned block_of_die(const AttentionParameters& parameters, unsigned block) {
+  if constexpr (kDies == 1) return block;
+  const unsigned blocks = parameters.batch * (parameters.num_heads / parameters.heads_per_tile) * parameters.num_row_tiles;
+  const unsigned die = block % kDies, most = blocks / kDies, longer = blocks % kDies;
+  return die * most + minimum(die, longer) + block / kDies;
+}
+
+// What one block works on, and which row a lane.
+struct Block {
+  const AttentionParameters& parameters;
+  const Functors<MaskType, ScoreModType>& functors;
+  Sequence sequence;
+  RowTile rows;
+  Keys keys;
+  int warp_row;   // first row of this wave in the tile
+  bool is_valid;  // whether the lane's row exists; otherwise it stands for the last
+  ScoreIndex at;  // of the lane's row
+  float scale;    // of scores before mask and modification; 1 where it is folded
+  float factor;   // of scores in the exponential
+
+  OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                         const Work& work)
+      : parameters(parameters),
+        functors(functors),
+        sequence(parameters, work.batch),
+        rows(parameters, work, sequence, kBlockM),
+        keys(parameters, sequence, work.first_head / parameters.group_size),
+        warp_row(warp_index() * kTile) {
+    const int row = rows.first_row + warp_row + lane_column();
+    is_valid = row < rows.num_rows;
+    const int existing = minimum(row, rows.num_rows - 1);
+    const int query = rows.query(existing);
+    at = ScoreIndex{sequence.batch, rows.head(existing), query, sequence.start + query, 0};
+    // The largest score is the largest product only under a positive factor.
+    const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
+    scale = folded ? 1.0f : parameters.softmax_scale;
+    factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
+  }
+
+  // Whether this wave has any row.
+  OMNIFLASH_DEVICE bool is_active() const { return rows.first_row + warp_row < rows.num_rows; }
+
+  template <class T>
+  OMNIFLASH_DEVICE T* row(const Rows& tensor) const {
+    return sequence.template row<T>(tensor, is_ragged(parameters), at.row, at.head);
+  }
+
+  OMNIFLASH_DEVICE int keys_from(int tile) const { return sequence.kv_len - tile * kBlockN; }
+  // Keys past the end become zeros: whatever lies there, it is not read.
+  OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int tile) const {
+    stage.template load<kVectorLoads>(keys.template keys_from<Element>(tile * kBlockN), parameters.head_dim, keys_from(tile));
+  }
+  OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int tile) const {
+    stage.template load<kVectorLoads>(keys.template values_from<Element>(tile * kBlockN), parameters.value_dim,
+                                      keys_from(tile));
+  }
+};
+
+// ---- scores
+
+// Scale and score modification.
+OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
+  if constexpr (is_identity<ScoreModType>) {
+    if (block.scale == 1.0f) return;
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) s[n] *= block.scale;
+  } else {
+    ScoreIndex at = block.at;
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      at.k = minimum(tile * kBlockN + result_row(i, lane_group()), block.sequence.kv_len - 1);
+      set_result(s, i, block.functors.score_mod.apply(result(s, i) * block.scale, at));
+    }
+  }
+}
+
+constexpr unsigned kMinusInfinityBits = 0xff800000;
+
+// Hides what the mask hides, if it has to be asked, and keys past the end.
+template <class Mask>
+OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int tile, bool ask, Scores& s) {
+  const int kv_len = block.sequence.kv_len;
+  ScoreIndex at = block.at;
+  if constexpr (has_bits<Mask> && !has_add<Mask>) {
+#pragma unroll
+    for (int word = 0; word < kBlockN / 32; ++word) {
+      at.k = tile * kBlockN + 32 * word;
+      unsigned bits = band_bits(0, kv_len, at.k);
+      if (ask) bits &= mask.bits(at);
+      bits >>= 8 * lane_group();
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        // All ones where visible: comparisons would each hold a register pair until they are used.
+        const unsigned visible = __builtin_amdgcn_sbfe(bits, result_row(i, 0), 1);
+        const unsigned score = __builtin_bit_cast(unsigned, result(s, 16 * word + i));
+        set_result(s, 16 * word + i, __builtin_bit_cast(float, (score & visible) | (kMinusInfinityBits & ~visible)));
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      at.k = tile * kBlockN + result_row(i, lane_group());
+      if (at.k >= kv_len) {
+        set_result(s, i, -kInfinity);
+      } else if (ask) {
+        set_result(s, i, masked(mask, result(s, i), at));
+      }
+    }
+  }
+}
+
+// Scores become weights; what was summed before is rescaled. The sum stays apart for each group until the end.
+OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow& row, Scores& s, Output& o) {
+  float largest = result(s, 0);
+#pragma unroll
+  for (int i = 1; i < kScores; ++i) largest = maximum(largest, result(s, i));
+  const float rescale = row.raise(maximum(largest, of_other_group(largest)), factor);
+  const float offset = row.offset(factor);
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    const float weight = exp2_of(result(s, i), factor, offset);
+    set_result(s, i, weight);
+    sum += weight;
+  }
+  row.sum += sum;
+  if (!warp_any(rescale != 1.0f)) return;
+#pragma unroll
+  for (int n = 0; n < kOutputTiles; ++n) o[n] *= rescale;
+}
+
+// ---- values that are not finite
+//
+// In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such values
+// do not get into shared memory, and are added by hand to the rows that do see them.
+
+OMNIFLASH_DEVICE void store_flag(bool found) {
+  const bool any = warp_any(found);
+  if (lane_index() == 0) store_shared<int>(kFlagsAt + warp_index() * 4, any);
+}
+OMNIFLASH_DEVICE bool any_flag() {
+  int any = 0;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) any |= load_shared<int>(kFlagsAt + warp * 4);
+  return __builtin_amdgcn_readfirstlane(any) != 0;
+}
+
+OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores& p, Output& o) {
+  constexpr int kElements = kChunkElements<Element>;
+  const int keys = minimum(block.keys_from(tile), kBlockN);
+  auto walker = block.keys.template values_from<Element>(tile * kBlockN);
+#pragma unroll 1
+  for (int key = 0; key < keys; ++key) {
+    float weight = 0.0f;
+    const int own_key = key - 8 * lane_group();
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      if (result_row(i, 0) == own_key) weight = result(p, i);
+    }
+    // One of the two is 0, or they both are.
+    weight = maximum(weight, of_other_group(weight));
+    const Element* value = walker.at(true);
+    walker.advance(1);
+    const int columns = opaque(block.parameters.value_dim), group = opaque(lane_group());
+#pragma unroll
+    for (int first = 0; first < kOutputs; first += kElements) {
+      // One after the other: this happens seldom, and must not cost registers.
+      __builtin_amdgcn_sched_barrier(0);
+      const Chunk chunk = load_chunk<kVectorLoads>(value, result_row(first, group), columns, true);
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) {
+        const float number = element_of<Element>(chunk, i);
+        const bool is_finite = (__builtin_bit_cast(unsigned, number) & 0x7f800000) != 0x7f800000;
+        const float added = is_finite || weight == 0.0f ? 0.0f : number;
+        set_result(o, first + i, result(o, first + i) + added);
+      }
+    }
+  }
+}
+
+// ---- results
+
+// Four results from `first` on that are neighbours in a row.
+OMNIFLASH_DEVICE Chunk floats_of(const Output& o, int first) {
+  Chunk chunk;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) chunk[i] = __builtin_bit_cast(unsigned, result(o, first + i));
+  return chunk;
+}
+
+// Writes a lane's half of a row, eight neighbouring columns at a time.
+template <class T>
+OMNIFLASH_DEVICE void store_row(T* to, int columns, const Output& o) {
+#pragma unroll
+  for (int first = 0; first < kOutputs; first += 8) {
+    const int column = result_row(first, lane_group());
+    if constexpr (!kVectorLoads) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (column + i >= columns) continue;
+        if constexpr (sizeof(T) == 4) {
+          store_global(to + column + i, result(o, first + i));
+        } else {
+          store_global(to + column + i, from_float<T>(result(o, first + i)).bits);
+        }
+      }
+    } else if constexpr (sizeof(T) == 4) {
+      if (column < columns) store_global(to + column, floats_of(o, first));
+      if (column + 4 < columns) store_global(to + column + 4, floats_of(o, first + 4));
+    } else if (column < columns) {
+      Chunk chunk;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) chunk[i] = pack<T>(result(o, first + 2 * i), result(o, first + 2 * i + 1));
+      store_global(to + column, chunk);
+    }
+  }
+}
+
+OMNIFLASH_DEVICE void store(const Block& block, const SoftmaxRow& row, Output& o) {
+  const AttentionParameters& parameters = block.parameters;
+  const bool partitioned = parameters.num_partitions > 1;
+  // A sink counts once: where the sequence is cut, in combine.hpp.
+  const float sink = partitioned ? -kInfinity : sink_log2(parameters, block.at.head);
+  const SoftmaxResult finished = finalize(row.offset(block.factor), row.sum + of_other_group(row.sum), sink);
+#pragma unroll
+  for (int n = 0; n < kOutputTiles; ++n) o[n] *= finished.scale;
+  if (!block.is_valid) return;
+  const int columns = parameters.value_dim;
+  if (partitioned) {
+    // combine.hpp does not read rows whose lse is -inf.
+    const long long at = block_index_y() * parameters.total_q * parameters.num_heads +
+                         block.sequence.workspace_row(parameters, block.at.row, block.at.head);
+    if (lane_group() == 0) static_cast<float*>(parameters.partial_lse)[at] = finished.lse;
+    if (finished.lse != -kInfinity) store_row(static_cast<float*>(parameters.partial_out) + at * columns, columns, o);
+    return;
+  }
+  store_row(block.template row<Element>(parameters.out), columns, o);
+  if (static_cast<LseForm>(parameters.lse_form) == LseForm::Written && lane_group() == 0) {
+    *block.template row<float>(parameters.lse) = finished.lse;
+  }
+}
+
+}  // namespace omniflash
+
+OMNIFLASH_KERNEL(omniflash::kThreads)
+omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
+                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
+  using namespace omniflash;
+  const Block block(parameters, functors, work_of_block(parameters, block_of_die(parameters, block_index_x())));
+  if (block.rows.is_empty()) return;
+
+  KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
+  tiles.take_partition(block_index_y(), parameters.num_partitions);
+  TileStatus status, next_status;
+  int tile = tiles.next(tiles.begin, status);
+
+  const Query query(block.row<const Element>(parameters.q), parameters.head_dim);
+  Output o = {};
+  SoftmaxRow row;
+  const bool active = block.is_active();
+  KeyTile::Stage key_stage;
+  ValueTile::Stage value_stage;
+  if (tile < tiles.end) {
+    block.load_keys(key_stage, tile);
+    if constexpr (kStages == 2) block.load_values(value_stage, tile);
+  }
+  for (; tile < tiles.end; status = next_status) {
+    const int next = tiles.next(tile + 1, next_status);
+    const bool touched = status != TileStatus::Full;
+    const bool hides = touched || hides_by_score<ScoreModType>;
+
+    barrier();  // all waves have left the tiles of the last one
+    key_stage.store(kKeysAt, false);
+    if constexpr (kStages == 2) {
+      const bool found = value_stage.store(kValuesAt, hides);
+      if (hides) store_flag(found);
+    }
+    barrier();
+    if constexpr (kStages == 1) {
+      block.load_values(value_stage, tile);
+    } else if (next < tiles.end) {
+      block.load_keys(key_stage, next);
+      block.load_values(value_stage, next);
+    }
+
+    Scores s = {};
+    if (active) Product::scores<KeyTile>(s, query, kKeysAt);
+    if constexpr (kStages == 1) {
+      barrier();  // all waves have left the keys
+      const bool found = value_stage.store(kValuesAt, hides);
+      if (hides) store_flag(found);
+      barrier();
+      if (next < tiles.end) block.load_keys(key_stage, next);
+    }
+    if (active) {
+      modify(block, tile, s);
+      if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
+      online_softmax(block.factor, row, s, o);
+      if (hides && any_flag()) add_non_finite(block, tile, s, o);
+      Product::values<ValueTile>(o, s, kValuesAt);
+    }
+    tile = next;
+  }
+  if (active) store(block, row, o);
+}

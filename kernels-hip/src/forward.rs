@@ -1,0 +1,275 @@
+//! Instances of the forward kernel.
+
+use std::fmt;
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{DType, Error, Result};
+use omniflash_device::TranslationUnit;
+use omniflash_device::parameters::AttentionParameters;
+
+use crate::{Architecture, FORWARD, LIBRARY, element_type};
+
+/// The largest head_dim and value_dim of the forward kernel.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// Work items of a launch are counted in 32 bits along x, and blocks in 16 along y.
+const MAX_ITEMS_X: u64 = u32::MAX as u64;
+const MAX_GRID_Y: u64 = 65_535;
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// f16 or bf16 on the matrix unit, accumulated in f32.
+    Half,
+    /// f32: on CDNA by the f32 instructions of the matrix unit, on RDNA by fused multiply-add.
+    Exact,
+}
+
+impl Arithmetic {
+    fn cpp_type(self, dtype: DType) -> String {
+        match self {
+            Arithmetic::Half => format!("MatrixProduct<{}>", element_type(dtype)),
+            Arithmetic::Exact => "FloatProduct".into(),
+        }
+    }
+}
+
+/// The choices that make one instance of `forward.hip`, beside mask and score modification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ForwardConfig {
+    /// The processor.
+    pub architecture: Architecture,
+    /// Type of q, k, v and out.
+    pub dtype: DType,
+    /// How products are computed; [`Arithmetic::Half`] iff dtype has 16 bits.
+    pub arithmetic: Arithmetic,
+    /// head_dim, rounded up to a multiple of 16.
+    pub head_dim: usize,
+    /// value_dim, rounded up to a multiple of 16.
+    pub value_dim: usize,
+    /// Query rows of a tile: [`Architecture::wave_rows`] for each wave.
+    pub block_m: usize,
+    /// Keys of a tile: a multiple of 32.
+    pub block_n: usize,
+    /// Waves of a block.
+    pub warps: usize,
+    /// With 1 keys and values take turns in shared memory, with 2 whole tiles are prefetched into registers.
+    pub stages: usize,
+    /// Whether keys lie in pages.
+    pub paged: bool,
+    /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
+    pub vector_loads: bool,
+}
+
+impl ForwardConfig {
+    /// The default tile of an architecture for these dimensions.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], in the name of `backend`, for dimensions above [`MAX_HEAD_DIM`].
+    pub fn new(
+        architecture: Architecture,
+        dtype: DType,
+        head_dim: usize,
+        value_dim: usize,
+        backend: &str,
+    ) -> Result<Self> {
+        if head_dim.max(value_dim) > MAX_HEAD_DIM {
+            return Err(Error::unsupported(
+                backend,
+                format!("head_dim {head_dim} with value_dim {value_dim}"),
+                format!("tiles of more than {MAX_HEAD_DIM} columns do not fit"),
+                "use algorithm naive, or the CPU backend",
+            ));
+        }
+        let wide = head_dim.max(value_dim);
+        let (block_n, warps, stages) = match (architecture.is_cdna(), dtype.size(), wide) {
+            (true, 2, ..=64) => (64, 4, 2),
+            // Two waves a SIMD, so that one computes weights while the other multiplies.
+            (true, 2, ..=128) => (64, 8, 2),
+            (true, 2, _) => (32, 4, 2),
+            (true, _, ..=64) => (64, 4, 2),
+            (true, _, ..=128) => (32, 4, 2),
+            (true, ..) => (32, 4, 1),
+            (false, 2, ..=128) => (64, 8, 2),
+            (false, 2, ..=192) => (32, 8, 2),
+            (false, 2, _) => (32, 8, 1),
+            (false, _, ..=128) => (32, 8, 2),
+            (false, ..) => (32, 8, 1),
+        };
+        Ok(ForwardConfig {
+            architecture,
+            dtype,
+            arithmetic: if dtype.size() == 2 { Arithmetic::Half } else { Arithmetic::Exact },
+            head_dim: head_dim.next_multiple_of(16),
+            value_dim: value_dim.next_multiple_of(16),
+            block_m: warps * architecture.wave_rows(),
+            block_n,
+            warps,
+            stages,
+            paged: false,
+            vector_loads: true,
+        })
+    }
+
+    /// Checks that such an instance can be built and launched.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that says what is possible.
+    pub fn check(&self) -> Result<()> {
+        let value = |name: &str, value: usize, expected: &str| {
+            Err(Error::value(format!("config.{name}"), value, expected))
+        };
+        let most_warps = 1024 / self.architecture.wave_size();
+        if self.warps == 0 || self.warps > most_warps {
+            return value("warps", self.warps, &format!("1 to {most_warps}"));
+        }
+        let rows = self.architecture.wave_rows();
+        if self.block_m != rows * self.warps {
+            return value("block_m", self.block_m, &format!("{rows} rows for each wave"));
+        }
+        if self.block_n == 0 || !self.block_n.is_multiple_of(32) || self.block_n > 256 {
+            return value("block_n", self.block_n, "a multiple of 32, up to 256");
+        }
+        if self.stages == 0 || self.stages > 2 {
+            return value("num_pipeline_stages", self.stages, "1 or 2");
+        }
+        for (name, dim) in [("head_dim", self.head_dim), ("value_dim", self.value_dim)] {
+            if dim == 0 || dim > MAX_HEAD_DIM || !dim.is_multiple_of(16) {
+                return value(name, dim, "a multiple of 16, up to 256, as the kernel pads it");
+            }
+        }
+        let row_chunks = self.head_dim.max(self.value_columns()) * self.dtype.size() / 16;
+        if row_chunks > self.block_threads() as usize {
+            return value("warps", self.warps, "a thread for every 16 bytes of a row");
+        }
+        let limit = self.architecture.shared_memory();
+        if self.shared_memory_bytes() > limit {
+            let expected = format!("keys whose tiles fit {limit} bytes of shared memory");
+            return value("block_n", self.block_n, &expected);
+        }
+        Ok(())
+    }
+
+    /// Threads of a block.
+    pub fn block_threads(&self) -> u32 {
+        (self.architecture.wave_size() * self.warps) as u32
+    }
+
+    /// Whether products are computed on the matrix unit.
+    pub fn uses_matrix_cores(&self) -> bool {
+        self.arithmetic == Arithmetic::Half || self.architecture.is_cdna()
+    }
+
+    /// value_dim, rounded up to whole tiles of the matrix unit.
+    fn value_columns(&self) -> usize {
+        self.value_dim.next_multiple_of(self.architecture.wave_rows())
+    }
+
+    /// Dynamic shared memory of a block: the tile of keys, the tile of values over or behind it, a flag for each wave.
+    pub fn shared_memory_bytes(&self) -> usize {
+        let size = self.dtype.size();
+        // An odd number of chunks of 16 bytes keeps neighbouring rows in different banks.
+        let keys = self.block_n * 16 * ((self.head_dim * size / 16) | 1);
+        let values = self.block_n * self.value_columns() * size;
+        let tiles = if self.stages == 1 { keys.max(values) } else { keys + values };
+        tiles + (4 * self.warps).next_multiple_of(16)
+    }
+
+    /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
+    pub fn num_row_tiles(&self, seqlen_q: usize, heads_per_tile: usize) -> u32 {
+        (seqlen_q * heads_per_tile).div_ceil(self.block_m) as u32
+    }
+
+    /// The blocks of a launch: row tiles of all pairs of sequence and head tile along x, partitions along y.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when there are more than a launch can have.
+    pub fn grid(&self, parameters: &AttentionParameters) -> Result<[u32; 3]> {
+        let pairs =
+            u64::from(parameters.batch) * u64::from(parameters.num_heads / parameters.heads_per_tile.max(1));
+        let x = pairs * u64::from(parameters.num_row_tiles);
+        let most = MAX_ITEMS_X / u64::from(self.block_threads());
+        if x > most {
+            return Err(Error::value("q", format!("{x} tiles of rows"), format!("at most {most}")));
+        }
+        if u64::from(parameters.num_partitions) > MAX_GRID_Y {
+            return Err(Error::value(
+                "config.num_partitions",
+                parameters.num_partitions,
+                format!("at most {MAX_GRID_Y}"),
+            ));
+        }
+        Ok([x as u32, parameters.num_partitions, 1])
+    }
+
+    /// Bytes of `partial_out` and of `partial_lse`; both 0 without partitions.
+    pub fn workspace_bytes(parameters: &AttentionParameters) -> (usize, usize) {
+        if parameters.num_partitions <= 1 {
+            return (0, 0);
+        }
+        let rows =
+            parameters.num_partitions as usize * parameters.total_q as usize * parameters.num_heads as usize;
+        (4 * rows * parameters.value_dim as usize, 4 * rows)
+    }
+
+    /// The source of the instance.
+    pub fn translation_unit(&self, functors: &FunctorSpec<'_>) -> TranslationUnit {
+        TranslationUnit::new(FORWARD, LIBRARY, "omniflash_forward")
+            .with_functors(functors)
+            .with_type("Element", element_type(self.dtype))
+            .with_type("Product", self.arithmetic.cpp_type(self.dtype))
+            .with_type("Keys", if self.paged { "PagedKeys" } else { "StridedKeys" })
+            .with_constant("kHeadDim", self.head_dim as i64)
+            .with_constant("kValueDim", self.value_dim as i64)
+            .with_constant("kBlockM", self.block_m as i64)
+            .with_constant("kBlockN", self.block_n as i64)
+            .with_constant("kWarps", self.warps as i64)
+            .with_constant("kStages", self.stages as i64)
+            .with_constant("kVectorLoads", self.vector_loads)
+    }
+}
+
+impl fmt::Display for ForwardConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-d{}", self.dtype, self.head_dim)?;
+        if self.value_dim != self.head_dim {
+            write!(f, "v{}", self.value_dim)?;
+        }
+        write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n, self.warps, self.stages)?;
+        write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
+        f.write_str(if self.vector_loads { "" } else { "-unaligned" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dimension_has_a_tile_on_every_architecture() {
+        for architecture in Architecture::ALL {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                for (head_dim, value_dim) in
+                    (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)])
+                {
+                    let config =
+                        ForwardConfig::new(architecture, dtype, head_dim, value_dim, "test").unwrap();
+                    assert!(config.check().is_ok(), "{architecture} {config}: {:?}", config.check());
+                }
+            }
+            assert!(ForwardConfig::new(architecture, DType::F16, 264, 64, "test").is_err());
+        }
+    }
+
+    #[test]
+    fn impossible_tiles_are_refused_with_what_is_possible() {
+        for architecture in Architecture::ALL {
+            let config = ForwardConfig::new(architecture, DType::F16, 128, 128, "test").unwrap();
+            assert!(ForwardConfig { block_m: config.block_m + 16, ..config }.check().is_err());
+            assert!(ForwardConfig { block_n: 48, ..config }.check().is_err());
+            assert!(ForwardConfig { block_n: 256, head_dim: 256, ..config }.check().is_err());
+            assert!(ForwardConfig { stages: 0, ..config }.check().is_err());
+            assert!(ForwardConfig { head_dim: 72, ..config }.check().is_err());
+        }
+    }
+}

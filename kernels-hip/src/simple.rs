@@ -1,0 +1,85 @@
+//! Instances of the kernels beside the forward: naive, combine and the check of page tables.
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{DType, Error, Result};
+use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
+use omniflash_device::{COMBINE, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
+
+use crate::{Architecture, LIBRARY, element_type};
+
+/// Blocks, threads and dynamic shared memory of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block_threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_memory_bytes: usize,
+}
+
+/// The choices that make one instance of `naive.hpp`, beside mask and score modification: any head_dim and any
+/// alignment, one block a row, f32 arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NaiveConfig {
+    /// Type of q, k, v and out.
+    pub dtype: DType,
+    /// Whether keys lie in pages.
+    pub paged: bool,
+}
+
+impl NaiveConfig {
+    const THREADS: u32 = 128;
+
+    /// The source of the instance.
+    pub fn translation_unit(&self, functors: &FunctorSpec<'_>) -> TranslationUnit {
+        TranslationUnit::new(NAIVE, LIBRARY, "omniflash_naive")
+            .with_functors(functors)
+            .with_type("Element", element_type(self.dtype))
+            .with_type("Keys", if self.paged { "PagedKeys" } else { "StridedKeys" })
+            .with_constant("kThreads", Self::THREADS)
+    }
+
+    /// The launch: one block for each query row and head. `num_partitions` must be 1.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when there are more blocks than a launch can have.
+    pub fn launch(parameters: &AttentionParameters) -> Result<Launch> {
+        let rows = u64::from(parameters.batch) * u64::from(parameters.seqlen_q);
+        launch(rows * u64::from(parameters.num_heads), Self::THREADS)
+    }
+}
+
+/// The source of the kernel that joins partitions, for outputs of `dtype`.
+pub fn combine(dtype: DType) -> TranslationUnit {
+    TranslationUnit::new(COMBINE, LIBRARY, "omniflash_combine").with_type("Element", element_type(dtype))
+}
+
+/// Its launch: a wave for each query row and head.
+///
+/// # Errors
+/// [`Error::Value`] when there are more blocks than a launch can have.
+pub fn combine_launch(architecture: Architecture, parameters: &AttentionParameters) -> Result<Launch> {
+    const THREADS: u32 = 128;
+    let rows = parameters.total_q as u64 * u64::from(parameters.num_heads);
+    launch(rows.div_ceil(u64::from(THREADS) / architecture.wave_size() as u64), THREADS)
+}
+
+/// Work items of a launch are counted in 32 bits along x.
+fn launch(blocks: u64, block_threads: u32) -> Result<Launch> {
+    let most = u64::from(u32::MAX / block_threads);
+    if blocks > most {
+        return Err(Error::value("q", format!("{blocks} blocks of rows"), format!("at most {most}")));
+    }
+    Ok(Launch { grid: [blocks as u32, 1, 1], block_threads, shared_memory_bytes: 0 })
+}
+
+/// The source of the kernel that checks page and lookup tables.
+pub fn verify_page_table() -> TranslationUnit {
+    TranslationUnit::new(VERIFY_PAGE_TABLE, LIBRARY, "omniflash_verify_page_table")
+}
+
+/// Its launch: a block for each sequence.
+pub fn verify_page_table_launch(parameters: &VerifyParameters) -> Launch {
+    Launch { grid: [parameters.batch, 1, 1], block_threads: 128, shared_memory_bytes: 0 }
+}
