@@ -17,10 +17,8 @@
 
 #include "omniflash/keys.hpp"
 #include "omniflash/masks.hpp"
-#include "omniflash/online_softmax.hpp"
 #include "omniflash/schedule.hpp"
-#include "omniflash/score_mods.hpp"
-#include "product.hpp"
+#include "fragments.hpp"
 #include "instance.hpp"
 
 namespace omniflash {
@@ -122,198 +120,6 @@ struct Block {
   }
 };
 
-// Scale and score modification.
-OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
-  if constexpr (is_identity<ScoreModType>) {
-    if (block.scale == 1.0f) return;
-#pragma unroll
-    for (int i = 0; i < kFragments * kN * 4; ++i) s[i / (kN * 4)][i / 4 % kN][i % 4] *= block.scale;
-  } else {
-#pragma unroll
-    for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        ScoreIndex at = block.index(block.row(m, half));
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            at.k = minimum(tile * kBlockN + 8 * n + lane_index() % 4 * 2 + i, block.sequence.kv_len - 1);
-            float& score = s[m][n][2 * half + i];
-            score = block.functors.score_mod.apply(score * block.scale, at);
-          }
-        }
-      }
-    }
-  }
-}
-
-// Hides what the mask hides, if it has to be asked, and keys past the end.
-template <class Mask>
-OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int tile, bool ask, Scores& s) {
-  const int kv_len = block.sequence.kv_len, column = lane_index() % 4 * 2;
-#pragma unroll
-  for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      ScoreIndex at = block.index(block.row(m, half));
-      if constexpr (has_bits<Mask> && !has_add<Mask>) {
-#pragma unroll
-        for (int word = 0; word < kBlockN / 32; ++word) {
-          at.k = tile * kBlockN + 32 * word;
-          unsigned bits = band_bits(0, kv_len, at.k);
-          if (ask) bits &= mask.bits(at);
-          bits >>= column;
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            float& score = s[m][4 * word + i / 2][2 * half + i % 2];
-            if (!(bits >> (i / 2 * 8 + i % 2) & 1)) score = -kInfinity;
-          }
-        }
-      } else {
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            at.k = tile * kBlockN + 8 * n + column + i;
-            float& score = s[m][n][2 * half + i];
-            if (at.k >= kv_len) {
-              score = -kInfinity;
-            } else if (ask) {
-              score = masked(mask, score, at);
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-OMNIFLASH_DEVICE float quad_max(float x) {
-  x = maximum(x, shuffle_xor(x, 1));
-  return maximum(x, shuffle_xor(x, 2));
-}
-OMNIFLASH_DEVICE float quad_sum(float x) {
-  x += shuffle_xor(x, 1);
-  return x + shuffle_xor(x, 2);
-}
-
-// Scores become weights; what was summed before is rescaled. Sums stay per thread until the end.
-OMNIFLASH_DEVICE void online_softmax(float factor, Softmax& softmax, Scores& s, Output& o) {
-#pragma unroll
-  for (int m = 0; m < kFragments; ++m) {
-    float rescale[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float row_max = -kInfinity;
-#pragma unroll
-      for (int n = 0; n < kN; ++n) row_max = maximum(row_max, maximum(s[m][n][2 * half], s[m][n][2 * half + 1]));
-      SoftmaxRow& row = softmax[m][half];
-      rescale[half] = row.raise(quad_max(row_max), factor);
-      const float offset = row.offset(factor);
-      float row_sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          s[m][n][i] = exp2_of(s[m][n][i], factor, offset);
-          row_sum += s[m][n][i];
-        }
-      }
-      row.sum += row_sum;
-    }
-    if (!warp_any(rescale[0] != 1.0f || rescale[1] != 1.0f)) continue;
-#pragma unroll
-    for (int n = 0; n < kV; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) o[m][n][i] *= rescale[i / 2];
-    }
-  }
-}
-
-// ---- values that are not finite
-//
-// In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such
-// values are taken out of the tile, and added by hand to the rows that do see them.
-
-constexpr unsigned kExponent = exponent_bits<Element>;
-constexpr unsigned kMantissa = (kExponent & -kExponent) - 1;
-
-// The bits of a word that belong to numbers that are not finite.
-OMNIFLASH_DEVICE unsigned non_finite_bits(unsigned word) {
-  if constexpr (sizeof(Element) == 4) {
-    return (word & kExponent) == kExponent ? ~0u : 0u;
-  } else {
-    const unsigned low = (word & kExponent) == kExponent ? 0xffffu : 0u;
-    return (word >> 16 & kExponent) == kExponent ? low | 0xffff0000u : low;
-  }
-}
-
-OMNIFLASH_DEVICE bool has_non_finite(const RowsOfValueDim& values) {
-  unsigned found = 0;
-#pragma unroll 4
-  for (unsigned at = 16 * thread_index(); at < kValueBytes; at += 16 * kThreads) {
-    unsigned words[4];
-    load_shared_16(words, values.address + at);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) found |= non_finite_bits(words[i]);
-  }
-  return found != 0;
-}
-
-OMNIFLASH_DEVICE void clear_non_finite(const RowsOfValueDim& values) {
-#pragma unroll 1
-  for (unsigned at = 16 * thread_index(); at < kValueBytes; at += 16 * kThreads) {
-    unsigned words[4];
-    load_shared_16(words, values.address + at);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] &= ~non_finite_bits(words[i]);
-    store_shared_16(values.address + at, words);
-  }
-}
-
-OMNIFLASH_DEVICE void add_non_finite(const RowsOfValueDim& values, const Scores& p, Output& o) {
-  const int lane = lane_index(), column = lane % 4 * 2;
-#pragma unroll 1
-  for (int key = 0; key < kBlockN; ++key) {
-    float weight[kFragments][2];
-#pragma unroll
-    for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float mine = 0.0f;
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          const float even = p[m][n][2 * half], odd = p[m][n][2 * half + 1];
-          if (n == key / 8) mine = key % 2 == 0 ? even : odd;
-        }
-        weight[m][half] = shuffle(mine, lane / 4 * 4 + key % 8 / 2);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kV; ++n) {
-      unsigned words[2];
-      words[0] = load_shared_4(values.element(key, 8 * n + column));
-      words[1] = sizeof(Element) == 4 ? load_shared_4(values.element(key, 8 * n + column + 1)) : words[0] >> 16;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const unsigned bits = sizeof(Element) == 4 ? words[i] : words[i] & 0xffff;
-        if ((bits & kExponent) != kExponent) continue;
-        const bool is_nan = (bits & kMantissa) != 0;
-        const bool negative = bits >> (8 * sizeof(Element) - 1) & 1;
-        const float value = is_nan ? kInfinity - kInfinity : negative ? -kInfinity : kInfinity;
-#pragma unroll
-        for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            if (weight[m][half] > 0.0f) o[m][n][2 * half + i] += value;
-          }
-        }
-      }
-    }
-  }
-}
-
 // ---- results
 
 // Rounds the tile's rows, turns them in shared memory and writes whole chunks.
@@ -414,7 +220,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                   OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
   const Block block(parameters, functors, work_of_block(parameters, block_index_x()));
-  if (block.rows.is_empty()) return;
+  if (block.rows.is_empty() || block.sequence.q_len < static_cast<int>(parameters.least_q_len)) return;
 
   KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
   tiles.take_partition(block_index_y(), parameters.num_partitions);
@@ -461,14 +267,14 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       copy_commit();
     }
     if (active) {
-      modify(block, tile, s);
-      if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
+      modify(block, tile * kBlockN, s);
+      if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile * kBlockN, touched, s);
       online_softmax(block.factor, softmax, s, o);
     }
-    if (hides && barrier_any(has_non_finite(value_tile(slot)))) {
+    if (hides && barrier_any(has_non_finite<kThreads, kBlockN>(value_tile(slot)))) {
       if (active) add_non_finite(value_tile(slot), s, o);
       barrier();
-      clear_non_finite(value_tile(slot));
+      clear_non_finite<kThreads, kBlockN>(value_tile(slot));
       barrier();
     }
     if (active) Product::values(o, s, value_tile(slot));

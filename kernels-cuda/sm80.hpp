@@ -48,6 +48,29 @@ OMNIFLASH_DEVICE unsigned load_shared_4(unsigned from) {
   return word;
 }
 
+// The lanes of a warp meet; what one has written to shared memory before, the others see after.
+OMNIFLASH_DEVICE void warp_barrier() { __syncwarp(); }
+// The word of a lane.
+OMNIFLASH_DEVICE unsigned from_lane(unsigned word, int lane) { return __shfl_sync(0xffffffffu, word, lane); }
+// The first lane for which it is true; one there must be.
+OMNIFLASH_DEVICE int first_lane(bool value) { return __ffs(__ballot_sync(0xffffffffu, value)) - 1; }
+
+// What a thread has written to global memory before, other blocks that read it fresh see before what it writes after.
+OMNIFLASH_DEVICE void device_fence() { __threadfence(); }
+OMNIFLASH_DEVICE unsigned atomic_add(unsigned* address, unsigned value) { return atomicAdd(address, value); }
+// Reads what other blocks may have written since the kernel began: not from the multiprocessor's own cache.
+OMNIFLASH_DEVICE float load_fresh(const float* address) {
+  float value;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
+  return value;
+}
+OMNIFLASH_DEVICE void load_fresh_16(float (&values)[4], const float* address) {
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3])
+               : "l"(address)
+               : "memory");
+}
+
 // Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets the word
 // l % 4 of row l / 4 of each.
 OMNIFLASH_DEVICE void load_matrices(unsigned (&words)[4], unsigned row) {

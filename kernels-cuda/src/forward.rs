@@ -30,12 +30,21 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
-    fn cpp_type(self, dtype: DType) -> String {
+    pub(crate) fn cpp_type(self, dtype: DType) -> String {
         match self {
             Arithmetic::Half => format!("HalfProduct<{}>", element_type(dtype)),
             Arithmetic::Tf32x3 => "Tf32Product<3>".into(),
             Arithmetic::Tf32 => "Tf32Product<1>".into(),
             Arithmetic::Exact => "ExactProduct".into(),
+        }
+    }
+
+    /// What a name says of it after the dtype: nothing of the defaults.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Arithmetic::Half | Arithmetic::Tf32x3 => "",
+            Arithmetic::Tf32 => "-tf32",
+            Arithmetic::Exact => "-exact",
         }
     }
 }
@@ -219,12 +228,7 @@ impl ForwardConfig {
 
 impl fmt::Display for ForwardConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let arithmetic = match self.arithmetic {
-            Arithmetic::Half | Arithmetic::Tf32x3 => "",
-            Arithmetic::Tf32 => "-tf32",
-            Arithmetic::Exact => "-exact",
-        };
-        write!(f, "{}{arithmetic}-d{}", self.dtype, self.head_dim)?;
+        write!(f, "{}{}-d{}", self.dtype, self.arithmetic.suffix(), self.head_dim)?;
         if self.value_dim != self.head_dim {
             write!(f, "v{}", self.value_dim)?;
         }

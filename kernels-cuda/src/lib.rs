@@ -1,22 +1,28 @@
 //! The CUDA kernels' sources and what a host must know to build and launch them.
 //!
 //! The `.cu` files lie beside `Cargo.toml`, one a family, and what AMD shares in `omniflash-device`; [`ForwardConfig`],
-//! [`HopperConfig`], [`NaiveConfig`], [`combine`] and [`verify_page_table`] say for each which choices make an instance, and
-//! what a launch of it needs. How blocks, threads, shared memory and workspace are laid out is written in `README.md`.
+//! [`HopperConfig`], [`DecodeConfig`], [`NaiveConfig`], [`combine`], [`kv_append`] and [`verify_page_table`] say for each which
+//! choices make an instance, and what a launch of it needs. How blocks, threads, shared memory and workspace are laid out is
+//! written in `README.md`.
 
+mod decode;
 mod forward;
 mod hopper;
 mod manifest;
 mod peak;
 mod simple;
 
+pub use decode::{DecodeConfig, DecodeWorkspace};
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use hopper::{
     HOPPER_ARCH, HopperConfig, HopperParameters, MAX_HOPPER_HEAD_DIM, SLAB_COLUMNS, TensorMap, WARP_ROWS,
 };
 pub use manifest::{Architecture, Instance, Manifest};
 pub use peak::{PeakParameters, PeakWork};
-pub use simple::{Launch, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch};
+pub use simple::{
+    KV_APPEND_UNITS, Launch, NaiveConfig, combine, combine_launch, kv_append, kv_append_launch,
+    verify_page_table, verify_page_table_launch,
+};
 
 use omniflash_device::SourceFile;
 
@@ -31,6 +37,7 @@ pub const LIBRARY: &[SourceFile] = &[
     source_file!("sm80.hpp"),
     source_file!("tile.hpp"),
     source_file!("product.hpp"),
+    source_file!("fragments.hpp"),
     source_file!("sm90/mbarrier.hpp"),
     source_file!("sm90/slabs.hpp"),
     source_file!("sm90/tma.hpp"),
@@ -39,7 +46,9 @@ pub const LIBRARY: &[SourceFile] = &[
 ];
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
+const DECODE_FORWARD: SourceFile = source_file!("decode_forward.cu");
 const HOPPER_FORWARD: SourceFile = source_file!("hopper_forward.cu");
+const KV_APPEND: SourceFile = source_file!("kv_append.cu");
 const PEAK: SourceFile = source_file!("peak.cu");
 
 /// The C++ name of an element type.

@@ -5,7 +5,10 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-use crate::{Arithmetic, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table};
+use crate::{
+    Arithmetic, DecodeConfig, ForwardConfig, HOPPER_ARCH, HopperConfig, KV_APPEND_UNITS, NaiveConfig,
+    combine, kv_append, verify_page_table,
+};
 
 const TEXT: &str = include_str!("../manifest.toml");
 
@@ -17,6 +20,7 @@ pub struct Manifest {
     #[serde(rename = "architecture")]
     pub architectures: Vec<Architecture>,
     forward: Vec<ForwardEntry>,
+    decode: Vec<DecodeEntry>,
     hopper: Vec<HopperEntry>,
     naive: Vec<NaiveEntry>,
     combine: CombineEntry,
@@ -44,6 +48,21 @@ struct ForwardEntry {
     vector_loads: bool,
     #[serde(default)]
     arithmetics: Vec<String>,
+    #[serde(default)]
+    accepted_spill_bytes: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DecodeEntry {
+    dtypes: Vec<String>,
+    head_dims: Vec<(usize, usize)>,
+    rows: Vec<usize>,
+    masks: Vec<String>,
+    score_mods: Vec<String>,
+    paged: Vec<bool>,
+    #[serde(default = "enabled")]
+    vector_loads: bool,
     #[serde(default)]
     accepted_spill_bytes: u32,
 }
@@ -122,6 +141,9 @@ impl Manifest {
         for entry in &self.forward {
             entry.append(architecture, &mut instances)?;
         }
+        for entry in &self.decode {
+            entry.append(architecture, &mut instances)?;
+        }
         for entry in &self.naive {
             for (dtype, mask, score_mod, paged) in
                 product(&entry.dtypes, &entry.masks, &entry.score_mods, &entry.paged)
@@ -145,6 +167,16 @@ impl Manifest {
             instances.push(Instance {
                 id: format!("combine-{dtype}"),
                 unit: combine(dtype.parse()?),
+                block_threads: 128,
+                shared_memory_bytes: 0,
+                matrix_instruction: None,
+                accepted_spill_bytes: 0,
+            });
+        }
+        for unit_bytes in KV_APPEND_UNITS {
+            instances.push(Instance {
+                id: format!("kv_append-{unit_bytes}"),
+                unit: kv_append(unit_bytes),
                 block_threads: 128,
                 shared_memory_bytes: 0,
                 matrix_instruction: None,
@@ -207,6 +239,35 @@ impl ForwardEntry {
                 _ => Err(Error::value("manifest.toml arithmetics", name, "exact, tf32 or tf32x3")),
             })
             .collect()
+    }
+}
+
+impl DecodeEntry {
+    fn append(&self, architecture: &Architecture, instances: &mut Vec<Instance>) -> Result<()> {
+        for (&(head_dim, value_dim), &rows) in
+            self.head_dims.iter().flat_map(|dims| self.rows.iter().map(move |rows| (dims, rows)))
+        {
+            for (dtype, mask, score_mod, paged) in
+                product(&self.dtypes, &self.masks, &self.score_mods, &self.paged)
+            {
+                let dtype: DType = dtype.parse()?;
+                let default = DecodeConfig::new(dtype, head_dim, value_dim, rows, architecture.shared_memory);
+                let Some(default) = default else {
+                    let what = format!("{rows} rows of head_dim {head_dim} with value_dim {value_dim}");
+                    return Err(Error::value("manifest.toml decode", what, "rows that a tile can have"));
+                };
+                let config = DecodeConfig { paged, vector_loads: self.vector_loads, ..default };
+                instances.push(Instance {
+                    id: format!("dec-{config}-{}", functor_id(mask, score_mod)),
+                    unit: config.translation_unit(&functors(mask, score_mod)),
+                    block_threads: config.block_threads(),
+                    shared_memory_bytes: config.shared_memory_bytes(),
+                    matrix_instruction: Some("HMMA"),
+                    accepted_spill_bytes: self.accepted_spill_bytes,
+                });
+            }
+        }
+        Ok(())
     }
 }
 

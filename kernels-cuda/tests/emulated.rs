@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // all of it is test code
 
+#[allow(dead_code, unused_imports)] // shared with `decode.rs`
 mod harness;
 
 use half::{bf16, f16};

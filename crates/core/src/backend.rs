@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::device::{Buffer, DeviceId, Stream};
 use crate::error::{Error, Result};
+use crate::kv_append::KvAppend;
 use crate::measure::Peaks;
 use crate::plan::AttentionPlan;
 use crate::problem::AttentionProblem;
@@ -74,6 +75,27 @@ pub trait Backend: Send + Sync + fmt::Debug {
         stream: &Stream,
     ) -> Result<()>;
 
+    /// Enqueues the writing of new keys and values into a cache. On a GPU it can be captured, as
+    /// [`launch`](Backend::launch) can.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for lengths, positions and ids that a host backend finds out of range, before anything is
+    /// written (a GPU leaves such rows out); [`Error::Unsupported`] where a backend lacks it, [`Error::NoKernel`],
+    /// [`Error::Driver`].
+    ///
+    /// # Safety
+    /// - All tensors of `append` stay allocated until the stream has passed this work.
+    /// - Until then nothing writes what it reads, and nothing else reads or writes the positions that it writes.
+    unsafe fn kv_append(&self, append: &KvAppend<'_>, _stream: &Stream) -> Result<()> {
+        let shape = append.shape();
+        Err(Error::unsupported(
+            &self.info().name,
+            format!("kv_append of {} heads of {}", shape.num_kv_heads, shape.dtype),
+            "it has no kernel for it",
+            "write the rows by the means of the library that owns the cache",
+        ))
+    }
+
     /// Milliseconds of each of `repeats` launches by the device's own clock, its caches displaced before each; waits for
     /// them. `None`, as here, where the device has no clock of its own: then the host's is as good.
     ///
@@ -117,17 +139,42 @@ pub fn run(backend: &dyn Backend, problem: &AttentionProblem<'_>, stream: &Strea
     launched.and(synchronized)
 }
 
+/// Writes new keys and values into a cache and waits.
+///
+/// # Errors
+/// Those of [`Backend::kv_append`] and [`Backend::synchronize`], [`Error::Device`] for tensors elsewhere.
+pub fn run_kv_append(backend: &dyn Backend, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+    check_append_device(backend, append)?;
+    // SAFETY: `append` borrows its tensors, the cache exclusively, and they stay borrowed until the stream is done,
+    // below.
+    let enqueued = unsafe { backend.kv_append(append, stream) };
+    let synchronized = backend.synchronize(stream);
+    enqueued.and(synchronized)
+}
+
+/// Checks that the tensors of an append are in the memory of a backend.
+///
+/// # Errors
+/// [`Error::Device`].
+pub fn check_append_device(backend: &dyn Backend, append: &KvAppend<'_>) -> Result<()> {
+    check_is_of("new_k", append.shape().device, backend)
+}
+
 /// Checks that a problem's tensors are in the memory of a backend.
 ///
 /// # Errors
 /// [`Error::Device`].
 pub fn check_device(backend: &dyn Backend, problem: &AttentionProblem<'_>) -> Result<()> {
-    let (found, expected) = (problem.shape().device, backend.info().device);
+    check_is_of("q", problem.shape().device, backend)
+}
+
+fn check_is_of(argument: &str, found: DeviceId, backend: &dyn Backend) -> Result<()> {
+    let expected = backend.info().device;
     if found == expected {
         return Ok(());
     }
     Err(Error::Device {
-        argument: "q".into(),
+        argument: argument.into(),
         found: found.to_string(),
         expected: format!("{expected}, the memory of backend {}", backend.info().name),
     })

@@ -11,7 +11,7 @@ use crate::score_mod::ScoreMod;
 use crate::tensor::{TensorMut, TensorRef};
 
 mod indices;
-mod validate;
+pub(crate) mod validate;
 
 /// The sizes of a problem, without its tensors: what plans are made and cached by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

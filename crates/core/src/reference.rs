@@ -11,6 +11,7 @@ use crate::config::Algorithm;
 use crate::device::{Buffer, DeviceId, Stream, filled};
 use crate::dtype::{DType, Element, Float};
 use crate::error::{Error, Result};
+use crate::kv_append::KvAppend;
 use crate::kv_cache::{KvCache, Query};
 use crate::mask::{Mask, ScoreIndex};
 use crate::plan::AttentionPlan;
@@ -464,6 +465,15 @@ impl Backend for ReferenceBackend {
             DType::F32 => write_rounded::<f32>(problem, &result),
             DType::F16 => write_rounded::<half::f16>(problem, &result),
             _ => write_rounded::<half::bf16>(problem, &result),
+        }
+        Ok(())
+    }
+
+    unsafe fn kv_append(&self, append: &KvAppend<'_>, _stream: &Stream) -> Result<()> {
+        append.check_indices()?;
+        for b in 0..append.shape().batch {
+            // SAFETY: the indices are checked; the rest is the caller's duty.
+            unsafe { append.copy_sequence(b) };
         }
         Ok(())
     }

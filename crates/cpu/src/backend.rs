@@ -6,13 +6,13 @@ use half::{bf16, f16};
 use omniflash_core::backend::{copy_from_host_buffer, copy_to_host_buffer};
 use omniflash_core::measure::Peaks;
 use omniflash_core::{
-    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DType, DeviceId, Error, Result, Stream,
-    Support,
+    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DType, DeviceId, Error, KvAppend, Result,
+    Stream, Support,
 };
 
 use crate::isa::Isa;
 use crate::plan::{self, Route};
-use crate::{decode, naive, peaks, prefill};
+use crate::{decode, kv_append, naive, peaks, prefill};
 
 /// Attention on this machine's processor.
 ///
@@ -132,6 +132,11 @@ impl Backend for CpuBackend {
                 dtype => Err(Error::dtype("q", dtype, "f32, f16 or bf16")),
             }
         }
+    }
+
+    unsafe fn kv_append(&self, append: &KvAppend<'_>, _stream: &Stream) -> Result<()> {
+        // SAFETY: the caller's duties are the same.
+        unsafe { kv_append::kv_append(append) }
     }
 
     fn measure_peaks(&self, _stream: &Stream, budget: Duration) -> Result<Peaks> {

@@ -27,6 +27,7 @@ mod backend;
 mod decode;
 mod dense;
 mod isa;
+mod kv_append;
 mod mask;
 mod naive;
 mod peaks;

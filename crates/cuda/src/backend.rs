@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use omniflash_core::measure::Peaks;
 use omniflash_core::{
-    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result, Stream, Support,
+    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, KvAppend, Result, Stream,
+    Support,
 };
 use omniflash_gpu::check::{check_room, check_table_report};
 use omniflash_gpu::{StreamStates, parameters};
@@ -16,6 +17,7 @@ use crate::driver::{
     self, Context, DeviceMemory, Event, Graph, Launch, Module, StreamHandle, copy_to_device, copy_to_host,
 };
 use crate::kernel_store::kernel_store;
+use crate::kv_append::AppendKernels;
 use crate::launch::Launcher;
 use crate::plan::arch;
 use crate::planner::{Planned, Planner};
@@ -31,6 +33,7 @@ pub struct CudaBackend {
     info: BackendInfo,
     planner: Planner,
     launcher: Launcher,
+    append: AppendKernels,
 }
 
 /// The GPUs of this machine, by ordinal, sharing one kernel store.
@@ -66,7 +69,7 @@ impl CudaBackend {
     fn new(context: Arc<Context>, store: Arc<KernelStore>) -> Self {
         let info = info(context.facts());
         let planner = Planner::new(info.name.clone(), context.facts().clone(), store);
-        CudaBackend { info, planner, launcher: Launcher::new(context) }
+        CudaBackend { info, planner, launcher: Launcher::new(context), append: AppendKernels::default() }
     }
 
     /// What the driver says of the device.
@@ -95,6 +98,21 @@ impl CudaBackend {
             Some(planned) => self.launcher.prepare(&self.planner, planned, problem, stream),
             None => Ok(()),
         }
+    }
+
+    /// Loads what [`kv_append`](Backend::kv_append) with such tensors needs, so that the first one can already be
+    /// captured.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the stream is being captured already, [`Error::NoKernel`], [`Error::Driver`].
+    pub fn prepare_kv_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+        self.check_append(append, stream)?;
+        self.append.prepare(&self.planner, self.context(), append, stream)
+    }
+
+    fn check_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+        self.check_memory("new_k", append.shape().device)?;
+        self.check_stream(stream)
     }
 
     /// Checks on the device that every length, page and block id that a launch would use is in range; waits for the
@@ -283,6 +301,12 @@ impl Backend for CudaBackend {
             Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
             None => Ok(()),
         }
+    }
+
+    unsafe fn kv_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
+        self.check_append(append, stream)?;
+        // SAFETY: the caller's duties are the same.
+        unsafe { self.append.launch(&self.planner, self.context(), append, stream) }
     }
 
     unsafe fn time_launches(

@@ -23,6 +23,7 @@ pub mod compiler;
 pub mod driver;
 pub mod interop;
 mod kernel_store;
+mod kv_append;
 mod launch;
 mod measure;
 mod offline;

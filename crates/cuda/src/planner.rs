@@ -6,14 +6,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result, Support};
+use omniflash_core::{
+    Algorithm, AttentionPlan, AttentionProblem, DType, ProblemShape, Result, Stream, Support,
+};
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_gpu::parameters::Cut;
 use omniflash_gpu::{PlanKey, lock};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_cuda::{
-    ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, combine_launch, verify_page_table,
+    DecodeWorkspace, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, combine_launch,
+    kv_append, verify_page_table,
 };
 
 use crate::driver::{Launch, Module};
@@ -46,8 +49,10 @@ pub(crate) struct Planned {
     pub(crate) hopper: Option<HopperConfig>,
     /// Joins partitions.
     pub(crate) combine: Option<PlannedKernel>,
-    /// Bytes of partial outputs, and of the partial sums after them.
-    pub(crate) workspace_bytes: (usize, usize),
+    /// Computes the short sequences of a batch that has both kinds, with their cut.
+    pub(crate) short: Option<(PlannedKernel, Cut)>,
+    /// Bytes of partial outputs, of the partial sums after them, and of counters.
+    pub(crate) workspace: DecodeWorkspace,
 }
 
 /// A kernel and its launch, loaded when first launched.
@@ -62,6 +67,16 @@ pub(crate) struct PlannedKernel {
 impl PlannedKernel {
     fn new(kernel: Kernel, entry: &'static str, launch: Launch) -> Self {
         PlannedKernel { kernel, entry, launch, module: OnceLock::new() }
+    }
+
+    /// Enqueues the kernel, which has been loaded.
+    ///
+    /// # Safety
+    /// Those of [`Module::launch`].
+    pub(crate) unsafe fn enqueue(&self, arguments: &[&[u8]], stream: &Stream) -> Result<()> {
+        let module = self.module.get().expect("loaded before it is enqueued");
+        // SAFETY: the caller's duties.
+        unsafe { module.launch(&self.launch, arguments, stream) }
     }
 }
 
@@ -143,46 +158,27 @@ impl Planner {
         let _span = tracing::debug_span!("plan", backend = %self.name).entered();
         let arch = arch(&self.facts);
         let kernel_id = kernel_id(&choice.kernel, &arch, &key.mask_type, &key.score_mod_type);
-        let sizes = sizes(&key.shape, &choice);
-        let (unit, launch, workspace) = match &choice.kernel {
-            KernelChoice::Forward(config) => {
-                let launch = Launch {
-                    grid: if key.shape.is_empty() { [0, 1, 1] } else { ForwardConfig::grid(&sizes)? },
-                    block_threads: config.block_threads(),
-                    shared_memory_bytes: config.shared_memory_bytes(),
-                };
-                (config.translation_unit(functors), launch, ForwardConfig::workspace_bytes(&sizes))
-            }
-            KernelChoice::Hopper(config) => {
-                let num_tiles = sizes.num_row_tiles as usize
-                    * key.shape.batch
-                    * (key.shape.num_heads / choice.heads_per_tile);
-                let launch = Launch {
-                    grid: [num_tiles.min(self.facts.multiprocessors) as u32, 1, 1],
-                    block_threads: config.block_threads(),
-                    shared_memory_bytes: config.shared_memory_bytes(),
-                };
-                (config.translation_unit(functors), launch, (0, 0))
-            }
-            KernelChoice::Naive(config) => {
-                (config.translation_unit(functors), launch_of(NaiveConfig::launch(&sizes)?), (0, 0))
-            }
-        };
+        let part = part(key, &choice, functors, self.facts.multiprocessors)?;
+        let launch = part.launch;
         let detail = if key.shape.is_empty() {
             // Nothing is launched, and nothing has to be compiled for it.
             None
         } else {
-            Some(self.planned(key, &choice, &unit, &kernel_id, launch, &sizes, workspace)?)
+            Some(self.planned(key, &choice, part, functors)?)
         };
         let (algorithm, block_m, block_n, stages) = match &choice.kernel {
             KernelChoice::Forward(config) => {
                 (Algorithm::Flash2, config.block_m, config.block_n, config.stages)
+            }
+            KernelChoice::Decode(config) => {
+                (Algorithm::Flash2, config.block_m, config.block_n(), config.stages)
             }
             KernelChoice::Hopper(config) => {
                 (Algorithm::Flash3, config.block_m, config.block_n, config.stages())
             }
             KernelChoice::Naive(_) => (Algorithm::Naive, 1, key.shape.seqlen_k.max(1), 1),
         };
+        let workspace_bytes = detail.as_ref().map_or(0, Planned::workspace_bytes);
         let origin =
             detail.as_ref().map_or("no work".into(), |planned| planned.forward.kernel.origin.to_string());
         tracing::debug!(id = %kernel_id, reason = %choice.reason, origin, "planned");
@@ -195,38 +191,54 @@ impl Planner {
             block_n,
             num_pipeline_stages: stages,
             shared_memory_bytes: launch.shared_memory_bytes,
-            workspace_bytes: workspace.0 + workspace.1,
+            workspace_bytes,
             num_partitions: choice.num_partitions,
             reason: choice.reason,
             detail: detail.map(|planned| Arc::new(planned) as _),
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one plan, named where they are made")]
     fn planned(
         &self,
         key: &PlanKey,
         choice: &Choice,
-        unit: &TranslationUnit,
-        kernel_id: &str,
-        launch: Launch,
-        sizes: &AttentionParameters,
-        workspace_bytes: (usize, usize),
+        main: Part,
+        functors: &FunctorSpec<'_>,
     ) -> Result<Planned> {
-        let (arch, hopper) = match choice.kernel {
-            KernelChoice::Hopper(config) => (HOPPER_ARCH.into(), Some(config)),
-            _ => (arch(&self.facts), None),
-        };
-        let kernel = self.kernel(kernel_id, &arch, unit, &key.functor())?;
-        let forward = PlannedKernel::new(kernel, unit.entry, launch);
-        let combine = if choice.num_partitions > 1 {
-            let (unit, launch) = (combine(key.shape.dtype), launch_of(combine_launch(sizes)?));
+        let mut workspace = main.workspace;
+        let combine = if main.needs_combine {
+            let (unit, launch) = (combine(key.shape.dtype), launch_of(combine_launch(&main.sizes)?));
+            let arch = arch(&self.facts);
             let id = combine_id(&arch, key.shape.dtype);
             Some(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
         } else {
             None
         };
-        Ok(Planned { key: key.clone(), cut: cut(sizes), forward, hopper, combine, workspace_bytes })
+        let short = match &choice.short {
+            Some(short) => {
+                let part = part(key, short, functors, self.facts.multiprocessors)?;
+                // Where two kernels share a batch, the one for long sequences cuts none.
+                workspace = part.workspace;
+                Some((self.planned_kernel(key, short, &part)?, cut(&part.sizes)))
+            }
+            None => None,
+        };
+        let forward = self.planned_kernel(key, choice, &main)?;
+        let hopper = match choice.kernel {
+            KernelChoice::Hopper(config) => Some(config),
+            _ => None,
+        };
+        Ok(Planned { key: key.clone(), cut: cut(&main.sizes), forward, hopper, combine, short, workspace })
+    }
+
+    fn planned_kernel(&self, key: &PlanKey, choice: &Choice, part: &Part) -> Result<PlannedKernel> {
+        let id = kernel_id(&choice.kernel, &arch(&self.facts), &key.mask_type, &key.score_mod_type);
+        let arch = match choice.kernel {
+            KernelChoice::Hopper(_) => HOPPER_ARCH.into(),
+            _ => arch(&self.facts),
+        };
+        let kernel = self.kernel(&id, &arch, &part.unit, &key.functor())?;
+        Ok(PlannedKernel::new(kernel, part.unit.entry, part.launch))
     }
 
     /// The kernel that checks page tables.
@@ -234,6 +246,13 @@ impl Planner {
         let unit = verify_page_table();
         let arch = arch(&self.facts);
         let id = format!("verify-page-table-{arch}");
+        Ok((self.kernel(&id, &arch, &unit, "")?, unit.entry))
+    }
+
+    /// The kernel that writes new rows into a cache, so many bytes at a time.
+    pub(crate) fn append_kernel(&self, unit_bytes: usize) -> Result<(Kernel, &'static str)> {
+        let (unit, arch) = (kv_append(unit_bytes), arch(&self.facts));
+        let id = format!("kv-append-{arch}-{unit_bytes}");
         Ok((self.kernel(&id, &arch, &unit, "")?, unit.entry))
     }
 
@@ -254,10 +273,76 @@ impl Planner {
     }
 }
 
+/// A kernel of a plan before it is found.
+struct Part {
+    unit: TranslationUnit,
+    sizes: AttentionParameters,
+    launch: Launch,
+    workspace: DecodeWorkspace,
+    needs_combine: bool,
+}
+
+fn part(key: &PlanKey, choice: &Choice, functors: &FunctorSpec<'_>, multiprocessors: usize) -> Result<Part> {
+    let sizes = sizes(&key.shape, choice);
+    let (unit, launch, workspace, needs_combine) = match &choice.kernel {
+        KernelChoice::Forward(config) => {
+            let launch = Launch {
+                grid: if key.shape.is_empty() { [0, 1, 1] } else { ForwardConfig::grid(&sizes)? },
+                block_threads: config.block_threads(),
+                shared_memory_bytes: config.shared_memory_bytes(),
+            };
+            let (partial_out, partial_lse) = ForwardConfig::workspace_bytes(&sizes);
+            let workspace = DecodeWorkspace { partial_out, partial_lse, counters: 0 };
+            (config.translation_unit(functors), launch, workspace, choice.num_partitions > 1)
+        }
+        KernelChoice::Decode(config) => {
+            let mut launch = launch_of(config.launch(&sizes)?);
+            if key.shape.is_empty() {
+                launch.grid = [0, 1, 1];
+            }
+            (config.translation_unit(functors), launch, config.workspace(&sizes), false)
+        }
+        KernelChoice::Hopper(config) => {
+            let num_tiles = sizes.num_row_tiles as usize
+                * key.shape.batch
+                * (key.shape.num_heads / choice.heads_per_tile);
+            let launch = Launch {
+                grid: [num_tiles.min(multiprocessors) as u32, 1, 1],
+                block_threads: config.block_threads(),
+                shared_memory_bytes: config.shared_memory_bytes(),
+            };
+            (config.translation_unit(functors), launch, DecodeWorkspace::default(), false)
+        }
+        KernelChoice::Naive(config) => {
+            let launch = launch_of(NaiveConfig::launch(&sizes)?);
+            (config.translation_unit(functors), launch, DecodeWorkspace::default(), false)
+        }
+    };
+    Ok(Part { unit, sizes, launch, workspace, needs_combine })
+}
+
+impl Planned {
+    /// All kernels.
+    pub(crate) fn kernels(&self) -> impl Iterator<Item = &PlannedKernel> {
+        let short = self.short.as_ref().map(|(kernel, _)| kernel);
+        std::iter::once(&self.forward).chain(&self.combine).chain(short)
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.kernels().all(|kernel| kernel.module.get().is_some())
+    }
+
+    /// Bytes of partial outputs and sums.
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.workspace.partial_out + self.workspace.partial_lse
+    }
+}
+
 /// The sizes that grids and workspaces depend on.
 fn sizes(shape: &ProblemShape, choice: &Choice) -> AttentionParameters {
     let num_row_tiles = match &choice.kernel {
         KernelChoice::Forward(config) => config.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
+        KernelChoice::Decode(_) => 1,
         KernelChoice::Hopper(config) => config.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
         KernelChoice::Naive(_) => shape.seqlen_q as u32,
     };
@@ -271,6 +356,8 @@ fn sizes(shape: &ProblemShape, choice: &Choice) -> AttentionParameters {
         num_row_tiles,
         section: choice.section as u32,
         num_partitions: choice.num_partitions as u32,
+        num_workers: choice.workers as u32,
+        least_q_len: choice.least_q_len as u32,
         ..AttentionParameters::default()
     }
 }
@@ -281,6 +368,8 @@ fn cut(sizes: &AttentionParameters) -> Cut {
         num_row_tiles: sizes.num_row_tiles,
         section: sizes.section as usize,
         num_partitions: sizes.num_partitions as usize,
+        num_workers: sizes.num_workers,
+        least_q_len: sizes.least_q_len,
     }
 }
 

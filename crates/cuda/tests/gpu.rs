@@ -6,6 +6,10 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with an example")]
 mod support;
 
+#[path = "support/append.rs"]
+#[allow(unreachable_pub, reason = "shared with the tests of the fake driver")]
+mod append;
+
 use omniflash_core::{
     Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor,
 };
@@ -75,6 +79,133 @@ fn a_captured_decode_step_replays_what_a_launch_computes() {
     })
     .unwrap();
     assert_eq!(out, eager.1, "a replay computes what a launch computes");
+}
+
+/// The K, V, table and query of a small paged decode, whose lengths are in a buffer that the test may write.
+struct PagedDecode {
+    q: Tensor,
+    kv: [Tensor; 2],
+    table: Tensor,
+    lengths: omniflash_core::Buffer,
+}
+
+#[allow(clippy::unwrap_used, reason = "all of it is test code")]
+impl PagedDecode {
+    const BATCH: usize = 5;
+    const PAGES: usize = 24;
+
+    fn new(backend: &dyn Backend, stream: &Stream) -> Self {
+        let wave =
+            |count: usize, step: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * step).sin()).collect() };
+        let tensor = |shape: &[usize], step: f32| {
+            Tensor::from_slice(backend, &wave(shape.iter().product(), step), shape, stream).unwrap()
+        };
+        let table: Vec<i32> =
+            (0..Self::BATCH * Self::PAGES).map(|i| (i * 7 % (Self::BATCH * Self::PAGES)) as i32).collect();
+        let pool = [Self::BATCH * Self::PAGES, 16, 2, 64];
+        PagedDecode {
+            q: tensor(&[Self::BATCH, 1, 8, 64], 0.37),
+            kv: [tensor(&pool, 0.011), tensor(&pool, 0.023)],
+            table: Tensor::from_slice(backend, &table, &[Self::BATCH, Self::PAGES], stream).unwrap(),
+            lengths: backend.alloc(4 * Self::BATCH, stream).unwrap(),
+        }
+    }
+
+    fn set_lengths(&mut self, backend: &dyn Backend, lengths: &[i32; Self::BATCH], stream: &Stream) {
+        let bytes: Vec<u8> = lengths.iter().flat_map(|length| length.to_ne_bytes()).collect();
+        backend.copy_to_device(&bytes, &mut self.lengths, stream).unwrap();
+    }
+
+    fn problem<'a>(
+        &'a self,
+        backend: &dyn Backend,
+        out: &'a mut Tensor,
+    ) -> omniflash_core::AttentionProblem<'a> {
+        use omniflash_core::{AttentionOptions, AttentionProblem, KvCache, Layout, Query, TensorRef};
+        let layout = Layout::contiguous(&[Self::BATCH]).unwrap();
+        let address = self.lengths.as_ptr().expose_provenance() as u64;
+        // SAFETY: the buffer lives as long as `self` and holds that many numbers.
+        let lengths = unsafe { TensorRef::from_raw(address, DType::I32, layout, backend.info().device) };
+        let kv = KvCache::Paged {
+            k: self.kv[0].view(),
+            v: self.kv[1].view(),
+            page_table: self.table.view(),
+            lengths,
+            max_seqlen: None,
+        };
+        let options = AttentionOptions::new().mask(Mask::Causal);
+        AttentionProblem::new(Query::padded(self.q.view()), kv, out.view_mut(), None, &options).unwrap()
+    }
+}
+
+#[test]
+fn a_captured_decode_step_follows_lengths_that_change() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let (host, host_stream) = (omniflash_core::ReferenceBackend::new(), Stream::host());
+    let mut decode = PagedDecode::new(&backend, &stream);
+    let mut expected = PagedDecode::new(&host, &host_stream);
+    let mut out = Tensor::zeros(&backend, DType::F32, &[PagedDecode::BATCH, 1, 8, 64], &stream).unwrap();
+    decode.set_lengths(&backend, &[1; 5], &stream);
+    let problem = decode.problem(&backend, &mut out);
+    let plan = backend.plan(&problem).unwrap();
+    backend.prepare(&plan, &problem, &stream).unwrap();
+    let graph =
+        // SAFETY: the problem's tensors live until the last synchronisation.
+        backend.capture(&stream, || unsafe { backend.launch(&plan, &problem, &stream) }).unwrap();
+    drop(problem);
+    for lengths in
+        [[384, 1, 200, 17, 64], [0, 0, 0, 384, 0], [1, 1, 1, 1, 1], [384; 5], [0; 5], [100, 384, 5, 0, 333]]
+    {
+        decode.set_lengths(&backend, &lengths, &stream);
+        // SAFETY: as above.
+        unsafe { graph.replay(&stream) }.unwrap();
+        backend.synchronize(&stream).unwrap();
+        let found = out.to_vec::<f32>(&backend, &stream).unwrap();
+        expected.set_lengths(&host, &lengths, &host_stream);
+        let mut reference =
+            Tensor::zeros(&host, DType::F32, &[PagedDecode::BATCH, 1, 8, 64], &host_stream).unwrap();
+        launch(&host, &expected.problem(&host, &mut reference), &host_stream).unwrap();
+        let wanted = reference.to_vec::<f32>(&host, &host_stream).unwrap();
+        for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+            assert!(
+                (found - wanted).abs() <= 1e-4,
+                "{lengths:?}, element {i}: {found}, expected {wanted}; {plan}"
+            );
+        }
+    }
+}
+
+#[test]
+fn appended_rows_land_where_the_reference_puts_them() {
+    let backend = gpu_or_return!();
+    for append in append::appends() {
+        assert!(append::agrees(&backend, &append).unwrap(), "{append:?}");
+    }
+}
+
+#[test]
+fn appended_rows_without_a_place_are_left_out() {
+    use omniflash_core::backend::run_kv_append;
+    use omniflash_core::{AppendAt, KvAppend, KvCacheMut, NewKv};
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let new = Tensor::from_slice(&backend, &[1.0f32; 3 * 2 * 8], &[3, 2, 1, 8], &stream).unwrap();
+    let zeros = || Tensor::zeros(&backend, DType::F32, &[4, 2, 1, 8], &stream).unwrap();
+    let (mut k, mut v) = (zeros(), zeros());
+    // A page that is none, a position past the end, one before the start.
+    let table = Tensor::from_slice(&backend, &[0i32, 9, 1, 2, -4, 3], &[3, 2], &stream).unwrap();
+    let starts = Tensor::from_slice(&backend, &[1i32, 3, -1], &[3], &stream).unwrap();
+    let cache = KvCacheMut::Paged { k: k.view_mut(), v: v.view_mut(), page_table: table.view() };
+    let at = AppendAt::Start(starts.view());
+    let append = KvAppend::new(NewKv::padded(new.view(), new.view()), cache, at).unwrap();
+    run_kv_append(&backend, &append, &stream).unwrap();
+    drop(append);
+    for cache in [&k, &v] {
+        let found = cache.to_vec::<f32>(&backend, &stream).unwrap();
+        let written: Vec<usize> = (0..8).filter(|row| found[8 * row] == 1.0).collect();
+        assert_eq!(written, [1, 5]);
+    }
 }
 
 #[test]

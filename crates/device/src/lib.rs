@@ -24,6 +24,7 @@ pub const HEADERS: &[SourceFile] = &[
     header!("arch.hpp"),
     header!("functor.hpp"),
     header!("keys.hpp"),
+    header!("kv_append.hpp"),
     header!("masks.hpp"),
     header!("numeric.hpp"),
     header!("online_softmax.hpp"),

@@ -229,6 +229,8 @@ parameter_struct! {
         pub partial_out: DeviceAddress,
         /// f32 `[num_partitions, rows, num_heads]`; read and written iff num_partitions > 1.
         pub partial_lse: DeviceAddress,
+        /// u32, all 0 before and after a launch: parts of an item that are done; used by the decode kernel iff it cuts items.
+        pub counters: DeviceAddress,
         /// Rows of the query tensor: batch * seqlen_q, or the total of a ragged batch.
         pub total_q: i64,
         /// Lengths `[batch]` or offsets `[batch + 1]` of queries, by `query_form`.
@@ -275,6 +277,10 @@ parameter_struct! {
         pub section: u32,
         /// Pieces into which keys are split; 1 for none.
         pub num_partitions: u32,
+        /// Blocks that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
+        pub num_workers: u32,
+        /// Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
+        pub least_q_len: u32,
         /// Multiplies every dot product.
         pub softmax_scale: f32,
     }
@@ -304,9 +310,69 @@ parameter_struct! {
     }
 }
 
+parameter_tag! {
+    /// What the positions of an append say.
+    pub enum AppendForm {
+        /// The first new row's.
+        Start = 0,
+        /// The length with the new rows.
+        End = 1,
+    }
+}
+
+parameter_struct! {
+    /// What the writing of new keys and values into a cache is given; vectors and their strides are counted in the units copied, not in elements.
+    pub struct KvAppendParameters {
+        /// New keys.
+        pub new_k: Rows,
+        /// New values.
+        pub new_v: Rows,
+        /// The cache's keys: batches, blocks or pages by `key_form`.
+        pub k: Rows,
+        /// The cache's values.
+        pub v: Rows,
+        /// Lengths `[batch]` or offsets `[batch + 1]` of new rows, by `new_form`.
+        pub new_lengths: Indices,
+        /// `[batch]`, by `append_form`.
+        pub positions: Indices,
+        /// Lookup table `[batch]` or page table `[batch, max_pages]`, by `key_form`.
+        pub block_table: Table,
+        /// A `QueryForm`, of the new rows.
+        pub new_form: u32,
+        /// A `KeyForm`: `Dense`, `Continuous` or `Paged`.
+        pub key_form: u32,
+        /// An `AppendForm`.
+        pub append_form: u32,
+        /// Sequences.
+        pub batch: u32,
+        /// Heads of keys and values.
+        pub num_kv_heads: u32,
+        /// Units of a key.
+        pub key_units: u32,
+        /// Units of a value.
+        pub value_units: u32,
+        /// The most new rows of a sequence.
+        pub new_rows: u32,
+        /// Positions that a sequence can have.
+        pub capacity: u32,
+        /// Positions of a page.
+        pub page_size: u32,
+        /// Batches, blocks or pages of the cache.
+        pub num_blocks: u32,
+        /// Rows of the tensor of new rows: those of a sequence, or the total of a ragged batch.
+        pub total_rows: u32,
+    }
+}
+
 /// All parameter structs, those that others contain first.
-pub const STRUCTS: &[StructLayout] =
-    &[Rows::LAYOUT, Indices::LAYOUT, Table::LAYOUT, AttentionParameters::LAYOUT, VerifyParameters::LAYOUT];
+pub const STRUCTS: &[StructLayout] = &[
+    Rows::LAYOUT,
+    Indices::LAYOUT,
+    Table::LAYOUT,
+    AttentionParameters::LAYOUT,
+    VerifyParameters::LAYOUT,
+    KvAppendParameters::LAYOUT,
+];
 
 type TagLayout = (&'static str, &'static str, &'static [(&'static str, u32, &'static str)]);
 
@@ -316,6 +382,7 @@ const TAGS: &[TagLayout] = &[
     ("StartForm", StartForm::CPP_DOC, StartForm::CPP_VALUES),
     ("SinkForm", SinkForm::CPP_DOC, SinkForm::CPP_VALUES),
     ("LseForm", LseForm::CPP_DOC, LseForm::CPP_VALUES),
+    ("AppendForm", AppendForm::CPP_DOC, AppendForm::CPP_VALUES),
 ];
 
 /// The text of `parameters.hpp`.

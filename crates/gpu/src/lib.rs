@@ -12,4 +12,4 @@ pub mod plan;
 pub mod stream_state;
 
 pub use plan::{PlanKey, functors};
-pub use stream_state::{StreamDriver, StreamMemory, StreamStates, StreamUse, lock};
+pub use stream_state::{StreamDriver, StreamMemory, StreamState, StreamStates, StreamUse, lock};

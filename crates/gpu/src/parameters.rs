@@ -17,6 +17,22 @@ pub struct Cut {
     pub section: usize,
     /// Blocks that the keys of a row are split among.
     pub num_partitions: usize,
+    /// Blocks that share all keys; 0 where every item has its partitions.
+    pub num_workers: u32,
+    /// Sequences with fewer query rows are another launch's.
+    pub least_q_len: u32,
+}
+
+impl Cut {
+    /// Sets what the cut decides.
+    pub fn apply(&self, parameters: &mut AttentionParameters) {
+        parameters.heads_per_tile = self.heads_per_tile as u32;
+        parameters.num_row_tiles = self.num_row_tiles;
+        parameters.section = self.section as u32;
+        parameters.num_partitions = self.num_partitions as u32;
+        parameters.num_workers = self.num_workers;
+        parameters.least_q_len = self.least_q_len;
+    }
 }
 
 /// The parameters of a problem; the workspace's addresses are still to be set.
@@ -27,7 +43,7 @@ pub fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParamete
     let (block_table, page_size) = block_table(problem.kv());
     let out = problem.out().as_ref();
     let lse = problem.lse().map(|lse| lse.as_ref());
-    AttentionParameters {
+    let mut parameters = AttentionParameters {
         q: rows(problem.query().tensor()),
         k: rows(problem.kv().k()),
         v: rows(problem.kv().v()),
@@ -53,13 +69,11 @@ pub fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParamete
         seqlen_q: shape.seqlen_q as u32,
         seqlen_k: shape.seqlen_k as u32,
         page_size,
-        heads_per_tile: cut.heads_per_tile as u32,
-        num_row_tiles: cut.num_row_tiles,
-        section: cut.section as u32,
-        num_partitions: cut.num_partitions as u32,
         softmax_scale: problem.softmax_scale(),
         ..AttentionParameters::default()
-    }
+    };
+    cut.apply(&mut parameters);
+    parameters
 }
 
 /// The parameters of the check of a problem's tables; `None` when it has none.

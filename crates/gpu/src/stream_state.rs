@@ -19,6 +19,7 @@ const COUNTER_BYTES: usize = 4;
 
 /// Workspace grows in steps of this many bytes.
 const WORKSPACE_STEP: usize = 1 << 20;
+const COUNTERS_STEP: usize = 4 << 10;
 
 /// What kept state asks of a backend's driver.
 pub trait StreamDriver: std::fmt::Debug {
@@ -86,6 +87,8 @@ impl<D: StreamDriver> Default for StreamStates<D> {
 #[derive(Debug)]
 pub struct StreamState<D: StreamDriver> {
     workspace: Option<Kept<D::Memory>>,
+    /// Of parts of items: zero whenever no launch is under way.
+    part_counters: Option<Kept<D::Memory>>,
     tables: HashMap<TableKey, (DeviceTable<D::Memory>, bool)>,
     counters: Option<Kept<D::Memory>>,
     /// Launches captured so far that use a counter.
@@ -98,6 +101,7 @@ impl<D: StreamDriver> Default for StreamState<D> {
     fn default() -> Self {
         StreamState {
             workspace: None,
+            part_counters: None,
             tables: HashMap::new(),
             counters: None,
             captured_counters: 0,
@@ -176,9 +180,9 @@ impl<D: StreamDriver> StreamStates<D> {
             return Ok(());
         };
         let mut state = lock(&state);
-        if let Some(workspace) = state.workspace.take() {
-            state.give_up(workspace.memory, workspace.is_captured, stream);
-        }
+        let (workspace, counters) = (state.workspace.take(), state.part_counters.take());
+        state.give_up_kept(workspace, stream);
+        state.give_up_kept(counters, stream);
         for (_, (table, is_captured)) in std::mem::take(&mut state.tables) {
             state.give_up(table.memory, is_captured, stream);
         }
@@ -203,17 +207,27 @@ impl<D: StreamDriver> StreamState<D> {
     /// # Errors
     /// [`Error::Unsupported`] when it would have to grow under capture, [`Error::OutOfMemory`].
     pub fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
-        if self.workspace.as_ref().is_none_or(|kept| kept.memory.bytes() < bytes) {
-            launch.check_may_allocate("a launch that needs more workspace")?;
-            let size = bytes.next_multiple_of(WORKSPACE_STEP);
-            let memory = launch.driver.allocate(size, launch.stream)?;
-            if let Some(old) = self.workspace.replace(Kept { memory, is_captured: false }) {
-                self.give_up(old.memory, old.is_captured, launch.stream);
-            }
+        let size = bytes.next_multiple_of(WORKSPACE_STEP);
+        let (address, outgrown) = grown(&mut self.workspace, size, false, launch)?;
+        self.give_up_kept(outgrown, launch.stream);
+        Ok(address)
+    }
+
+    /// At least `bytes` of counters of parts: zero now, and left zero by every launch.
+    ///
+    /// # Errors
+    /// As [`workspace`](StreamState::workspace), and [`Error::Driver`].
+    pub fn part_counters(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
+        let size = bytes.next_multiple_of(COUNTERS_STEP);
+        let (address, outgrown) = grown(&mut self.part_counters, size, true, launch)?;
+        self.give_up_kept(outgrown, launch.stream);
+        Ok(address)
+    }
+
+    fn give_up_kept(&mut self, kept: Option<Kept<D::Memory>>, stream: &Stream) {
+        if let Some(kept) = kept {
+            self.give_up(kept.memory, kept.is_captured, stream);
         }
-        let kept = self.workspace.as_mut().expect("made above when there was none");
-        kept.is_captured |= launch.is_capturing;
-        Ok(kept.memory.address())
     }
 
     /// The address of a u32 that is 0 whenever no launch uses it: launches leave it so. Captured launches, whose replays
@@ -283,6 +297,27 @@ impl<D: StreamDriver> StreamState<D> {
             memory.free_on(stream);
         }
     }
+}
+
+/// The address of memory of at least `bytes`, and what it replaced; new memory is zeroed where `is_zero` asks for it.
+fn grown<D: StreamDriver>(
+    kept: &mut Option<Kept<D::Memory>>,
+    bytes: usize,
+    is_zero: bool,
+    launch: &StreamUse<'_, D>,
+) -> Result<(u64, Option<Kept<D::Memory>>)> {
+    let mut outgrown = None;
+    if kept.as_ref().is_none_or(|kept| kept.memory.bytes() < bytes) {
+        launch.check_may_allocate("a launch that needs more workspace")?;
+        let memory = launch.driver.allocate(bytes, launch.stream)?;
+        if is_zero {
+            memory.write(&vec![0; bytes], launch.stream)?;
+        }
+        outgrown = kept.replace(Kept { memory, is_captured: false });
+    }
+    let kept = kept.as_mut().expect("made above when there was none");
+    kept.is_captured |= launch.is_capturing;
+    Ok((kept.memory.address(), outgrown))
 }
 
 /// The positions that launches of a problem can meet.

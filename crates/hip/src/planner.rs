@@ -243,6 +243,8 @@ fn cut(sizes: &AttentionParameters) -> Cut {
         num_row_tiles: sizes.num_row_tiles,
         section: sizes.section as usize,
         num_partitions: sizes.num_partitions as usize,
+        num_workers: 0,
+        least_q_len: 0,
     }
 }
 

@@ -1,8 +1,8 @@
 //! The one way through: validate, plan, launch.
 
 use omniflash_core::{
-    AttentionOptions, AttentionProblem, Backend, DType, KvCache, Query, Result, Stream, Tensor, TensorMut,
-    run,
+    AppendAt, AttentionOptions, AttentionProblem, Backend, DType, KvAppend, KvCache, KvCacheMut, NewKv,
+    Query, Result, Stream, Tensor, TensorMut, backend, run,
 };
 
 /// What [`attention`] computes.
@@ -89,4 +89,63 @@ pub unsafe fn attention_on_stream<'a>(
     let plan = backend.plan(&problem)?;
     // SAFETY: the plan is this backend's for this problem; the caller keeps the memory alive and apart.
     unsafe { backend.launch(&plan, &problem, stream) }
+}
+
+/// Writes new keys and values into a cache, and waits.
+///
+/// # Shapes
+/// | argument | shape |
+/// |---|---|
+/// | `new` | rows `[batch, new_rows, num_kv_heads, head_dim]` or ragged `[total_rows, num_kv_heads, head_dim]`, see [`NewKv`] |
+/// | `cache` | dense, continuous or paged, see [`KvCacheMut`] |
+/// | `at` | `[batch]`: where the first new row goes, or the length with the new rows, see [`AppendAt`] |
+///
+/// ```
+/// use omniflash::{AppendAt, KvCacheMut, NewKv, TensorMut, TensorRef, kv_append};
+/// let backend = omniflash::Registry::discover().get("reference")?;
+/// let (new, lengths, mut k, mut v) = ([1.0f32, 2.0], [3i32], [0.0f32; 8], [0.0f32; 8]);
+/// let new = TensorRef::from_slice(&new, &[1, 1, 1, 2])?;
+/// let cache = KvCacheMut::Dense {
+///     k: TensorMut::from_slice(&mut k, &[1, 4, 1, 2])?,
+///     v: TensorMut::from_slice(&mut v, &[1, 4, 1, 2])?,
+/// };
+/// kv_append(&*backend, NewKv::padded(new.clone(), new), cache, AppendAt::End(TensorRef::from_slice(&lengths, &[1])?))?;
+/// assert_eq!(k, [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
+/// # Ok::<(), omniflash::Error>(())
+/// ```
+///
+/// # Errors
+/// Of validation ([`KvAppend::new`]): `Shape`, `Dtype`, `Device`, `Value`, `Overlap`, naming the argument. Of the
+/// backend: `Value` for positions and ids that a host backend finds out of range (a GPU leaves such rows out),
+/// `Unsupported`, `NoKernel`, `Driver`.
+pub fn kv_append(
+    backend: &dyn Backend,
+    new: NewKv<'_>,
+    cache: KvCacheMut<'_>,
+    at: AppendAt<'_>,
+) -> Result<()> {
+    let append = KvAppend::new(new, cache, at)?;
+    backend::run_kv_append(backend, &append, &backend.stream()?)
+}
+
+/// Enqueues the writing of new keys and values on a stream of yours and returns without waiting; on a GPU it can be
+/// captured in a graph, together with the attention that reads them.
+///
+/// # Errors
+/// As [`kv_append`]; faults of the device show at a later [`Backend::synchronize`].
+///
+/// # Safety
+/// - All tensors stay allocated until `stream` has passed this work.
+/// - Until then nothing writes what it reads, and nothing else touches the positions that it writes.
+pub unsafe fn kv_append_on_stream(
+    backend: &dyn Backend,
+    new: NewKv<'_>,
+    cache: KvCacheMut<'_>,
+    at: AppendAt<'_>,
+    stream: &Stream,
+) -> Result<()> {
+    let append = KvAppend::new(new, cache, at)?;
+    backend::check_append_device(backend, &append)?;
+    // SAFETY: the caller's duties are the same.
+    unsafe { backend.kv_append(&append, stream) }
 }

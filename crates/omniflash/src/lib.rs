@@ -20,6 +20,7 @@
 //! - [`Registry`] finds the backends of the machine and says why others are absent.
 //! - [`attention`] computes into new memory, [`attention_into`] into yours, [`attention_on_stream`] on a stream of
 //!   yours without waiting.
+//! - [`kv_append`] writes new keys and values into a cache, [`kv_append_on_stream`] without waiting.
 //! - [`Query`] and [`KvCache`] say how the batch is laid out: padded, ragged, continuous, paged.
 //! - [`AttentionOptions`] says the rest: [`Mask`], [`ScoreMod`], sinks, log-sum-exp, tuning.
 //! - [`seed`] has the three entry points of Modular's Mojo `flash_attention`, parameter by parameter.
@@ -43,6 +44,8 @@ mod call;
 mod registry;
 pub mod seed;
 
-pub use call::{AttentionOutput, attention, attention_into, attention_on_stream};
+pub use call::{
+    AttentionOutput, attention, attention_into, attention_on_stream, kv_append, kv_append_on_stream,
+};
 pub use omniflash_core::*;
 pub use registry::{AbsentBackend, Registry};

@@ -123,6 +123,36 @@ inline unsigned load_shared_4(unsigned from) {
   return word;
 }
 
+inline unsigned from_lane(unsigned word, int lane) {
+  const unsigned words[2] = {word, static_cast<unsigned>(lane)};
+  unsigned result;
+  emulator::collective(words, 2, &result, 1, [](const unsigned(*all)[16], unsigned(*results)[16]) {
+    for (int i = 0; i < 32; ++i) results[i][0] = all[all[i][1] % 32][0];
+  });
+  return result;
+}
+inline void warp_barrier() { from_lane(0, 0); }
+inline int first_lane(bool value) {
+  const unsigned word = value;
+  unsigned result;
+  emulator::collective(&word, 1, &result, 1, [](const unsigned(*all)[16], unsigned(*results)[16]) {
+    unsigned first = 32;
+    for (unsigned i = 32; i-- > 0;) first = all[i][0] != 0 ? i : first;
+    for (int i = 0; i < 32; ++i) results[i][0] = first;
+  });
+  return static_cast<int>(result);
+}
+
+// Blocks run one after another.
+inline void device_fence() {}
+inline unsigned atomic_add(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+inline float load_fresh(const float* address) { return *address; }
+inline void load_fresh_16(float (&values)[4], const float* address) { __builtin_memcpy(values, address, 16); }
+
 inline void load_matrices(unsigned (&words)[4], unsigned row) {
   emulator::collective(&row, 1, words, 4, emulator::read_matrices<false>);
 }

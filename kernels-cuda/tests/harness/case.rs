@@ -12,7 +12,8 @@ use omniflash_device::parameters::{
     Table, VerifyParameters,
 };
 use omniflash_kernels_cuda::{
-    ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table, verify_page_table_launch,
+    DecodeConfig, ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table,
+    verify_page_table_launch,
 };
 
 use super::module::{COMBINE, FORWARD, Module, VERIFY};
@@ -378,7 +379,7 @@ fn parameters<T: Float>(
     p
 }
 
-const UNTOUCHED: f32 = -77.0;
+pub(crate) const UNTOUCHED: f32 = -77.0;
 
 /// Runs a case with both orders of warps, and compares with the reference.
 pub(crate) fn check<T: Float>(module: &Module, config: &ForwardConfig, case: &Case<'_, T>) {
@@ -407,6 +408,58 @@ pub(crate) fn check<T: Float>(module: &Module, config: &ForwardConfig, case: &Ca
     }
 }
 
+/// The same for the decode kernel: `workers` share all keys, or with 0 each item has the case's partitions.
+pub(crate) fn check_decode<T: Float>(
+    module: &Module,
+    config: &DecodeConfig,
+    case: &Case<'_, T>,
+    workers: u32,
+) {
+    for last_warp_first in [false, true] {
+        compare(case, |problem, functors| {
+            run_decode(module, config, case, workers, last_warp_first, problem, functors);
+        });
+    }
+}
+
+/// What the decode kernel leaves in the output.
+pub(crate) fn decode_output<T: Float>(
+    module: &Module,
+    config: &DecodeConfig,
+    case: &Case<'_, T>,
+    workers: u32,
+) -> Vec<T> {
+    attend(case, |problem, functors| run_decode(module, config, case, workers, false, problem, functors)).0
+}
+
+fn run_decode<T: Float>(
+    module: &Module,
+    config: &DecodeConfig,
+    case: &Case<'_, T>,
+    workers: u32,
+    last_warp_first: bool,
+    problem: &AttentionProblem<'_>,
+    functors: &[u8],
+) {
+    let mut p = parameters(case, problem, config.block_m);
+    p.num_workers = workers;
+    let workspace = config.workspace(&p);
+    let partial_out = vec![f32::NAN; workspace.partial_out / 4];
+    let partial_lse = vec![f32::NAN; workspace.partial_lse / 4];
+    let counters = vec![0u32; workspace.counters / 4];
+    p.partial_out = DeviceAddress(partial_out.as_ptr().expose_provenance() as u64);
+    p.partial_lse = DeviceAddress(partial_lse.as_ptr().expose_provenance() as u64);
+    p.counters = DeviceAddress(counters.as_ptr().expose_provenance() as u64);
+    let launch = config.launch(&p).unwrap();
+    let shared = launch.shared_memory_bytes;
+    module.run(launch.grid, launch.block_threads, shared, &p, functors, last_warp_first);
+    for (i, counter) in counters.iter().enumerate() {
+        // SAFETY: the kernel wrote through the address; the vector is still there.
+        let left = unsafe { std::ptr::from_ref(counter).read_volatile() };
+        assert_eq!(left, 0, "counter {i} is not as it was");
+    }
+}
+
 fn combine_module(dtype: DType) -> &'static Module {
     static MODULES: [OnceLock<Module>; 3] = [OnceLock::new(), OnceLock::new(), OnceLock::new()];
     let index = [DType::F32, DType::F16, DType::BF16].iter().position(|&other| other == dtype).unwrap();
@@ -425,6 +478,15 @@ pub(crate) fn check_naive<T: Float>(case: &Case<'_, T>) {
 }
 
 fn compare<T: Float>(case: &Case<'_, T>, launch: impl Fn(&AttentionProblem<'_>, &[u8])) {
+    let (out, lse, expected) = attend(case, launch);
+    compare_values(case, &out, &lse, &expected);
+}
+
+/// What a launch writes, and the reference's answer.
+fn attend<T: Float>(
+    case: &Case<'_, T>,
+    launch: impl Fn(&AttentionProblem<'_>, &[u8]),
+) -> (Vec<T>, Vec<f32>, reference::ReferenceOutput) {
     let data = Data::new(case);
     let (query, kv) = (data.query(case), data.kv(case));
     let shape = AttentionProblem::output_shape(&query, &kv).unwrap();
@@ -465,7 +527,7 @@ fn compare<T: Float>(case: &Case<'_, T>, launch: impl Fn(&AttentionProblem<'_>, 
     }
     launch(&problem, &functors.parameters);
     drop(problem);
-    compare_values(case, &out, &lse, &expected);
+    (out, lse, expected)
 }
 
 fn compare_values<T: Float>(

@@ -343,7 +343,7 @@ fn visit_read(problem: &AttentionProblem<'_>, visit: &mut dyn FnMut(&'static str
 
 /// Whether two tensors may share memory: their byte ranges meet, and they are not columns of one matrix that lie
 /// beside each other.
-pub(super) fn overlaps(a: &TensorRef<'_>, b: &TensorRef<'_>) -> bool {
+pub(crate) fn overlaps(a: &TensorRef<'_>, b: &TensorRef<'_>) -> bool {
     let (Some(range_a), Some(range_b)) = (byte_range(a), byte_range(b)) else {
         return false;
     };
@@ -409,7 +409,7 @@ fn row_width(tensor: &TensorRef<'_>, pitch: i128) -> i128 {
 }
 
 /// q, k, v and out: a dense last axis, on the right device, aligned.
-fn check_rows(name: &str, tensor: &TensorRef<'_>, device: DeviceId) -> Result<()> {
+pub(crate) fn check_rows(name: &str, tensor: &TensorRef<'_>, device: DeviceId) -> Result<()> {
     if !tensor.layout().has_unit_last_stride() {
         return Err(Error::shape(
             name,
@@ -443,7 +443,12 @@ fn check_memory(name: &str, tensor: &TensorRef<'_>, device: DeviceId) -> Result<
     Ok(())
 }
 
-fn check_index_tensor(name: &str, tensor: &TensorRef<'_>, shape: &[usize], device: DeviceId) -> Result<()> {
+pub(crate) fn check_index_tensor(
+    name: &str,
+    tensor: &TensorRef<'_>,
+    shape: &[usize],
+    device: DeviceId,
+) -> Result<()> {
     if tensor.shape() != shape {
         return Err(Error::shape(name, format!("shape {:?}, expected {shape:?}", tensor.shape())));
     }
@@ -464,12 +469,16 @@ fn check_float_tensor(name: &str, tensor: &TensorRef<'_>, shape: &[usize], devic
 }
 
 /// The number of sequences that offsets `[batch + 1]` describe.
-fn offsets_batch(cu_seqlens: &TensorRef<'_>, name: &str) -> Result<usize> {
+pub(crate) fn offsets_batch(cu_seqlens: &TensorRef<'_>, name: &str) -> Result<usize> {
     let [count] = extents(cu_seqlens, name, "[batch + 1]")?;
     count.checked_sub(1).ok_or_else(|| Error::shape(name, "shape [0], expected [batch + 1]"))
 }
 
-fn extents<const RANK: usize>(tensor: &TensorRef<'_>, name: &str, expected: &str) -> Result<[usize; RANK]> {
+pub(crate) fn extents<const RANK: usize>(
+    tensor: &TensorRef<'_>,
+    name: &str,
+    expected: &str,
+) -> Result<[usize; RANK]> {
     tensor.shape().try_into().map_err(|_| {
         Error::shape(
             name,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionProblem, Error, Result, Stream};
 use omniflash_device::parameters::DeviceAddress;
-use omniflash_gpu::{StreamStates, StreamUse, lock, parameters};
+use omniflash_gpu::{StreamState, StreamStates, StreamUse, lock, parameters};
 use omniflash_kernels_cuda::{HopperConfig, HopperParameters};
 
 use crate::driver::{Context, Module, encode_tensor_map};
@@ -52,9 +52,7 @@ impl Launcher {
         let state = self.states.of(&launch)?;
         let mut state = lock(&state);
         state.set_tables(problem, &mut functors, &launch)?;
-        if planned.combine.is_some() {
-            state.workspace(planned.workspace_bytes.0 + planned.workspace_bytes.1, &launch)?;
-        }
+        workspace(planned, &mut state, &launch)?;
         if planned.hopper.is_some() {
             state.counter(&launch)?;
         }
@@ -74,32 +72,27 @@ impl Launcher {
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
         planned.key.check(problem, &functors)?;
-        if planned.combine.is_none() && planned.hopper.is_none() && functors.tables.is_empty() {
-            let forward = match planned.forward.module.get() {
-                Some(module) => module,
-                None => self.load(planned, &StreamUse::new(&self.context, stream)?)?.0,
-            };
+        let needs_state =
+            planned.workspace_bytes() > 0 || planned.hopper.is_some() || !functors.tables.is_empty();
+        if !needs_state && planned.is_loaded() {
             // SAFETY: the caller's duties, for a launch that uses the problem's memory only.
-            return unsafe { enqueue(planned, (forward, None), problem, &functors, 0, None, stream) };
+            return unsafe { enqueue(planned, problem, &functors, Workspace::default(), None, stream) };
         }
         let launch = StreamUse::new(&self.context, stream)?;
-        let modules = self.load(planned, &launch)?;
+        self.load(planned, &launch)?;
         let state = self.states.of(&launch)?;
         // Held until all kernels are enqueued: the next launch on this stream must not come between them, since it
         // uses the same workspace.
         let mut state = lock(&state);
         state.set_tables(problem, &mut functors, &launch)?;
-        let workspace = match planned.combine {
-            Some(_) => state.workspace(planned.workspace_bytes.0 + planned.workspace_bytes.1, &launch)?,
-            None => 0,
-        };
+        let workspace = workspace(planned, &mut state, &launch)?;
         let hopper = match &planned.hopper {
             Some(tile) => Some(self.hopper_parameters(planned, tile, problem, state.counter(&launch)?)?),
             None => None,
         };
         // SAFETY: the caller's duties; the workspace is as large as the plan says, and used in the stream's order, as
         // is the counter.
-        unsafe { enqueue(planned, modules, problem, &functors, workspace, hopper.as_ref(), stream) }
+        unsafe { enqueue(planned, problem, &functors, workspace, hopper.as_ref(), stream) }
     }
 
     /// What the Hopper kernel is given beside the parameters of all kernels.
@@ -138,33 +131,47 @@ impl Launcher {
         })
     }
 
-    /// The kernels of a plan, loaded.
-    fn load<'p>(
-        &self,
-        planned: &'p Planned,
-        launch: &StreamUse<'_, Context>,
-    ) -> Result<(&'p Arc<Module>, Option<&'p Arc<Module>>)> {
-        let forward = self.loaded(&planned.forward, launch)?;
-        let combine = planned.combine.as_ref().map(|kernel| self.loaded(kernel, launch)).transpose()?;
-        Ok((forward, combine))
+    /// Loads the kernels of a plan.
+    fn load(&self, planned: &Planned, launch: &StreamUse<'_, Context>) -> Result<()> {
+        planned.kernels().try_for_each(|kernel| self.load_kernel(kernel, launch))
     }
 
-    fn loaded<'p>(
-        &self,
-        kernel: &'p PlannedKernel,
-        launch: &StreamUse<'_, Context>,
-    ) -> Result<&'p Arc<Module>> {
-        if let Some(module) = kernel.module.get() {
-            return Ok(module);
+    fn load_kernel(&self, kernel: &PlannedKernel, launch: &StreamUse<'_, Context>) -> Result<()> {
+        if kernel.module.get().is_some() {
+            return Ok(());
         }
         launch.check_may_allocate("the first launch of a plan")?;
         let shared = kernel.launch.shared_memory_bytes;
         let module = Module::load(&self.context, &kernel.kernel.image, kernel.entry, shared)?;
-        Ok(kernel.module.get_or_init(|| Arc::new(module)))
+        kernel.module.get_or_init(|| Arc::new(module));
+        Ok(())
     }
 }
 
-/// Enqueues the forward kernel, and the one that joins partitions.
+/// Where a launch keeps parts of what it computes.
+#[derive(Clone, Copy, Default)]
+struct Workspace {
+    partials: u64,
+    counters: u64,
+}
+
+/// The workspace of a plan on its stream.
+fn workspace(
+    planned: &Planned,
+    state: &mut StreamState<Context>,
+    launch: &StreamUse<'_, Context>,
+) -> Result<Workspace> {
+    let mut workspace = Workspace::default();
+    if planned.workspace_bytes() > 0 {
+        workspace.partials = state.workspace(planned.workspace_bytes(), launch)?;
+    }
+    if planned.workspace.counters > 0 {
+        workspace.counters = state.part_counters(planned.workspace.counters, launch)?;
+    }
+    Ok(workspace)
+}
+
+/// Enqueues the kernels of a plan, all of them loaded.
 ///
 /// # Safety
 /// - The tensors of `problem` are valid until the stream has passed the kernels, and used by nothing else in a way
@@ -174,25 +181,31 @@ impl Launcher {
 ///   counter.
 unsafe fn enqueue(
     planned: &Planned,
-    (forward, combine): (&Arc<Module>, Option<&Arc<Module>>),
     problem: &AttentionProblem<'_>,
     functors: &FunctorSpec<'_>,
-    workspace: u64,
+    workspace: Workspace,
     hopper: Option<&HopperParameters>,
     stream: &Stream,
 ) -> Result<()> {
     let mut parameters = parameters::attention(problem, &planned.cut);
-    parameters.partial_out = DeviceAddress(workspace);
-    parameters.partial_lse = DeviceAddress(workspace + planned.workspace_bytes.0 as u64);
-    let bytes = bytemuck::bytes_of(&parameters);
-    let arguments = [bytes, &functors.parameters, hopper.map_or(&[], bytemuck::bytes_of)];
+    parameters.partial_out = DeviceAddress(workspace.partials);
+    parameters.partial_lse = DeviceAddress(workspace.partials + planned.workspace.partial_out as u64);
+    parameters.counters = DeviceAddress(workspace.counters);
+    let arguments =
+        [bytemuck::bytes_of(&parameters), &functors.parameters, hopper.map_or(&[], bytemuck::bytes_of)];
     let arguments = &arguments[..if hopper.is_some() { 3 } else { 2 }];
     // SAFETY: the kernel's parameters are this struct, the functors' bytes and Hopper's own; what they address is the
     // caller's duty.
-    unsafe { forward.launch(&planned.forward.launch, arguments, stream) }?;
-    if let (Some(module), Some(kernel)) = (combine, &planned.combine) {
+    unsafe { planned.forward.enqueue(arguments, stream) }?;
+    if let Some(combine) = &planned.combine {
         // SAFETY: as above; this kernel's only parameter is the struct.
-        unsafe { module.launch(&kernel.launch, &[bytes], stream) }?;
+        unsafe { combine.enqueue(&arguments[..1], stream) }?;
+    }
+    if let Some((short, cut)) = &planned.short {
+        cut.apply(&mut parameters);
+        let arguments = [bytemuck::bytes_of(&parameters), &functors.parameters];
+        // SAFETY: as for the first kernel; this one writes other rows.
+        unsafe { short.enqueue(&arguments, stream) }?;
     }
     Ok(())
 }

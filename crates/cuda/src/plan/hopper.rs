@@ -72,6 +72,9 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
         heads_per_tile,
         section: section(request, heads_per_tile),
         num_partitions: 1,
+        workers: 0,
+        least_q_len: 0,
+        short: None,
         reason,
     })
 }

@@ -1,6 +1,7 @@
 //! Which kernel computes a problem, in which tiles and how many partitions: pure functions of sizes, dtypes, mask,
 //! configuration and device, with snapshots of what they answer.
 
+mod decode;
 mod hopper;
 mod id;
 mod split;
@@ -12,7 +13,7 @@ mod tests;
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
 use omniflash_gpu::plan::{is_causal, typical_rows};
-use omniflash_kernels_cuda::{ForwardConfig, HopperConfig, NaiveConfig};
+use omniflash_kernels_cuda::{DecodeConfig, ForwardConfig, HopperConfig, NaiveConfig};
 
 use crate::probe::DeviceFacts;
 
@@ -46,6 +47,12 @@ pub(crate) struct Choice {
     /// Pairs of sequence and head tile whose longest tiles start together.
     pub(crate) section: usize,
     pub(crate) num_partitions: usize,
+    /// Blocks that share all keys of the batch evenly; 0 where every item has `num_partitions`.
+    pub(crate) workers: usize,
+    /// Sequences with fewer query rows are left to `short`.
+    pub(crate) least_q_len: usize,
+    /// What computes the sequences with fewer rows, of a batch that has both.
+    pub(crate) short: Option<Box<Choice>>,
     pub(crate) reason: String,
 }
 
@@ -53,6 +60,7 @@ pub(crate) struct Choice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum KernelChoice {
     Forward(ForwardConfig),
+    Decode(DecodeConfig),
     Hopper(HopperConfig),
     Naive(NaiveConfig),
 }
@@ -92,21 +100,32 @@ fn choose_tiled(request: &Request<'_>) -> Result<Choice> {
             "algorithm naive works there, and the CPU backend",
         ));
     }
-    let shape = request.shape;
-    let rows = typical_rows(shape);
+    if let Some(choice) = decode::choose(request)? {
+        return Ok(choice);
+    }
+    if let Some((short, least_q_len)) = decode::choose_short(request)? {
+        // What is left are long sequences, which fill the device by themselves.
+        let config = AttentionConfig { num_partitions: Some(1), ..*request.config };
+        let long = choose_prefill(&Request { config: &config, ..*request }, request.shape.seqlen_q)?;
+        let reason = format!("{}; of at least {least_q_len}: {}", short.reason, long.reason);
+        return Ok(Choice { least_q_len, short: Some(Box::new(short)), reason, ..long });
+    }
+    choose_prefill(request, typical_rows(request.shape))
+}
+
+/// Tiles for sequences of `rows` queries.
+fn choose_prefill(request: &Request<'_>, rows: usize) -> Result<Choice> {
     let tile = tile::choose(request, rows)?;
     let partitions = split::choose(request, &tile)?;
-    let section = section(request);
-    let packing = if tile.heads_per_tile > 1 {
-        format!("{} heads packed into a tile", tile.heads_per_tile)
-    } else {
-        "one head a tile".into()
-    };
+    let packing = decode::packing(tile.heads_per_tile);
     Ok(Choice {
         kernel: KernelChoice::Forward(tile.config),
         heads_per_tile: tile.heads_per_tile,
-        section,
+        section: section(request),
         num_partitions: partitions.number,
+        workers: 0,
+        least_q_len: 0,
+        short: None,
         reason: format!("{}, {packing}, {}", tile.reason, partitions.reason),
     })
 }
@@ -144,6 +163,9 @@ fn choose_naive(request: &Request<'_>) -> Result<Choice> {
         heads_per_tile: 1,
         section: 1,
         num_partitions: 1,
+        workers: 0,
+        least_q_len: 0,
+        short: None,
         reason: "one row a block, for checking".into(),
     })
 }

@@ -1,6 +1,6 @@
 //! Splitting keys among blocks, for launches with too few tiles to fill the device.
 
-use omniflash_core::{Error, Result};
+use omniflash_core::{AttentionConfig, Error, Result};
 use omniflash_kernels_cuda::ForwardConfig;
 
 use super::Request;
@@ -17,7 +17,7 @@ const REGISTERS: usize = 65_536;
 const REGISTERS_OF_A_THREAD: usize = 256;
 
 /// Shared memory that the system takes of each block.
-const RESERVED_SHARED_BYTES: usize = 1024;
+pub(super) const RESERVED_SHARED_BYTES: usize = 1024;
 
 /// How many partitions, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,21 +32,31 @@ pub(crate) fn choose(request: &Request<'_>, tile: &TileChoice) -> Result<Partiti
         return Err(Error::unsupported(
             request.backend,
             "split_within_block",
-            "its warps split rows, never keys",
+            "warps of tiles for so many rows split rows, never keys",
             "num_partitions splits keys among blocks",
         ));
     }
-    if let Some(number) = request.config.num_partitions {
-        if number > LIMIT {
-            return Err(Error::value("config.num_partitions", number, format!("1 to {LIMIT}")));
-        }
-        return Ok(Partitions { number, reason: format!("{number} partitions as configured") });
+    if let Some(partitions) = configured(request.config)? {
+        return Ok(partitions);
     }
     let shape = request.shape;
     let row_tiles = tile.config.num_row_tiles(super::typical_rows(shape), tile.heads_per_tile) as usize;
     let tiles = shape.batch * (shape.num_heads / tile.heads_per_tile.max(1)) * row_tiles;
     let slots = request.facts.multiprocessors * blocks_of_a_multiprocessor(request, &tile.config);
     Ok(fill(tiles, shape.seqlen_k.div_ceil(tile.config.block_n), slots))
+}
+
+/// The number of partitions that the caller gave.
+pub(super) fn configured(config: &AttentionConfig) -> Result<Option<Partitions>> {
+    match config.num_partitions {
+        Some(number) if number > LIMIT => {
+            Err(Error::value("config.num_partitions", number, format!("1 to {LIMIT}")))
+        }
+        number => {
+            Ok(number
+                .map(|number| Partitions { number, reason: format!("{number} partitions as configured") }))
+        }
+    }
 }
 
 /// Blocks that fit on a multiprocessor at a time, estimated: a plan asks no driver.

@@ -54,6 +54,13 @@ fn shape(
     *problem.shape()
 }
 
+/// The shape of a ragged batch of queries over a dense cache.
+fn ragged(batch: usize, seqlen_q: usize, total_q: usize, heads: (usize, usize), dim: usize) -> ProblemShape {
+    let mut shape = shape(batch, (seqlen_q, 4096), heads, dim, DType::BF16);
+    (shape.ragged_q, shape.total_q) = (true, total_q);
+    shape
+}
+
 fn choose_with(
     shape: &ProblemShape,
     facts: &DeviceFacts,
@@ -75,6 +82,7 @@ fn tiled(choice: &Choice) -> ForwardConfig {
 fn described(choice: &Choice) -> (String, usize) {
     match choice.kernel {
         KernelChoice::Forward(config) => (config.to_string(), config.shared_memory_bytes()),
+        KernelChoice::Decode(config) => (format!("decode {config}"), config.shared_memory_bytes()),
         KernelChoice::Hopper(config) => (config.to_string(), config.shared_memory_bytes()),
         KernelChoice::Naive(_) => panic!("{choice:?}"),
     }
@@ -100,6 +108,12 @@ fn table(capability: (u32, u32)) -> String {
         ("decode mha d128", shape(16, (1, 4096), (32, 32), 128, DType::BF16)),
         ("decode mqa d256", shape(8, (1, 8192), (16, 1), 256, DType::BF16)),
         ("speculative 5 rows", shape(8, (5, 2048), (64, 8), 64, DType::BF16)),
+        ("decode 1x1k d128", shape(1, (1, 1024), (32, 8), 128, DType::BF16)),
+        ("decode wide group", shape(2, (1, 4096), (64, 1), 128, DType::BF16)),
+        ("speculative 16 rows", shape(8, (16, 2048), (8, 8), 64, DType::BF16)),
+        ("mixed ragged", ragged(270, 1024, 230 + 40 * 1024, (32, 8), 128)),
+        ("even ragged", ragged(40, 1024, 40 * 700, (32, 8), 128)),
+        ("ragged decode", ragged(64, 1, 64, (32, 8), 128)),
         ("few tiles, many keys", shape(1, (256, 65_536), (8, 8), 128, DType::BF16)),
         ("heads to pack", shape(4, (65, 4096), (32, 4), 128, DType::F16)),
         ("short keys", shape(1, (1, 128), (8, 8), 64, DType::BF16)),
@@ -108,10 +122,10 @@ fn table(capability: (u32, u32)) -> String {
         for mask_type in ["NoMask", "Causal"] {
             let choice = choose_with(shape, &facts, AttentionConfig::default(), mask_type).unwrap();
             let (config, shared) = described(&choice);
-            let Choice { heads_per_tile, section, reason, .. } = choice;
+            let Choice { heads_per_tile, section, workers, reason, .. } = choice;
             writeln!(
                 text,
-                "{name} {mask_type}: {config} pack {heads_per_tile} section {section} shared {shared} | {reason}"
+                "{name} {mask_type}: {config} pack {heads_per_tile} section {section} workers {workers} shared {shared} | {reason}"
             )
             .unwrap();
         }
@@ -147,12 +161,13 @@ fn every_default_tile_can_be_built_and_fits() {
                             choose_with(&shape, &facts, AttentionConfig::default(), mask_type).unwrap();
                         match choice.kernel {
                             KernelChoice::Forward(config) => config.check().unwrap(),
+                            KernelChoice::Decode(config) => config.check().unwrap(),
                             KernelChoice::Hopper(config) => config.check(facts.shared_memory_bytes).unwrap(),
                             KernelChoice::Naive(_) => panic!("{choice:?}"),
                         }
                         let (config, shared) = described(&choice);
                         assert!(shared <= facts.shared_memory_bytes, "{config}");
-                        assert!((1..=128).contains(&choice.num_partitions));
+                        assert!((1..=264).contains(&choice.num_partitions));
                     }
                 }
             }
@@ -167,6 +182,32 @@ fn given_partitions_are_kept_whatever_the_batch() {
         let shape = shape(batch, (1, 4096), (8, 8), 128, DType::BF16);
         assert_eq!(choose_with(&shape, &facts((9, 0)), config, "Causal").unwrap().num_partitions, 7);
     }
+}
+
+#[test]
+fn given_partitions_keep_the_kernel_and_its_cut_whatever_the_batch() {
+    let config = AttentionConfig { num_partitions: Some(6), ..AttentionConfig::default() };
+    let choice = |batch| {
+        choose_with(&shape(batch, (1, 4096), (32, 8), 128, DType::BF16), &facts((9, 0)), config, "Causal")
+            .unwrap()
+    };
+    assert_eq!((choice(1).workers, choice(1).num_partitions), (0, 6));
+    assert_eq!(choice(1).kernel, choice(77).kernel);
+}
+
+#[test]
+fn prefill_tiles_are_there_for_few_rows_when_they_are_asked_for() {
+    let shape = shape(2, (1, 4096), (32, 8), 128, DType::BF16);
+    let none = AttentionConfig::default();
+    for config in [
+        AttentionConfig { block_n: Some(64), ..none },
+        AttentionConfig { split_within_block: Some(false), ..none },
+    ] {
+        tiled(&choose_with(&shape, &facts((9, 0)), config, "NoMask").unwrap());
+    }
+    let within = AttentionConfig { split_within_block: Some(true), ..none };
+    let choice = choose_with(&shape, &facts((9, 0)), within, "NoMask").unwrap();
+    assert!(matches!(choice.kernel, KernelChoice::Decode(_)), "warps of the decode kernel split keys");
 }
 
 #[test]

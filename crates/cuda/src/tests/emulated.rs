@@ -5,6 +5,10 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests of a GPU")]
 mod support;
 
+#[path = "../../tests/support/append.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests of a GPU")]
+mod append;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -38,8 +42,14 @@ impl Compiler for HostCompiler {
         let read = |name: &str| fs::read_to_string(emulator.join(name)).expect("the emulator is in the tree");
         let (call, functor_bytes) = if source.id.starts_with("combine") {
             ("omniflash_combine(*static_cast<const AttentionParameters*>(argument_0));", "0")
+        } else if source.id.starts_with("kv-append") {
+            ("omniflash_kv_append(*static_cast<const KvAppendParameters*>(argument_0));", "0")
         } else {
-            let entry = if source.id.starts_with("naive") { "omniflash_naive" } else { "omniflash_forward" };
+            let entry = match source.id.split('-').next() {
+                Some("naive") => "omniflash_naive",
+                Some("dec") => "omniflash_decode",
+                _ => "omniflash_forward",
+            };
             let call = "(*static_cast<const AttentionParameters*>(argument_0), \
                         *static_cast<const Functors<MaskType, ScoreModType>*>(argument_1));";
             (&*format!("{entry}{call}").leak(), "sizeof(Functors<MaskType, ScoreModType>)")
@@ -121,6 +131,7 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         Case { keys: Keys::Continuous, mask: MaskKind::Window(31, 0), partitions: Some(3), ..base },
         Case { partitions: Some(4), ..paged },
         Case { partitions: Some(1), ragged_q: true, ..paged },
+        Case { ragged_q: true, batch: 3, seqlen: (40, 300), mask: MaskKind::Causal, heads: (8, 2), ..base },
         Case { dims: (20, 36), keys: Keys::Lengths, ..base },
         Case { mask: MaskKind::DenseFloat, ..Case { dtype: DType::F32, ..base } },
         Case { algorithm: Algorithm::Naive, mask: MaskKind::PrefixLm, dtype: DType::F16, ..base },
@@ -129,5 +140,21 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         let (errors, plan) = errors(&backend, &case).unwrap_or_else(|error| panic!("{case:?}: {error}"));
         assert!(errors.are_fine(case.dtype), "{errors:?}\n{case:?}\n{plan}");
     }
-    assert!(fake.launches().iter().any(|launch| launch.entry() == "omniflash_combine"));
+    for entry in ["omniflash_combine", "omniflash_decode"] {
+        assert!(fake.launches().iter().any(|launch| launch.entry() == entry), "{entry}");
+    }
+}
+
+#[test]
+fn appended_rows_land_where_the_reference_puts_them() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let compiler = HostCompiler { folder: tempfile::tempdir().unwrap() };
+    if let Err(reason) = compiler.version() {
+        println!("skipped: no C++ compiler: {reason}");
+        return;
+    }
+    let backend = fake.backend_with_compiler(compiler);
+    for append in append::appends() {
+        assert!(append::agrees(&backend, &append).unwrap(), "{append:?}");
+    }
 }

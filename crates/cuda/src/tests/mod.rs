@@ -199,6 +199,7 @@ fn a_second_launch_only_launches() {
     for options in [
         AttentionOptions::new().num_partitions(1),
         AttentionOptions::new(),
+        split_by_blocks(8),
         AttentionOptions::new().mask(even),
         AttentionOptions::new()
             .config(AttentionConfig { algorithm: Algorithm::Flash3, ..Default::default() }),
@@ -217,9 +218,70 @@ fn a_second_launch_only_launches() {
         let plan = backend.plan(&problem).unwrap();
         launch(&backend, &problem, &stream).unwrap();
         assert_eq!(asked.map(|name| fake.calls(name)), before, "{plan}");
-        let kernels = if plan.num_partitions > 1 { 2 } else { 1 };
+        let joins = plan.num_partitions > 1 && plan.kernel_id.starts_with("fwd");
+        let kernels = if joins { 2 } else { 1 };
         assert_eq!(fake.launches().len() - launches, kernels, "{plan}");
     }
+}
+
+/// Partitions that a kernel of their own joins: those of the prefill tiles.
+fn split_by_blocks(num_partitions: usize) -> AttentionOptions<'static> {
+    let config = AttentionConfig { split_within_block: Some(false), ..AttentionConfig::default() };
+    AttentionOptions::new().config(config).num_partitions(num_partitions)
+}
+
+#[test]
+fn a_decode_step_is_one_launch_with_counters_that_are_zero() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    fake.set_sizes(size_of::<AttentionParameters>(), 16);
+    let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+    let options = AttentionOptions::new();
+    let problem = tensors.problem(&options);
+    let plan = backend.plan(&problem).unwrap();
+    launch(&backend, &problem, &stream).unwrap();
+    let launches = fake.launches();
+    assert_eq!(launches.iter().map(fake::FakeLaunch::entry).collect::<Vec<_>>(), ["omniflash_decode"]);
+    let found = parameters(&launches[0]);
+    assert_eq!([found.num_workers, 1, 1], plan.grid);
+    assert_eq!(found.heads_per_tile, 4);
+    let partial_out_bytes = 2 * u64::from(found.num_workers) * 16 * 128 * 4;
+    assert_eq!(found.partial_lse.0 - found.partial_out.0, partial_out_bytes);
+    // SAFETY: the fake driver's memory is the host's; the counters are as many as the blocks.
+    let counters = unsafe {
+        std::slice::from_raw_parts(
+            std::ptr::with_exposed_provenance::<u32>(found.counters.0 as usize),
+            found.num_workers as usize,
+        )
+    };
+    assert!(counters.iter().all(|&counter| counter == 0));
+}
+
+#[test]
+fn a_ragged_batch_of_long_and_short_sequences_takes_two_kernels() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    fake.set_sizes(size_of::<AttentionParameters>(), 16);
+    let zeros = |shape: &[usize]| Tensor::zeros(&backend, DType::BF16, shape, &stream).unwrap();
+    let (q, kv, mut out) = (zeros(&[110, 8, 64]), zeros(&[11, 256, 2, 64]), zeros(&[110, 8, 64]));
+    let cu_seqlens: Vec<i32> = (0..11).chain([110]).collect();
+    let cu_seqlens = Tensor::from_slice(&backend, &cu_seqlens, &[12], &stream).unwrap();
+    let query = Query::Ragged { q: q.view(), cu_seqlens: cu_seqlens.view(), max_seqlen: Some(100) };
+    let kv = KvCache::dense(kv.view(), kv.view());
+    let options = AttentionOptions::new();
+    let problem = AttentionProblem::new(query, kv, out.view_mut(), None, &options).unwrap();
+    let plan = launch(&backend, &problem, &stream).map(|()| backend.plan(&problem).unwrap()).unwrap();
+    assert!(plan.reason.contains("up to 4 rows") && plan.reason.contains("at least 5"), "{}", plan.reason);
+    let launches = fake.launches();
+    let found: Vec<_> = launches.iter().map(|launch| (launch.entry(), parameters(launch))).collect();
+    assert_eq!(
+        found.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
+        ["omniflash_forward", "omniflash_decode"]
+    );
+    assert_eq!((found[0].1.least_q_len, found[0].1.heads_per_tile), (5, 1));
+    assert_eq!((found[1].1.least_q_len, found[1].1.heads_per_tile), (0, 4));
 }
 
 #[test]
@@ -229,7 +291,7 @@ fn partitions_are_joined_from_one_workspace() {
     let stream = backend.stream().unwrap();
     fake.set_sizes(size_of::<AttentionParameters>(), 16);
     let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
-    let options = AttentionOptions::new().num_partitions(8);
+    let options = split_by_blocks(8);
     let problem = tensors.problem(&options);
     let plan = backend.plan(&problem).unwrap();
     launch(&backend, &problem, &stream).unwrap();
@@ -252,7 +314,7 @@ fn workspace_grows_and_what_graphs_use_is_kept() {
     let backend = fake.backend();
     let stream = backend.stream().unwrap();
     let mut tensors = Tensors::new(&backend, &stream, (1, 65536), (8, 2), 128);
-    let with = |partitions| AttentionOptions::new().num_partitions(partitions);
+    let with = split_by_blocks;
     let base = fake.live_bytes();
     launch(&backend, &tensors.problem(&with(4)), &stream).unwrap();
     assert_eq!(fake.live_bytes() - base, 1 << 20);
@@ -278,7 +340,7 @@ fn capture_refuses_what_is_not_prepared_and_takes_what_is() {
     backend.prepare(&plan, &problem, &stream).unwrap();
     assert_eq!(fake.launches().len(), 0);
     let graph = backend.capture(&stream, || launch(&backend, &problem, &stream)).unwrap();
-    assert_eq!(fake.launches().len(), 2);
+    assert_eq!(fake.launches().len(), 1);
     // SAFETY: the fake driver replays nothing.
     unsafe { graph.replay(&stream) }.unwrap();
     assert_eq!(fake.calls("cuGraphLaunch"), 1);
@@ -299,7 +361,7 @@ fn a_closure_is_evaluated_and_copied_once_a_stream() {
         launch(&backend, &tensors.problem(&options), stream).unwrap();
         copies.push(fake.calls("cuMemcpyHtoDAsync_v2"));
     }
-    assert_eq!(copies, [1, 1, 2, 3]);
+    assert_eq!(copies, [2, 2, 4, 5], "each table once, and once a stream the zeros of its counters");
     let options = AttentionOptions::new().mask(mask);
     let starts = Tensor::from_slice(&backend, &[0i32, 0], &[2], &stream).unwrap();
     let options = options.query_start(starts.view());

@@ -58,6 +58,14 @@ enum class LseForm : unsigned {
   Written = 1,
 };
 
+// What the positions of an append say.
+enum class AppendForm : unsigned {
+  // The first new row's.
+  Start = 0,
+  // The length with the new rows.
+  End = 1,
+};
+
 // A tensor of vectors: strides in elements between batches (blocks, pages), rows and heads.
 struct Rows {
   // Element 0.
@@ -116,6 +124,8 @@ struct AttentionParameters {
   void *partial_out;
   // f32 `[num_partitions, rows, num_heads]`; read and written iff num_partitions > 1.
   void *partial_lse;
+  // u32, all 0 before and after a launch: parts of an item that are done; used by the decode kernel iff it cuts items.
+  void *counters;
   // Rows of the query tensor: batch * seqlen_q, or the total of a ragged batch.
   long long total_q;
   // Lengths `[batch]` or offsets `[batch + 1]` of queries, by `query_form`.
@@ -162,10 +172,14 @@ struct AttentionParameters {
   unsigned section;
   // Pieces into which keys are split; 1 for none.
   unsigned num_partitions;
+  // Blocks that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
+  unsigned num_workers;
+  // Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
+  unsigned least_q_len;
   // Multiplies every dot product.
   float softmax_scale;
 };
-static_assert(sizeof(AttentionParameters) == 344);
+static_assert(sizeof(AttentionParameters) == 360);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, q, 0);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, k, 32);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, v, 64);
@@ -173,30 +187,33 @@ OMNIFLASH_CHECK_OFFSET(AttentionParameters, out, 96);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, lse, 128);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, partial_out, 160);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, partial_lse, 168);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, total_q, 176);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_lengths, 184);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, key_lengths, 200);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_start, 216);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, block_table, 232);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, sinks, 256);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_form, 272);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, key_form, 276);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, start_form, 280);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, sink_form, 284);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, lse_form, 288);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, batch, 292);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_heads, 296);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, group_size, 300);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, head_dim, 304);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, value_dim, 308);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, seqlen_q, 312);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, seqlen_k, 316);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, page_size, 320);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, heads_per_tile, 324);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_row_tiles, 328);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, section, 332);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_partitions, 336);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, softmax_scale, 340);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, counters, 176);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, total_q, 184);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_lengths, 192);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, key_lengths, 208);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_start, 224);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, block_table, 240);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, sinks, 264);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, query_form, 280);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, key_form, 284);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, start_form, 288);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, sink_form, 292);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, lse_form, 296);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, batch, 300);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_heads, 304);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, group_size, 308);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, head_dim, 312);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, value_dim, 316);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, seqlen_q, 320);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, seqlen_k, 324);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, page_size, 328);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, heads_per_tile, 332);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_row_tiles, 336);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, section, 340);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_partitions, 344);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_workers, 348);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, least_q_len, 352);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, softmax_scale, 356);
 
 // What the check of page and lookup tables is given.
 struct VerifyParameters {
@@ -229,5 +246,67 @@ OMNIFLASH_CHECK_OFFSET(VerifyParameters, seqlen_k, 56);
 OMNIFLASH_CHECK_OFFSET(VerifyParameters, page_size, 60);
 OMNIFLASH_CHECK_OFFSET(VerifyParameters, num_blocks, 64);
 OMNIFLASH_CHECK_OFFSET(VerifyParameters, reserved, 68);
+
+// What the writing of new keys and values into a cache is given; vectors and their strides are counted in the units copied, not in elements.
+struct KvAppendParameters {
+  // New keys.
+  Rows new_k;
+  // New values.
+  Rows new_v;
+  // The cache's keys: batches, blocks or pages by `key_form`.
+  Rows k;
+  // The cache's values.
+  Rows v;
+  // Lengths `[batch]` or offsets `[batch + 1]` of new rows, by `new_form`.
+  Indices new_lengths;
+  // `[batch]`, by `append_form`.
+  Indices positions;
+  // Lookup table `[batch]` or page table `[batch, max_pages]`, by `key_form`.
+  Table block_table;
+  // A `QueryForm`, of the new rows.
+  unsigned new_form;
+  // A `KeyForm`: `Dense`, `Continuous` or `Paged`.
+  unsigned key_form;
+  // An `AppendForm`.
+  unsigned append_form;
+  // Sequences.
+  unsigned batch;
+  // Heads of keys and values.
+  unsigned num_kv_heads;
+  // Units of a key.
+  unsigned key_units;
+  // Units of a value.
+  unsigned value_units;
+  // The most new rows of a sequence.
+  unsigned new_rows;
+  // Positions that a sequence can have.
+  unsigned capacity;
+  // Positions of a page.
+  unsigned page_size;
+  // Batches, blocks or pages of the cache.
+  unsigned num_blocks;
+  // Rows of the tensor of new rows: those of a sequence, or the total of a ragged batch.
+  unsigned total_rows;
+};
+static_assert(sizeof(KvAppendParameters) == 232);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_k, 0);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_v, 32);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, k, 64);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, v, 96);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_lengths, 128);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, positions, 144);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, block_table, 160);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_form, 184);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, key_form, 188);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, append_form, 192);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, batch, 196);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, num_kv_heads, 200);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, key_units, 204);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, value_units, 208);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, new_rows, 212);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, capacity, 216);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, page_size, 220);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, num_blocks, 224);
+OMNIFLASH_CHECK_OFFSET(KvAppendParameters, total_rows, 228);
 
 }  // namespace omniflash

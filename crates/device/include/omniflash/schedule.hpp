@@ -51,12 +51,15 @@ struct KeyTiles {
   int begin, end;
 
   OMNIFLASH_DEVICE KeyTiles(const Mask& mask, const Sequence& sequence, const RowTile& rows, int block_m, int block_n)
-      : mask(mask), heads(head_invariant<Mask> ? 1 : rows.heads), block_n(block_n), kv_len(sequence.kv_len) {
-    const int last_row = minimum(rows.first_row + block_m, rows.num_rows) - 1;
-    rect.batch = sequence.batch;
-    rect.head = rows.first_head;
-    rect.q_begin = sequence.start + rows.query(rows.first_row);
-    rect.q_end = sequence.start + rows.query(last_row) + 1;
+      : KeyTiles(mask, sequence, queries_of(sequence, rows, block_m), rows.heads, block_n) {}
+
+  // The same for queries of the heads from queries.head on.
+  OMNIFLASH_DEVICE KeyTiles(const Mask& mask, const Sequence& sequence, const RowRange& queries, int num_heads, int block_n)
+      : mask(mask), heads(head_invariant<Mask> ? 1 : num_heads), block_n(block_n), kv_len(sequence.kv_len) {
+    rect.batch = queries.batch;
+    rect.head = queries.head;
+    rect.q_begin = queries.q_begin;
+    rect.q_end = queries.q_end;
     KeyRange visible{kv_len, 0};
     for (int i = 0; i < heads; ++i) {
       KeyRange keys{0, kv_len};
@@ -68,6 +71,12 @@ struct KeyTiles {
     }
     begin = visible.begin / block_n;
     end = visible.begin < visible.end ? ceil_divide(visible.end, block_n) : begin;
+  }
+
+  static OMNIFLASH_DEVICE RowRange queries_of(const Sequence& sequence, const RowTile& rows, int block_m) {
+    const int last_row = minimum(rows.first_row + block_m, rows.num_rows) - 1;
+    return RowRange{sequence.batch, rows.first_head, sequence.start + rows.query(rows.first_row),
+                    sequence.start + rows.query(last_row) + 1};
   }
 
   // Leaves one of the equal runs that the tiles are cut into.

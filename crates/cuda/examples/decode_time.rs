@@ -1,0 +1,202 @@
+//! Times of decode steps over dense and paged caches: CUDA graph replay, the second-level cache flushed before each,
+//! median. One JSON line a case, with names as in the peers' benchmark.
+//!
+//! ```text
+//! decode_time [FILTER]             cases whose name contains FILTER
+//! ```
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command")]
+
+use std::process::ExitCode;
+
+use half::bf16;
+use omniflash_core::{
+    AttentionOptions, AttentionProblem, Backend, DType, KvCache, Layout, Mask, Query, Result, Tensor,
+    TensorRef,
+};
+use omniflash_cuda::CudaBackend;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+/// Bytes written before each replay: more than any second-level cache.
+const FLUSH_BYTES: usize = 256 << 20;
+const REPLAYS: usize = 25;
+/// Elements of the pool that all caches lie in.
+const POOL: usize = 400_000 * 1024;
+
+/// A decode step.
+struct Case {
+    name: String,
+    seqlen_q: usize,
+    heads: (usize, usize),
+    dim: usize,
+    lengths: Vec<usize>,
+    page_size: Option<usize>,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (batch, heads, dim, keys) in [
+        (1, (32, 8), 128, 1024),
+        (1, (32, 8), 128, 4096),
+        (1, (32, 8), 128, 32_768),
+        (1, (32, 8), 128, 131_072),
+        (16, (32, 8), 128, 8192),
+        (64, (32, 8), 128, 4096),
+        (128, (32, 8), 128, 1024),
+        (16, (32, 32), 128, 4096),
+        (16, (64, 8), 64, 8192),
+        (8, (16, 1), 256, 8192),
+    ] {
+        for page_size in [None, Some(16), Some(64), Some(128)] {
+            let paged = page_size.map_or(String::new(), |size| format!("_P{size}"));
+            let name = format!("dec_B{batch}_H{}_{}_D{dim}_KV{keys}{paged}", heads.0, heads.1);
+            cases.push(Case { name, seqlen_q: 1, heads, dim, lengths: vec![keys; batch], page_size });
+        }
+    }
+    for seqlen_q in [2, 4, 8] {
+        let name = format!("dec_Q{seqlen_q}_B16_H32_8_D128_KV8192");
+        cases.push(Case {
+            name,
+            seqlen_q,
+            heads: (32, 8),
+            dim: 128,
+            lengths: vec![8192; 16],
+            page_size: None,
+        });
+    }
+    // Lengths from 128 to 32k, as many of each magnitude, and as many keys in equal lengths.
+    let mut random = ChaCha8Rng::seed_from_u64(64);
+    let mixed: Vec<usize> =
+        (0..64).map(|_| (128.0 * 256f64.powf(random.random::<f64>())).round() as usize).collect();
+    let mean = mixed.iter().sum::<usize>() / mixed.len();
+    for (kind, lengths) in [("mixed", mixed), ("equal", vec![mean; 64])] {
+        let name = format!("dec_B64_H32_8_D128_KV{mean}_{kind}_P16");
+        cases.push(Case { name, seqlen_q: 1, heads: (32, 8), dim: 128, lengths, page_size: Some(16) });
+    }
+    cases
+}
+
+fn main() -> ExitCode {
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let backend = match CudaBackend::discover() {
+        Ok(backends) => backends.into_iter().next(),
+        Err(absent) => {
+            println!("skipped: {absent}");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let Some(backend) = backend else {
+        println!("skipped: no GPU can be used");
+        return ExitCode::SUCCESS;
+    };
+    match run(&backend, &filter) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(backend: &CudaBackend, filter: &str) -> Result<()> {
+    let stream = backend.stream()?;
+    let mut random = ChaCha8Rng::seed_from_u64(9);
+    let pattern: Vec<bf16> =
+        (0..65_521).map(|_| bf16::from_f32(StandardNormal.sample(&mut random))).collect();
+    let data: Vec<bf16> = pattern.iter().copied().cycle().take(POOL).collect();
+    let pools = [
+        Tensor::from_slice(backend, &data, &[POOL], &stream)?,
+        Tensor::from_slice(backend, &data, &[POOL], &stream)?,
+    ];
+    for case in cases().iter().filter(|case| case.name.contains(filter)) {
+        match time(backend, case, &pools) {
+            Ok((ms, plan)) => {
+                let keys: usize = case.lengths.iter().sum();
+                let bytes = (2 * keys * case.heads.1 * case.dim * 2) as f64;
+                println!(
+                    "{{\"system\":\"omniflash-cuda\",\"case\":\"{}\",\"dtype\":\"bfloat16\",\"ms\":{ms:.5},\
+                     \"tbps\":{:.3},\"plan\":\"{plan}\"}}",
+                    case.name,
+                    bytes / f64::from(ms) * 1e-9
+                );
+            }
+            Err(error) => println!("{}: {error}", case.name),
+        }
+    }
+    Ok(())
+}
+
+/// Median milliseconds of a step, and its plan.
+fn time(backend: &CudaBackend, case: &Case, pools: &[Tensor; 2]) -> Result<(f32, String)> {
+    let stream = backend.stream()?;
+    let batch = case.lengths.len();
+    let longest = case.lengths.iter().copied().max().unwrap_or(0);
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let q: Vec<bf16> = (0..batch * case.seqlen_q * case.heads.0 * case.dim)
+        .map(|_| bf16::from_f32(StandardNormal.sample(&mut random)))
+        .collect();
+    let q = Tensor::from_slice(backend, &q, &[batch, case.seqlen_q, case.heads.0, case.dim], &stream)?;
+    let mut out = Tensor::zeros(backend, DType::BF16, q.shape(), &stream)?;
+    let page_size = case.page_size.unwrap_or(longest);
+    let pages = if case.page_size.is_some() { POOL / (page_size * case.heads.1 * case.dim) } else { batch };
+    let shape = [pages, page_size, case.heads.1, case.dim];
+    let view = |pool: &Tensor| -> Result<TensorRef<'static>> {
+        // SAFETY: the pool outlives the case and is at least as long as the shape.
+        Ok(unsafe {
+            TensorRef::from_raw(
+                pool.view().address(),
+                DType::BF16,
+                Layout::contiguous(&shape)?,
+                backend.info().device,
+            )
+        })
+    };
+    let max_pages = longest.div_ceil(page_size);
+    let mut ids: Vec<i32> = (0..pages as i32).collect();
+    ids.shuffle(&mut random);
+    let mut table = vec![i32::MAX; batch * max_pages];
+    let mut free = ids.into_iter();
+    for (b, &length) in case.lengths.iter().enumerate() {
+        for page in 0..length.div_ceil(page_size) {
+            table[b * max_pages + page] = free.next().expect("the pool has room for every case");
+        }
+    }
+    let table = Tensor::from_slice(backend, &table, &[batch, max_pages], &stream)?;
+    let lengths: Vec<i32> = case.lengths.iter().map(|&length| length as i32).collect();
+    let lengths = Tensor::from_slice(backend, &lengths, &[batch], &stream)?;
+    let (k, v) = (view(&pools[0])?, view(&pools[1])?);
+    let kv = match case.page_size {
+        None => KvCache::dense(k, v),
+        Some(_) => KvCache::Paged {
+            k,
+            v,
+            page_table: table.view(),
+            lengths: lengths.view(),
+            max_seqlen: Some(longest),
+        },
+    };
+    let options = AttentionOptions::new().mask(Mask::Causal);
+    let problem = AttentionProblem::new(Query::padded(q.view()), kv, out.view_mut(), None, &options)?;
+    let plan = backend.plan(&problem)?;
+    backend.prepare(&plan, &problem, &stream)?;
+    // SAFETY: all tensors live until the stream is synchronised below.
+    let graph = backend.capture(&stream, || unsafe { backend.launch(&plan, &problem, &stream) })?;
+    let (begin, end) = (backend.event()?, backend.event()?);
+    let mut times = Vec::new();
+    for _ in 0..REPLAYS + 3 {
+        // Zeroed on the stream, then given back: what it displaces is the cache.
+        drop(backend.alloc(FLUSH_BYTES, &stream)?);
+        begin.record(&stream)?;
+        // SAFETY: as above.
+        unsafe { graph.replay(&stream) }?;
+        end.record(&stream)?;
+        times.push(begin.elapsed_ms(&end)?);
+    }
+    backend.synchronize(&stream)?;
+    let times = &mut times[3..];
+    times.sort_by(f32::total_cmp);
+    Ok((times[times.len() / 2], plan.to_string()))
+}

@@ -1,0 +1,152 @@
+//! The kernel for few query rows: which batches take it, and among how many blocks their keys are shared.
+
+use omniflash_core::{AttentionConfig, KvKind, ProblemShape};
+use omniflash_kernels_cuda::DecodeConfig;
+
+use super::split::{self, RESERVED_SHARED_BYTES};
+use super::{Choice, KernelChoice, Request};
+use omniflash_core::Result;
+
+/// Fewer tiles of keys than this are not worth a block of their own; the kernel has the same number.
+const LEAST_TILES: usize = 2;
+
+/// Tiles of heads that may share a key head: each reads its keys, the later ones from the second-level cache.
+const MOST_HEAD_TILES: usize = 2;
+
+/// Ragged batches whose longest sequence is this many times the average have two kinds of sequences.
+const MIXED: usize = 3;
+
+/// The choice for a batch all of whose sequences have few rows; `None` for other batches.
+///
+/// # Errors
+/// [`Error::Value`](omniflash_core::Error::Value) for an impossible number of partitions.
+pub(crate) fn choose(request: &Request<'_>) -> Result<Option<Choice>> {
+    if has_prefill_tiles(request.config) {
+        return Ok(None);
+    }
+    let Some((config, heads_per_tile)) = tile(request, request.shape.seqlen_q) else { return Ok(None) };
+    Ok(shared(request, config, heads_per_tile)?.map(|(workers, num_partitions, why)| Choice {
+        kernel: KernelChoice::Decode(config),
+        heads_per_tile,
+        section: 1,
+        num_partitions,
+        workers,
+        least_q_len: 0,
+        short: None,
+        reason: format!(
+            "decode tile of {} for {} rows, {}, {why}",
+            config.block_m,
+            request.shape.seqlen_q * heads_per_tile,
+            packing(heads_per_tile)
+        ),
+    }))
+}
+
+/// The choice for the short sequences of a ragged batch that has long ones too, and the fewest rows of a long one;
+/// `None` where the lengths differ too little.
+///
+/// # Errors
+/// As [`choose`].
+pub(crate) fn choose_short(request: &Request<'_>) -> Result<Option<(Choice, usize)>> {
+    let shape = request.shape;
+    let is_mixed = shape.ragged_q && MIXED * shape.total_q.div_ceil(shape.batch.max(1)) <= shape.seqlen_q;
+    let splits = request.config.num_partitions.is_some_and(|number| number > 1);
+    if !is_mixed || splits || has_prefill_tiles(request.config) {
+        return Ok(None);
+    }
+    // One query and its group at least; as many more as the tile then has room for.
+    let Some((config, heads_per_tile)) = tile(request, 1) else { return Ok(None) };
+    if heads_per_tile != shape.group_size() {
+        return Ok(None);
+    }
+    let most = config.block_m / heads_per_tile;
+    Ok(shared(request, config, heads_per_tile)?.map(|(workers, num_partitions, why)| {
+        let choice = Choice {
+            kernel: KernelChoice::Decode(config),
+            heads_per_tile,
+            section: 1,
+            num_partitions,
+            workers,
+            least_q_len: 0,
+            short: None,
+            reason: format!("sequences of up to {most} rows in decode tiles of {}, {why}", config.block_m),
+        };
+        (choice, most + 1)
+    }))
+}
+
+/// Whether the caller fixed what only the prefill tiles have, or that warps split rows.
+fn has_prefill_tiles(config: &AttentionConfig) -> bool {
+    let tiles = [
+        config.block_m,
+        config.block_n,
+        config.block_k,
+        config.warp_m,
+        config.warp_n,
+        config.num_pipeline_stages,
+        config.k_group_size,
+    ];
+    tiles.iter().any(Option::is_some) || config.swizzle.is_some() || config.split_within_block == Some(false)
+}
+
+/// The tile for sequences of `seqlen_q` rows, and how many heads it interleaves: the group, or half of it.
+fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)> {
+    let shape = request.shape;
+    let group = shape.group_size();
+    (1..=MOST_HEAD_TILES).filter(|tiles| group.is_multiple_of(*tiles)).find_map(|tiles| {
+        let heads_per_tile = group / tiles;
+        let limit = request.facts.shared_memory_bytes;
+        let rows = seqlen_q.checked_mul(heads_per_tile)?;
+        let config = DecodeConfig::new(shape.dtype, shape.head_dim, shape.value_dim, rows, limit)?;
+        let paged = shape.kv_kind == KvKind::Paged;
+        Some((DecodeConfig { paged, vector_loads: request.is_aligned, ..config }, heads_per_tile))
+    })
+}
+
+/// Blocks that share all keys, or 0, partitions of an item, and why; `None` for more tiles than the kernel counts.
+fn shared(
+    request: &Request<'_>,
+    config: DecodeConfig,
+    heads_per_tile: usize,
+) -> Result<Option<(usize, usize, String)>> {
+    if let Some(partitions) = split::configured(request.config)? {
+        return Ok(Some((0, partitions.number, partitions.reason)));
+    }
+    let shape = request.shape;
+    let items = items(shape, heads_per_tile);
+    let tiles = items.saturating_mul(shape.seqlen_k.div_ceil(config.block_n()).max(1));
+    if u32::try_from(tiles).is_err() {
+        return Ok(None);
+    }
+    let blocks = (request.facts.shared_memory_bytes + RESERVED_SHARED_BYTES)
+        / (config.shared_memory_bytes() + RESERVED_SHARED_BYTES);
+    let slots = request.facts.multiprocessors * blocks.clamp(1, 2);
+    let workers = whole_shares(slots.min(tiles.div_ceil(LEAST_TILES)).max(1), items);
+    let partitions = workers.div_ceil(items.max(1));
+    Ok(Some((workers, partitions, format!("{workers} blocks share the keys of {items} items evenly"))))
+}
+
+/// A few blocks less where then all items of one length are cut alike, or none is: every block has fewer ends of items
+/// to join.
+fn whole_shares(workers: usize, items: usize) -> usize {
+    let items = items.max(1);
+    let whole = if items <= workers { workers / items * items } else { items / items.div_ceil(workers) };
+    if !items.is_multiple_of(whole) && !whole.is_multiple_of(items) || 100 * whole < 94 * workers {
+        return workers;
+    }
+    whole
+}
+
+/// Pairs of sequence and tile of heads.
+fn items(shape: &ProblemShape, heads_per_tile: usize) -> usize {
+    shape.batch * (shape.num_heads / heads_per_tile.max(1))
+}
+
+/// Words for a plan's reason.
+pub(super) fn packing(heads_per_tile: usize) -> String {
+    if heads_per_tile > 1 {
+        format!("{heads_per_tile} heads packed into a tile")
+    } else {
+        "one head a tile".into()
+    }
+}

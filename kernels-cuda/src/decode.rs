@@ -1,0 +1,243 @@
+//! Instances of the kernel for few query rows.
+
+use std::fmt;
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{DType, Error, Result};
+use omniflash_device::TranslationUnit;
+use omniflash_device::parameters::AttentionParameters;
+
+use crate::simple::Launch;
+use crate::{Arithmetic, DECODE_FORWARD, LIBRARY, MAX_HEAD_DIM, element_type};
+
+/// Keys of a tile that one warp takes.
+const SLICE: usize = 16;
+
+/// Bytes of slots of a multiprocessor from which on more of them gain nothing.
+const ENOUGH_BYTES: usize = 96 << 10;
+
+/// Shared memory that the system takes of each block.
+const RESERVED_BYTES: usize = 1024;
+
+/// The choices that make one instance of `decode_forward.cu`, beside mask and score modification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DecodeConfig {
+    /// Type of q, k, v and out.
+    pub dtype: DType,
+    /// How products are computed; [`Arithmetic::Half`] iff dtype has 16 bits.
+    pub arithmetic: Arithmetic,
+    /// head_dim, rounded up to a multiple of 16.
+    pub head_dim: usize,
+    /// value_dim, rounded up to a multiple of 16.
+    pub value_dim: usize,
+    /// Rows of a tile, all of a sequence and key head: 16 or 32.
+    pub block_m: usize,
+    /// Warps of a block; each takes 16 keys of a tile.
+    pub warps: usize,
+    /// Slots of each warp for slices of keys and values.
+    pub stages: usize,
+    /// Whether keys lie in pages.
+    pub paged: bool,
+    /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
+    pub vector_loads: bool,
+}
+
+/// Bytes that the segments of cut items need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecodeWorkspace {
+    /// Of `partial_out`.
+    pub partial_out: usize,
+    /// Of `partial_lse`.
+    pub partial_lse: usize,
+    /// Of `counters`, zero before the first launch; every launch leaves them zero.
+    pub counters: usize,
+}
+
+impl DecodeConfig {
+    /// The default for at most `rows` rows of a sequence and key head, on a device whose blocks have at most
+    /// `shared_memory_limit` bytes of shared memory; `None` where this kernel has no tile.
+    pub fn new(
+        dtype: DType,
+        head_dim: usize,
+        value_dim: usize,
+        rows: usize,
+        shared_memory_limit: usize,
+    ) -> Option<Self> {
+        let wide = head_dim.max(value_dim);
+        // Outputs of 32 rows and 256 columns do not fit the registers of a warp.
+        let most_rows = if wide > 128 { 16 } else { 32 };
+        if wide > MAX_HEAD_DIM || rows > most_rows {
+            return None;
+        }
+        let config = |warps, stages| DecodeConfig {
+            dtype,
+            arithmetic: if dtype.size() == 2 { Arithmetic::Half } else { Arithmetic::Tf32x3 },
+            head_dim: head_dim.next_multiple_of(16),
+            value_dim: value_dim.next_multiple_of(16),
+            block_m: rows.next_multiple_of(16).max(16),
+            warps,
+            stages,
+            paged: false,
+            vector_loads: true,
+        };
+        let half = (shared_memory_limit + RESERVED_BYTES) / 2 - RESERVED_BYTES;
+        let fits = |config: &DecodeConfig, bytes: usize| config.shared_memory_bytes() <= bytes;
+        // Two blocks of a multiprocessor, so that one loads where the other begins or ends an item.
+        for stages in (3..=8).rev() {
+            let two = config(4, stages);
+            if fits(&two, half) && (stages == 3 || 2 * (stages - 1) * two.slot_bytes() < 2 * ENOUGH_BYTES) {
+                return Some(two);
+            }
+        }
+        [(4, 4), (4, 3), (4, 2), (2, 3), (2, 2)]
+            .into_iter()
+            .map(|(warps, stages)| config(warps, stages))
+            .find(|config| config.can_fill() && fits(config, shared_memory_limit))
+    }
+
+    /// Checks that such an instance can be built.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that says what is possible.
+    pub fn check(&self) -> Result<()> {
+        let value = |name: &str, value: usize, expected: &str| {
+            Err(Error::value(format!("config.{name}"), value, expected))
+        };
+        if self.block_m != 16 && self.block_m != 32 {
+            return value("block_m", self.block_m, "16 or 32");
+        }
+        if self.warps == 0 || self.warps > 8 || !self.can_fill() {
+            return value("warps", self.warps, "1 to 8, enough to copy a row at once");
+        }
+        if self.stages < 2 || self.stages > 8 {
+            return value("num_pipeline_stages", self.stages, "2 to 8");
+        }
+        Ok(())
+    }
+
+    /// Whether a row of queries has at most as many chunks as a block threads.
+    fn can_fill(&self) -> bool {
+        self.head_dim * self.dtype.size() / 16 <= 32 * self.warps
+    }
+
+    /// Keys of a tile.
+    pub fn block_n(&self) -> usize {
+        SLICE * self.warps
+    }
+
+    /// Threads of a block.
+    pub fn block_threads(&self) -> u32 {
+        32 * self.warps as u32
+    }
+
+    /// Bytes of one slot of all warps.
+    fn slot_bytes(&self) -> usize {
+        self.dtype.size() * self.block_n() * (self.head_dim + self.value_dim)
+    }
+
+    /// Dynamic shared memory of a block: queries and slots, or the sums of all warps.
+    pub fn shared_memory_bytes(&self) -> usize {
+        let inputs = self.dtype.size() * self.block_m * self.head_dim + self.stages * self.slot_bytes();
+        let sums = self.warps * self.block_m * (4 * (self.value_dim + 8) + 8);
+        inputs.max(sums)
+    }
+
+    /// The blocks of a launch: `num_workers`, or with 0 items along x and partitions along y.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when there are more than a launch can have.
+    pub fn launch(&self, parameters: &AttentionParameters) -> Result<Launch> {
+        let items = items(parameters);
+        let grid = if parameters.num_workers > 0 {
+            [parameters.num_workers, 1, 1]
+        } else {
+            [u32::try_from(items).unwrap_or(u32::MAX), parameters.num_partitions, 1]
+        };
+        if items > i32::MAX as usize {
+            return Err(Error::value("q", format!("{items} items"), format!("at most {}", i32::MAX)));
+        }
+        Ok(Launch {
+            grid,
+            block_threads: self.block_threads(),
+            shared_memory_bytes: self.shared_memory_bytes(),
+        })
+    }
+
+    /// What the segments of cut items need.
+    pub fn workspace(&self, parameters: &AttentionParameters) -> DecodeWorkspace {
+        let (slots, counters) = match (parameters.num_workers as usize, parameters.num_partitions as usize) {
+            (0, 0 | 1) => (0, 0),
+            (0, partitions) => (partitions * items(parameters), items(parameters)),
+            // A worker continues one item and begins one.
+            (workers, _) => (2 * workers, workers),
+        };
+        DecodeWorkspace {
+            partial_out: 4 * slots * self.block_m * self.value_dim,
+            partial_lse: 4 * slots * self.block_m,
+            counters: 4 * counters,
+        }
+    }
+
+    /// The source of the instance.
+    pub fn translation_unit(&self, functors: &FunctorSpec<'_>) -> TranslationUnit {
+        TranslationUnit::new(DECODE_FORWARD, LIBRARY, "omniflash_decode")
+            .with_functors(functors)
+            .with_type("Element", element_type(self.dtype))
+            .with_type("Product", self.arithmetic.cpp_type(self.dtype))
+            .with_type("Keys", if self.paged { "PagedKeys" } else { "StridedKeys" })
+            .with_constant("kHeadDim", self.head_dim as i64)
+            .with_constant("kValueDim", self.value_dim as i64)
+            .with_constant("kBlockM", self.block_m as i64)
+            .with_constant("kWarps", self.warps as i64)
+            .with_constant("kStages", self.stages as i64)
+            .with_constant("kVectorLoads", self.vector_loads)
+    }
+}
+
+/// Pairs of sequence and head tile.
+fn items(parameters: &AttentionParameters) -> usize {
+    parameters.batch as usize * (parameters.num_heads / parameters.heads_per_tile.max(1)) as usize
+}
+
+impl fmt::Display for DecodeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}-d{}", self.dtype, self.arithmetic.suffix(), self.head_dim)?;
+        if self.value_dim != self.head_dim {
+            write!(f, "v{}", self.value_dim)?;
+        }
+        write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n(), self.warps, self.stages)?;
+        write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
+        f.write_str(if self.vector_loads { "" } else { "-unaligned" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dimension_has_a_tile_but_wide_f32_where_shared_memory_is_scarce() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (head_dim, value_dim) in (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)]) {
+                for limit in [99 << 10, 163 << 10, 227 << 10] {
+                    let Some(config) = DecodeConfig::new(dtype, head_dim, value_dim, 16, limit) else {
+                        assert!(dtype == DType::F32 && head_dim > 160 && limit == 99 << 10, "d{head_dim}");
+                        continue;
+                    };
+                    assert!(config.check().is_ok() && config.shared_memory_bytes() <= limit, "{config}");
+                }
+            }
+        }
+        assert_eq!(DecodeConfig::new(DType::BF16, 256, 256, 17, 227 << 10), None);
+        assert_eq!(DecodeConfig::new(DType::BF16, 128, 128, 33, 227 << 10), None);
+    }
+
+    #[test]
+    fn a_multiprocessor_of_a_h100_has_64_kib_under_way() {
+        for (dim, dtype) in [(64, DType::BF16), (128, DType::BF16), (256, DType::F16), (128, DType::F32)] {
+            let config = DecodeConfig::new(dtype, dim, dim, 8, 227 << 10).unwrap();
+            let blocks = (228 << 10) / (config.shared_memory_bytes() + 1024);
+            assert!(blocks * (config.stages - 1) * config.slot_bytes() >= 64 << 10, "{config}");
+        }
+    }
+}
