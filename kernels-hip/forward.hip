@@ -60,11 +60,11 @@ constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
 constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
 constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
 
-// A row of f32 on RDNA leaves no registers for a long query, nor does any on gfx11, where operands are held twice.
+// On RDNA a long output leaves no registers for a long query.
 #if OMNIFLASH_MFMA
 constexpr bool kHoldQuery = true;
 #else
-constexpr bool kHoldQuery = kHeadDim * sizeof(Element) <= 512;
+constexpr bool kHoldQuery = kHeadDim * sizeof(Element) <= 256;
 #endif
 using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
 using Scores = Accumulator[kKeyTiles];
@@ -84,6 +84,13 @@ OMNIFLASH_DEVICE unsigned block_of_die(const AttentionParameters& parameters, un
   const unsigned blocks = parameters.batch * (parameters.num_heads / parameters.heads_per_tile) * parameters.num_row_tiles;
   const unsigned die = block % kDies, most = blocks / kDies, longer = blocks % kDies;
   return die * most + minimum(die, longer) + block / kDies;
+}
+
+// The kernel's first argument, read anew: otherwise all of it would stay in registers until the end.
+OMNIFLASH_DEVICE const AttentionParameters& parameters_again() {
+  auto* arguments = __builtin_amdgcn_kernarg_segment_ptr();
+  asm volatile("" : "+s"(arguments));
+  return *(const AttentionParameters*)arguments;
 }
 
 // What one block works on, and which row a lane.
@@ -129,11 +136,12 @@ struct Block {
   OMNIFLASH_DEVICE int keys_from(int tile) const { return sequence.kv_len - tile * kBlockN; }
   // Keys past the end become zeros: whatever lies there, it is not read.
   OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(keys.template keys_from<Element>(tile * kBlockN), parameters.head_dim, keys_from(tile));
+    stage.template load<kVectorLoads>(keys.template keys_from<Element>(tile * kBlockN),
+                                      opaque_uniform(parameters.head_dim), keys_from(tile));
   }
   OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(keys.template values_from<Element>(tile * kBlockN), parameters.value_dim,
-                                      keys_from(tile));
+    stage.template load<kVectorLoads>(keys.template values_from<Element>(tile * kBlockN),
+                                      opaque_uniform(parameters.value_dim), keys_from(tile));
   }
 };
 
@@ -142,7 +150,7 @@ struct Block {
 // Scale and score modification.
 OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
   if constexpr (is_identity<ScoreModType>) {
-    if (block.scale == 1.0f) return;
+    if (opaque_uniform(block.scale == 1.0f)) return;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) s[n] *= block.scale;
   } else {
@@ -247,13 +255,20 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
     for (int first = 0; first < kOutputs; first += kElements) {
       // One after the other: this happens seldom, and must not cost registers.
       __builtin_amdgcn_sched_barrier(0);
-      const Chunk chunk = load_chunk<kVectorLoads>(value, result_row(first, group), columns, true);
+      const int column = result_row(first, group);
+      Chunk chunk = 0;
+      if constexpr (kVectorLoads) {
+        chunk = load_global<Chunk>(value + minimum(column, columns - kElements));
+      } else {
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) set_element(chunk, i, value[minimum(column + i, columns - 1)]);
+      }
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
         const float number = element_of<Element>(chunk, i);
         const bool is_finite = (__builtin_bit_cast(unsigned, number) & 0x7f800000) != 0x7f800000;
-        const float added = is_finite || weight == 0.0f ? 0.0f : number;
-        set_result(o, first + i, result(o, first + i) + added);
+        const bool is_hidden = weight == 0.0f || column + i >= columns;
+        set_result(o, first + i, result(o, first + i) + (is_finite || is_hidden ? 0.0f : number));
       }
     }
   }
@@ -338,7 +353,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   const Query query(block.row<const Element>(parameters.q), parameters.head_dim);
   Output o = {};
   SoftmaxRow row;
-  const bool active = block.is_active();
+  const int active = block.is_active();
   KeyTile::Stage key_stage;
   ValueTile::Stage value_stage;
   if (tile < tiles.end) {
@@ -365,7 +380,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     }
 
     Scores s = {};
-    if (active) Product::scores<KeyTile>(s, query, kKeysAt);
+    if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
     if constexpr (kStages == 1) {
       barrier();  // all waves have left the keys
       const bool found = value_stage.store(kValuesAt, hides);
@@ -373,7 +388,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       barrier();
       if (next < tiles.end) block.load_keys(key_stage, next);
     }
-    if (active) {
+    if (opaque_uniform(active)) {
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
@@ -382,5 +397,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     }
     tile = next;
   }
-  if (active) store(block, row, o);
+  if (!active) return;
+  const AttentionParameters& again = parameters_again();
+  store(Block(again, functors, work_of_block(again, block_of_die(again, block_index_x()))), row, o);
 }

@@ -29,6 +29,13 @@ using Chunk = unsigned __attribute__((ext_vector_type(4)));
 template <class Element>
 constexpr int kChunkElements = 16 / sizeof(Element);
 
+// Hides where a number that all lanes share comes from: loops that ask about it are not duplicated for each answer.
+OMNIFLASH_DEVICE int opaque_uniform(int value) {
+  value = __builtin_amdgcn_readfirstlane(value);
+  asm volatile("" : "+s"(value));
+  return value;
+}
+
 OMNIFLASH_DEVICE int lane_index() { return thread_index() % kWarpSize; }
 // The same for all lanes, and known to be.
 OMNIFLASH_DEVICE int warp_index() { return __builtin_amdgcn_readfirstlane(thread_index() / kWarpSize); }

@@ -17,6 +17,24 @@ OMNIFLASH_DEVICE void set_result(Accumulator (&all)[kTiles], int i, float value)
   all[i / kAccumulators][i % kAccumulators] = value;
 }
 
+// What may pass a scheduling barrier: vector arithmetic, scalar arithmetic, stores.
+constexpr int kVectorPasses = 0x2, kScalarPasses = 0x4, kStoresPass = 0x240;
+
+// multiply(i, load(i)) for all i in order, with kDepth loads ahead. Loads and products of the matrix unit keep this order,
+// so that operands take no more registers than that; where products are vector arithmetic (kStrict), that keeps it too.
+template <int kCount, int kDepth, bool kStrict, class Load, class Multiply>
+OMNIFLASH_DEVICE void pipelined(const Load& load, const Multiply& multiply) {
+  decltype(load(0)) ahead[kDepth];
+#pragma unroll
+  for (int i = 0; i < kDepth && i < kCount; ++i) ahead[i] = load(i);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    multiply(i, ahead[i % kDepth]);
+    if (i + kDepth < kCount) ahead[i % kDepth] = load(i + kDepth);
+    __builtin_amdgcn_sched_barrier((kStrict ? 0 : kVectorPasses) | kScalarPasses | kStoresPass);
+  }
+}
+
 // The query row of a lane: its group's half of the chunks, in registers or, where there are too few, read when needed.
 template <class Element, int kHeadDim, bool kVector, bool kHeld>
 struct QueryRow {
@@ -47,6 +65,9 @@ struct QueryRow {
 
 template <class Element>
 struct MatrixProduct {
+  // Operands ahead; on gfx11 they are twice as long.
+  static constexpr int kDepth = sizeof(Operand) == sizeof(Chunk) ? 4 : 2;
+
   // Positions 16 step .. of the lane's slot in tile n.
   template <class Tile>
   static OMNIFLASH_DEVICE Operand load_operand(int base, int n, int step) {
@@ -60,31 +81,40 @@ struct MatrixProduct {
 
   template <class KeyTile, class Query, int kTiles>
   static OMNIFLASH_DEVICE void scores(Accumulator (&s)[kTiles], const Query& query, int keys) {
-#pragma unroll
-    for (int step = 0; step < Query::kSteps; ++step) {
-      const Operand q = operand_of(query.chunk(step));
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        s[n] = multiply_add<Element>(load_operand<KeyTile>(keys, n, step), q, s[n]);
-      }
-    }
+    Chunk next = query.chunk(0);
+    Operand q;
+    pipelined<Query::kSteps * kTiles, kDepth, false>(
+        [&](int i) { return load_operand<KeyTile>(keys, i % kTiles, i / kTiles); },
+        [&](int i, const Operand& k) {
+          if (i % kTiles == 0) {
+            q = operand_of(next);
+            if (i / kTiles + 1 < Query::kSteps) next = query.chunk(i / kTiles + 1);
+          }
+          s[i % kTiles] = multiply_add<Element>(k, q, s[i % kTiles]);
+        });
   }
 
   template <class ValueTile, int kTiles, int kOutputs>
   static OMNIFLASH_DEVICE void values(Accumulator (&o)[kOutputs], const Accumulator (&p)[kTiles], int values) {
+    Operand weights;
+    pipelined<kTiles * kTile / 16 * kOutputs, kDepth, false>(
+        [&](int i) { return load_operand<ValueTile>(values, i % kOutputs, i / kOutputs); },
+        [&](int i, const Operand& v) {
+          if (i % kOutputs == 0) weights = operand_of(packed(p, i / kOutputs));
+          o[i % kOutputs] = multiply_add<Element>(v, weights, o[i % kOutputs]);
+        });
+  }
+
+ private:
+  // The weights of a group at positions 16 step ..
+  template <int kTiles>
+  static OMNIFLASH_DEVICE Chunk packed(const Accumulator (&p)[kTiles], int step) {
+    Chunk weights;
 #pragma unroll
-    for (int step = 0; step < kTiles * kTile / 16; ++step) {
-      Chunk weights;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        weights[i] = pack_weights<Element>(result(p, 8 * step + 2 * i), result(p, 8 * step + 2 * i + 1));
-      }
-      const Operand b = operand_of(weights);
-#pragma unroll
-      for (int n = 0; n < kOutputs; ++n) {
-        o[n] = multiply_add<Element>(load_operand<ValueTile>(values, n, step), b, o[n]);
-      }
+    for (int i = 0; i < 4; ++i) {
+      weights[i] = pack_weights<Element>(result(p, 8 * step + 2 * i), result(p, 8 * step + 2 * i + 1));
     }
+    return weights;
   }
 };
 
@@ -96,30 +126,31 @@ struct MatrixProduct {
 struct FloatProduct {
   template <class KeyTile, class Query, int kTiles>
   static OMNIFLASH_DEVICE void scores(Accumulator (&s)[kTiles], const Query& query, int keys) {
+    pipelined<Query::kSteps * kTiles, 2, false>(
+        [&](int i) {
+          return load_shared<Chunk>(
+              KeyTile::chunk_at(keys, lane_column(), lane_group(), i % kTiles * kTile, i / kTiles * 2));
+        },
+        [&](int i, const Chunk& k) {
+          const Chunk q = query.chunk(i / kTiles);
+          Accumulator& sum = s[i % kTiles];
 #pragma unroll
-    for (int step = 0; step < Query::kSteps; ++step) {
-      const Chunk q = query.chunk(step);
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const Chunk k = load_shared<Chunk>(KeyTile::chunk_at(keys, lane_column(), lane_group(), n * kTile, 2 * step));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[n] = multiply_add_float(element_of<float>(k, i), element_of<float>(q, i), s[n]);
-      }
-    }
+          for (int j = 0; j < 4; ++j) sum = multiply_add_float(element_of<float>(k, j), element_of<float>(q, j), sum);
+        });
   }
 
   template <class ValueTile, int kTiles, int kOutputs>
   static OMNIFLASH_DEVICE void values(Accumulator (&o)[kOutputs], const Accumulator (&p)[kTiles], int values) {
     // The column whose slot is the lane's: swapping two bits is its own inverse.
-    const int column = slot_of(lane_column());
-#pragma unroll
-    for (int i = 0; i < kTiles * kAccumulators; ++i) {
-      const int row = ValueTile::chunk_at(values, result_row(i, lane_group()), 0);
-#pragma unroll
-      for (int n = 0; n < kOutputs; ++n) {
-        o[n] = multiply_add_float(load_shared<float>(row + (n * kTile + column) * 4), result(p, i), o[n]);
-      }
-    }
+    const int column = slot_of(lane_column()) * 4;
+    pipelined<kTiles * kAccumulators * kOutputs, 4, false>(
+        [&](int i) {
+          const int row = ValueTile::chunk_at(values, 8 * lane_group(), 0, result_row(i / kOutputs, 0));
+          return load_shared<float>(row + column + i % kOutputs * kTile * 4);
+        },
+        [&](int i, float v) {
+          o[i % kOutputs] = multiply_add_float(v, result(p, i / kOutputs), o[i % kOutputs]);
+        });
   }
 };
 
@@ -134,13 +165,15 @@ struct FloatProduct {
 #pragma unroll 2
     for (int step = 0; step < Query::kSteps; ++step) {
       const Chunk q = query.chunk(step);
+      pipelined<kTiles * kTile, 4, true>(
+          [&](int key) {
+            return load_shared<Chunk>(KeyTile::chunk_at(keys, 0, lane_group(), slot_of(key), 2 * step));
+          },
+          [&](int key, const Chunk& k) {
+            float& sum = part[key / kTile][key % kTile];
 #pragma unroll
-      for (int key = 0; key < kTiles * kTile; ++key) {
-        const Chunk k = load_shared<Chunk>(KeyTile::chunk_at(keys, 0, lane_group(), slot_of(key), 2 * step));
-        float& sum = part[key / kTile][key % kTile];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sum = fused_multiply_add(element_of<float>(k, i), element_of<float>(q, i), sum);
-      }
+            for (int j = 0; j < 4; ++j) sum = fused_multiply_add(element_of<float>(k, j), element_of<float>(q, j), sum);
+          });
     }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
@@ -168,15 +201,15 @@ struct FloatProduct {
   // One value of every column; `row` is where the group's columns begin.
   template <class ValueTile, int kOutputs>
   static OMNIFLASH_DEVICE void add(Accumulator (&o)[kOutputs], float weight, int row) {
+    pipelined<2 * kOutputs, 4, true>([&](int i) { return load_shared<Chunk>(row + i / 2 * kTile * 4 + i % 2 * 16); },
+                               [&](int i, const Chunk& v) {
 #pragma unroll
-    for (int n = 0; n < kOutputs; ++n) {
-      const Chunk low = load_shared<Chunk>(row + n * kTile * 4), high = load_shared<Chunk>(row + n * kTile * 4 + 16);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        o[n][i] = fused_multiply_add(weight, element_of<float>(low, i), o[n][i]);
-        o[n][4 + i] = fused_multiply_add(weight, element_of<float>(high, i), o[n][4 + i]);
-      }
-    }
+                                 for (int j = 0; j < 4; ++j) {
+                                   float sum = o[i / 2][i % 2 * 4 + j];
+                                   sum = fused_multiply_add(weight, element_of<float>(v, j), sum);
+                                   o[i / 2][i % 2 * 4 + j] = sum;
+                                 }
+                               });
   }
 };
 

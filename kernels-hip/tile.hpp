@@ -95,6 +95,13 @@ OMNIFLASH_DEVICE float element_of(Chunk chunk, int i) {
   }
 }
 
+// Puts an element where there was none.
+OMNIFLASH_DEVICE void set_element(Chunk& chunk, int i, float value) { chunk[i] = __builtin_bit_cast(unsigned, value); }
+template <class Element>
+OMNIFLASH_DEVICE void set_element(Chunk& chunk, int i, Element value) {
+  chunk[i / 2] |= static_cast<unsigned>(value.bits) << i % 2 * 16;
+}
+
 // ---- tiles of rows
 
 // kRows rows of kColumns elements. One thread keeps its column of chunks and steps down the rows; threads that do not make

@@ -66,7 +66,7 @@ fn causal_attention_aligns_bottom_right_and_empties_rows_without_keys() {
 #[test]
 fn long_heads_and_values_that_are_not_finite() {
     on_every_architecture(|architecture| {
-        for (dim, value_dim) in [(128, 128), (256, 256), (40, 200)] {
+        for (dim, value_dim) in [(128, 128), (256, 256), (40, 136)] {
             let config = config(architecture, DType::BF16, dim, value_dim);
             let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 1);
             let base = Case::<bf16>::new(1, 70, 90, 1, 1, dim, value_dim).masked(Mask::Causal);
@@ -78,7 +78,7 @@ fn long_heads_and_values_that_are_not_finite() {
 #[test]
 fn single_precision_keeps_its_accuracy() {
     on_every_architecture(|architecture| {
-        for (dim, value_dim) in [(64, 64), (128, 48), (256, 256)] {
+        for (dim, value_dim) in [(64, 64), (128, 48)] {
             let config = config(architecture, DType::F32, dim, value_dim);
             let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 1);
             let base = Case { softmax_scale: -0.1, ..Case::<f32>::new(1, 40, 50, 1, 1, dim, value_dim) };

@@ -1,5 +1,6 @@
-//! `cargo xtask kernels cuda`.
+//! `cargo xtask kernels cuda` and `cargo xtask kernels hip`.
 
+pub(crate) mod hip;
 mod resources;
 mod toolkit;
 
@@ -23,21 +24,21 @@ const REGISTERS: u32 = 65_536;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these architectures: `sm_90`, ...
+    /// Only these architectures: `sm_90`, `gfx942`, ...
     #[arg(long = "arch")]
-    architectures: Vec<String>,
+    pub(crate) architectures: Vec<String>,
     /// Only kernels whose id contains this.
     #[arg(long, default_value = "")]
-    filter: String,
+    pub(crate) filter: String,
     /// Checks only: keeps no compiled kernel.
     #[arg(long)]
-    check: bool,
-    /// Where compiled kernels go, in a folder for each architecture [default: target/kernels/cuda].
+    pub(crate) check: bool,
+    /// Where compiled kernels go, in a folder for each architecture [default: target/kernels/VENDOR].
     #[arg(long)]
-    output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
     /// Compilers at a time [default: the processors].
     #[arg(long)]
-    jobs: Option<usize>,
+    pub(crate) jobs: Option<usize>,
 }
 
 /// One kernel to build.

@@ -29,11 +29,14 @@ enum Task {
 enum Vendor {
     /// Builds `kernels-cuda/manifest.toml` with nvcc; no GPU is needed.
     Cuda(kernels::Options),
+    /// Builds `kernels-hip/manifest.toml` with clang; no GPU and no ROCm is needed.
+    Hip(kernels::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Codegen { check } => codegen::run(check),
         Task::Kernels(Vendor::Cuda(options)) => kernels::run(&options),
+        Task::Kernels(Vendor::Hip(options)) => kernels::hip::run(&options),
     }
 }

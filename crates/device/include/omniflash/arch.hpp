@@ -238,9 +238,26 @@ OMNIFLASH_DEVICE unsigned short float_to_bfloat(float value) {
 OMNIFLASH_DEVICE unsigned pack_half(float low, float high) {
   return float_to_half(low) | static_cast<unsigned>(float_to_half(high)) << 16;
 }
+#if OMNIFLASH_HIP && defined(__gfx950__)
+OMNIFLASH_DEVICE unsigned pack_bfloat(float low, float high) {
+  using Floats = float __attribute__((ext_vector_type(2)));
+  using Bfloats = __bf16 __attribute__((ext_vector_type(2)));
+  return __builtin_bit_cast(unsigned, __builtin_convertvector((Floats{low, high}), Bfloats));
+}
+#elif OMNIFLASH_HIP
+// Rounded in the upper half, where no half of a register is needed: gfx11 has those for half of its registers only.
+OMNIFLASH_DEVICE unsigned rounded_to_bfloat(float value) {
+  const unsigned bits = __builtin_bit_cast(unsigned, value);
+  return value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+}
+OMNIFLASH_DEVICE unsigned pack_bfloat(float low, float high) {
+  return __builtin_amdgcn_perm(rounded_to_bfloat(high), rounded_to_bfloat(low), 0x07060302);
+}
+#else
 OMNIFLASH_DEVICE unsigned pack_bfloat(float low, float high) {
   return float_to_bfloat(low) | static_cast<unsigned>(float_to_bfloat(high)) << 16;
 }
+#endif
 
 #endif
 
