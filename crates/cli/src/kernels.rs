@@ -100,7 +100,12 @@ fn planner(arch: &str) -> omniflash::Result<Planner> {
         let planner = OfflinePlanner::new(arch, Arc::new(omniflash_cuda::kernel_store()))?;
         return Ok(Box::new(move |problem| planner.plan(problem)));
     }
-    Err(Error::value("--arch", arch, "an NVIDIA architecture such as sm_90"))
+    if let Ok(architecture) = arch.parse() {
+        let planner =
+            omniflash_hip::OfflinePlanner::new(architecture, Arc::new(omniflash_hip::kernel_store()));
+        return Ok(Box::new(move |problem| planner.plan(problem)));
+    }
+    Err(Error::value("--arch", arch, "an architecture such as sm_90 or gfx942"))
 }
 
 fn build(arguments: &BuildArguments) -> anyhow::Result<Verdict> {

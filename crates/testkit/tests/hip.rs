@@ -6,6 +6,7 @@
 //! all cases that match it run on every architecture. Kernels are kept in the target directory.
 
 #![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::Path;
 use std::process::Command;
@@ -83,7 +84,7 @@ fn emulated() -> Vec<HipBackend> {
 fn on_every_architecture(filters: impl Fn(u64) -> Vec<Filter> + Sync) {
     let run = |part: u64, backend: &HipBackend| -> Vec<Summary> {
         let run = |filter| conformance::run_all(&[backend], &filter, EXPECTATIONS).remove(0);
-        filters(part).into_iter().map(|filter| run(filter)).collect()
+        filters(part).into_iter().map(run).collect()
     };
     let summaries: Vec<Summary> = std::thread::scope(|scope| {
         let threads: Vec<_> =

@@ -456,10 +456,9 @@ pub(super) fn scratch(
         Access::Store { data, format } => (*data, *format, false),
         _ => return Err(Violation::UnknownInstruction("a scratch access of this kind".into())),
     };
-    if !is_load {
-        require_stored(wave, context, active, register, format.registers())?;
-    }
     let size = wave.scratch_bytes;
+    // A spilled register may be unwritten in part: what was written is spilled with it.
+    let mut unknown = [0u64; 4];
     for lane in lanes_of(active) {
         let offset = offsets[lane] as usize;
         let bytes = format.bytes() as usize;
@@ -467,6 +466,14 @@ pub(super) fn scratch(
             return Err(Violation::OutOfBounds(format!(
                 "scratch access of {bytes} bytes at {offset:#x} by lane {lane}; a lane has {size} bytes"
             )));
+        }
+        let written = &mut wave.scratch_written[lane * size + offset..][..bytes];
+        for (at, bytes) in written.chunks_mut(4).enumerate() {
+            if is_load {
+                unknown[at] |= u64::from(!bytes.iter().all(|&is_written| is_written)) << lane;
+            } else {
+                bytes.fill(wave.vector_written[usize::from(register) + at] >> lane & 1 == 1);
+            }
         }
         let memory = &mut wave.scratch[lane * size + offset..][..bytes];
         match format {
@@ -489,6 +496,9 @@ pub(super) fn scratch(
     }
     if is_load {
         format.mark_loaded(wave, register, active);
+        for (at, unknown) in unknown.into_iter().enumerate().take(usize::from(format.registers())) {
+            wave.vector_written[usize::from(register) + at] &= !unknown;
+        }
         wave.outstanding.issue_vector(Counter::Load, register, format.registers());
     } else {
         wave.outstanding.issue_store(Counter::Store);
@@ -573,6 +583,18 @@ mod tests {
         lab.run("s_waitcnt vmcnt(0)").unwrap();
         lab.run("ds_read_b32 v3, v1 offset:256").unwrap();
         assert_eq!(lab.lane(3, 10), 70);
+    }
+
+    #[test]
+    fn what_a_spilled_register_lacks_it_lacks_when_it_comes_back() {
+        let mut lab = Lab::new(Target::Gfx942);
+        let base = lab.allocate(1024);
+        lab.scalar(0, base as u32).scalar(1, (base >> 32) as u32).vector(1, |_| 0).vector(4, |_| 7);
+        lab.run("scratch_store_dwordx2 off, v[4:5], off offset:8").unwrap();
+        lab.run("scratch_load_dwordx2 v[8:9], off, off offset:8").unwrap();
+        lab.run("s_waitcnt vmcnt(0)").unwrap();
+        lab.run("global_store_dword v1, v8, s[0:1]").unwrap();
+        assert!(lab.run("global_store_dword v1, v9, s[0:1]").is_err(), "v5 was never written");
     }
 
     #[test]
