@@ -139,7 +139,7 @@ impl GlobalAccess {
         let active = wave.exec();
         let addresses = self.addresses(wave, context, active)?;
         match self.space {
-            Space::Scratch => return scratch(wave, context, active, &addresses, &self.access),
+            Space::Scratch => return scratch(wave, active, &addresses, &self.access),
             Space::Flat => {
                 let apertures = (0..LANES)
                     .filter(|lane| active >> lane & 1 == 1)
@@ -148,7 +148,7 @@ impl GlobalAccess {
                 let in_shared = apertures.clone().any(|aperture| aperture == SHARED_APERTURE);
                 if in_private {
                     let offsets = addresses.map(|address| address & 0xffff_ffff);
-                    return scratch(wave, context, active, &offsets, &self.access);
+                    return scratch(wave, active, &offsets, &self.access);
                 }
                 if in_shared {
                     return self.flat_lds(wave, context, active, &addresses);
@@ -446,7 +446,6 @@ fn store(wave: &Wave, active: u64, addresses: &[u64; LANES], data: u16, format: 
 /// An access to the lanes' private memory at byte offsets.
 pub(super) fn scratch(
     wave: &mut Wave,
-    context: &mut Context<'_>,
     active: u64,
     offsets: &[u64; LANES],
     access: &Access,
