@@ -99,11 +99,7 @@ fn planner(arch: &str) -> omniflash::Result<Planner> {
         let planner = omniflash_cuda::OfflinePlanner::new(arch, Arc::new(omniflash_cuda::kernel_store()))?;
         return Ok(Box::new(move |problem| planner.plan(problem)));
     }
-    // AMD's drivers add features to a name: gfx942:sramecc+:xnack-.
-    let name = arch.split(':').next().unwrap_or(arch);
-    if let Some(architecture) =
-        omniflash_hip::Architecture::ALL.into_iter().find(|known| known.name() == name)
-    {
+    if let Ok(architecture) = arch.parse() {
         let store = Arc::new(omniflash_hip::kernel_store());
         let planner = omniflash_hip::OfflinePlanner::new(architecture, store);
         return Ok(Box::new(move |problem| planner.plan(problem)));

@@ -36,6 +36,8 @@ pub(crate) struct Wave {
     pub(crate) signalled: u32,
     pub(crate) passed: u32,
     pub(crate) scratch: Vec<u8>,
+    /// Which bytes of it hold something that does not depend on unwritten registers.
+    pub(crate) scratch_written: Vec<bool>,
     pub(crate) scratch_bytes: usize,
     /// Index of the allocation that was accessed last.
     pub(crate) recent_allocation: usize,
@@ -60,6 +62,7 @@ impl Wave {
             signalled: 0,
             passed: 0,
             scratch: vec![0xff; scratch_bytes * target.wave_size()],
+            scratch_written: vec![false; scratch_bytes * target.wave_size()],
             scratch_bytes,
             recent_allocation: 0,
             mode: 0xf0,
@@ -84,6 +87,7 @@ impl Wave {
         self.signalled = 0;
         self.passed = 0;
         self.scratch.fill(0xff);
+        self.scratch_written.fill(false);
         self.mode = 0xf0;
     }
 

@@ -85,7 +85,7 @@ impl BufferAccess {
             // Scalar offsets of scratch count the whole wave's bytes.
             let uniform = u64::from(scalar_offset as u32) / wave.size() as u64;
             let places = offsets.map(|offset| u64::from(offset) + uniform);
-            return scratch(wave, context, active, &places, &self.access);
+            return scratch(wave, active, &places, &self.access);
         }
         if high >> 31 == 1 {
             return Err(Violation::UnknownInstruction("a swizzled buffer".into()));

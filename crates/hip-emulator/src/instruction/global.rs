@@ -139,7 +139,7 @@ impl GlobalAccess {
         let active = wave.exec();
         let addresses = self.addresses(wave, context, active)?;
         match self.space {
-            Space::Scratch => return scratch(wave, context, active, &addresses, &self.access),
+            Space::Scratch => return scratch(wave, active, &addresses, &self.access),
             Space::Flat => {
                 let apertures = (0..LANES)
                     .filter(|lane| active >> lane & 1 == 1)
@@ -148,7 +148,7 @@ impl GlobalAccess {
                 let in_shared = apertures.clone().any(|aperture| aperture == SHARED_APERTURE);
                 if in_private {
                     let offsets = addresses.map(|address| address & 0xffff_ffff);
-                    return scratch(wave, context, active, &offsets, &self.access);
+                    return scratch(wave, active, &offsets, &self.access);
                 }
                 if in_shared {
                     return self.flat_lds(wave, context, active, &addresses);
@@ -446,7 +446,6 @@ fn store(wave: &Wave, active: u64, addresses: &[u64; LANES], data: u16, format: 
 /// An access to the lanes' private memory at byte offsets.
 pub(super) fn scratch(
     wave: &mut Wave,
-    context: &mut Context<'_>,
     active: u64,
     offsets: &[u64; LANES],
     access: &Access,
@@ -456,8 +455,9 @@ pub(super) fn scratch(
         Access::Store { data, format } => (*data, *format, false),
         _ => return Err(Violation::UnknownInstruction("a scratch access of this kind".into())),
     };
-    // What is stored need not be initialised: compilers spill whole groups of registers of which some are not used yet.
     let size = wave.scratch_bytes;
+    // A spilled register may be unwritten in part: what was written is spilled with it.
+    let mut unknown = [0u64; 4];
     for lane in lanes_of(active) {
         let offset = offsets[lane] as usize;
         let bytes = format.bytes() as usize;
@@ -465,6 +465,14 @@ pub(super) fn scratch(
             return Err(Violation::OutOfBounds(format!(
                 "scratch access of {bytes} bytes at {offset:#x} by lane {lane}; a lane has {size} bytes"
             )));
+        }
+        let written = &mut wave.scratch_written[lane * size + offset..][..bytes];
+        for (at, bytes) in written.chunks_mut(4).enumerate() {
+            if is_load {
+                unknown[at] |= u64::from(!bytes.iter().all(|&is_written| is_written)) << lane;
+            } else {
+                bytes.fill(wave.vector_written[usize::from(register) + at] >> lane & 1 == 1);
+            }
         }
         let memory = &mut wave.scratch[lane * size + offset..][..bytes];
         match format {
@@ -487,6 +495,9 @@ pub(super) fn scratch(
     }
     if is_load {
         format.mark_loaded(wave, register, active);
+        for (at, unknown) in unknown.into_iter().enumerate().take(usize::from(format.registers())) {
+            wave.vector_written[usize::from(register) + at] &= !unknown;
+        }
         wave.outstanding.issue_vector(Counter::Load, register, format.registers());
     } else {
         wave.outstanding.issue_store(Counter::Store);
@@ -571,6 +582,18 @@ mod tests {
         lab.run("s_waitcnt vmcnt(0)").unwrap();
         lab.run("ds_read_b32 v3, v1 offset:256").unwrap();
         assert_eq!(lab.lane(3, 10), 70);
+    }
+
+    #[test]
+    fn what_a_spilled_register_lacks_it_lacks_when_it_comes_back() {
+        let mut lab = Lab::new(Target::Gfx942);
+        let base = lab.allocate(1024);
+        lab.scalar(0, base as u32).scalar(1, (base >> 32) as u32).vector(1, |_| 0).vector(4, |_| 7);
+        lab.run("scratch_store_dwordx2 off, v[4:5], off offset:8").unwrap();
+        lab.run("scratch_load_dwordx2 v[8:9], off, off offset:8").unwrap();
+        lab.run("s_waitcnt vmcnt(0)").unwrap();
+        lab.run("global_store_dword v1, v8, s[0:1]").unwrap();
+        assert!(lab.run("global_store_dword v1, v9, s[0:1]").is_err(), "v5 was never written");
     }
 
     #[test]
