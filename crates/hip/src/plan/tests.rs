@@ -179,5 +179,5 @@ fn kernel_ids_name_everything_chosen() {
     let default = AttentionConfig::default();
     let choice = choose_with(&shape, Architecture::Gfx1201, default, "And<Chunked, Causal>").unwrap();
     let id = kernel_id(&choice.kernel, "gfx1201", "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>");
-    assert_eq!(id, "fwd-gfx1201-bf16-d128-m128n64w8s2-strided-and(chunked,causal)-then(softcap,tilt)");
+    assert_eq!(id, "fwd-gfx1201-bf16-d128-m128n32w8s2-strided-and(chunked,causal)-then(softcap,tilt)");
 }
