@@ -9,6 +9,7 @@ pub mod library;
 pub mod mask_table;
 pub mod parameters;
 pub mod plan;
+pub mod split;
 pub mod stream_state;
 
 pub use plan::{PlanKey, functors};

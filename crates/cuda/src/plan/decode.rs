@@ -1,9 +1,10 @@
 //! The kernel for few query rows: which batches take it, and among how many blocks their keys are shared.
 
 use omniflash_core::{AttentionConfig, KvKind, ProblemShape};
+use omniflash_gpu::split::configured;
 use omniflash_kernels_cuda::DecodeConfig;
 
-use super::split::{self, RESERVED_SHARED_BYTES};
+use super::split::RESERVED_SHARED_BYTES;
 use super::{Choice, KernelChoice, Request};
 use omniflash_core::Result;
 
@@ -109,7 +110,7 @@ fn shared(
     config: DecodeConfig,
     heads_per_tile: usize,
 ) -> Result<Option<(usize, usize, String)>> {
-    if let Some(partitions) = split::configured(request.config)? {
+    if let Some(partitions) = configured(request.config)? {
         return Ok(Some((0, partitions.number, partitions.reason)));
     }
     let shape = request.shape;
