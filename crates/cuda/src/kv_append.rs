@@ -8,9 +8,9 @@ use omniflash_device::parameters::{
 };
 use omniflash_kernels_cuda::{KV_APPEND_UNITS, kv_append_launch};
 
-use crate::driver::{Context, Launch, Module};
+use crate::driver::{Context, Module};
 use crate::planner::Planner;
-use omniflash_gpu::StreamUse;
+use omniflash_gpu::{Launch, StreamUse};
 
 /// The kernels, by the bytes that a thread copies; each is loaded when first needed.
 #[derive(Debug, Default)]

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use omniflash_core::measure::Peaks;
 use omniflash_core::{DType, Result, Stream};
+use omniflash_gpu::Launch;
 use omniflash_kernel_store::KernelSource;
 use omniflash_kernels_cuda::{PeakParameters, PeakWork};
 
 use crate::backend::CudaBackend;
-use crate::driver::{DeviceMemory, Event, Launch, Module};
+use crate::driver::{DeviceMemory, Event, Module};
 use crate::plan::arch;
 
 /// Bytes written before each launch that is timed: more than any second-level cache.

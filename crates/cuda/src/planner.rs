@@ -12,14 +12,14 @@ use omniflash_core::{
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_gpu::parameters::Cut;
-use omniflash_gpu::{PlanKey, lock};
+use omniflash_gpu::{Launch, PlanKey, lock};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_cuda::{
     DecodeWorkspace, ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, combine_launch,
     kv_append, verify_page_table,
 };
 
-use crate::driver::{Launch, Module};
+use crate::driver::Module;
 use crate::launch::tensor_map::is_mappable;
 use crate::plan::{self, Choice, HopperFit, KernelChoice, Request, arch, arch_family, kernel_id};
 use crate::probe::DeviceFacts;

@@ -7,21 +7,23 @@ use std::sync::{Arc, Weak};
 use omniflash_core::lower::{MaskTable, TableExtent};
 use omniflash_core::{Mask, MaskFunction, Result};
 
-use crate::stream_state::{StreamDriver, StreamMemory, StreamUse, visit_functions};
+use crate::driver::Driver;
+use crate::memory::DeviceMemory;
+use crate::stream_state::{StreamUse, visit_functions};
 
 /// A table in the memory of the device.
 #[derive(Debug)]
-pub struct DeviceTable<M> {
+pub(crate) struct DeviceTable<D: Driver> {
     pub(crate) table: MaskTable,
-    pub(crate) memory: M,
+    pub(crate) memory: DeviceMemory<D>,
 }
 
-impl<M: StreamMemory> DeviceTable<M> {
+impl<D: Driver> DeviceTable<D> {
     /// Evaluates a closure and copies the answers to the device.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](omniflash_core::Error::OutOfMemory), [`Error::Driver`](omniflash_core::Error::Driver).
-    pub fn build<D: StreamDriver<Memory = M>>(
+    pub(crate) fn build(
         function: &dyn MaskFunction,
         extent: &TableExtent,
         launch: &StreamUse<'_, D>,
@@ -29,7 +31,7 @@ impl<M: StreamMemory> DeviceTable<M> {
         let table = MaskTable::build(function, extent);
         let data = table.data();
         let bytes: &[u8] = bytemuck::must_cast_slice(&data);
-        let memory = launch.driver.allocate(bytes.len(), launch.stream)?;
+        let memory = DeviceMemory::kept(launch.driver, bytes.len(), launch.stream)?;
         memory.write(bytes, launch.stream)?;
         Ok(DeviceTable { table, memory })
     }
@@ -40,7 +42,7 @@ impl<M: StreamMemory> DeviceTable<M> {
 /// Closures have no equality, so a table belongs to one allocation of a closure. The key holds on to the allocation
 /// (not to the closure), so that no other closure can come to lie at the same address while the key lives.
 #[derive(Clone)]
-pub struct TableKey {
+pub(crate) struct TableKey {
     closure: Weak<dyn MaskFunction>,
     extent: TableExtent,
 }
@@ -50,7 +52,7 @@ impl TableKey {
     ///
     /// # Panics
     /// When it is not.
-    pub fn new(mask: &Mask<'_>, function: &dyn MaskFunction, extent: TableExtent) -> Self {
+    pub(crate) fn new(mask: &Mask<'_>, function: &dyn MaskFunction, extent: TableExtent) -> Self {
         let mut closure = None;
         visit_functions(mask, &mut |other| {
             if ptr::addr_eq(Arc::as_ptr(other), function) {
@@ -66,7 +68,7 @@ impl TableKey {
     }
 
     /// Whether the closure is gone, so that nobody can ask for its table again.
-    pub fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.closure.strong_count() == 0
     }
 }

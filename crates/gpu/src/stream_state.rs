@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use omniflash_core::lower::{FunctorSpec, TableExtent};
 use omniflash_core::{AttentionProblem, Error, KvCache, Mask, MaskFunction, Query, Result, Stream};
 
+use crate::driver::Driver;
 use crate::mask_table::{DeviceTable, TableKey};
+use crate::memory::DeviceMemory;
 use crate::plan::closure_with_query_start;
 
 /// Counters of one page: one for launches, the others for captured launches in turn.
@@ -21,63 +23,16 @@ const COUNTER_BYTES: usize = 4;
 const WORKSPACE_STEP: usize = 1 << 20;
 const COUNTERS_STEP: usize = 4 << 10;
 
-/// What kept state asks of a backend's driver.
-pub trait StreamDriver: std::fmt::Debug {
-    /// The method of the backend that prepares launches, as errors advise it: `CudaBackend::prepare`.
-    const PREPARE: &'static str;
-
-    /// Device memory, freed on drop.
-    type Memory: StreamMemory;
-
-    /// Memory that may outlive the stream: dropped, it waits for the device. The contents are undefined; usable by
-    /// work enqueued on `stream` from now on.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Driver`].
-    fn allocate(self: &Arc<Self>, bytes: usize, stream: &Stream) -> Result<Self::Memory>;
-
-    /// Whether work on the stream is being captured in a graph rather than done.
-    ///
-    /// # Errors
-    /// [`Error::Driver`].
-    fn is_capturing(&self, stream: &Stream) -> Result<bool>;
-
-    /// An id of the stream that no other stream of the process ever has, if the driver knows one; never 0. Not asked
-    /// of a stream that is being captured.
-    ///
-    /// # Errors
-    /// [`Error::Driver`].
-    fn stream_id(&self, stream: &Stream) -> Result<u64>;
-}
-
-/// Device memory of a [`StreamDriver`].
-pub trait StreamMemory: std::fmt::Debug {
-    /// The address of the first byte.
-    fn address(&self) -> u64;
-
-    /// The size in bytes.
-    fn bytes(&self) -> usize;
-
-    /// Copies host bytes to the start, and waits until the source has been read.
-    ///
-    /// # Errors
-    /// [`Error::Driver`].
-    fn write(&self, source: &[u8], stream: &Stream) -> Result<()>;
-
-    /// Frees the memory after all work now on `stream`.
-    fn free_on(self, stream: &Stream);
-}
-
 /// The states of all streams of a backend.
 #[derive(Debug)]
-pub struct StreamStates<D: StreamDriver> {
+pub struct StreamStates<D: Driver> {
     /// By the driver's id of the stream.
     states: Mutex<HashMap<u64, Arc<Mutex<StreamState<D>>>>>,
     /// The id last seen of each handle: the driver does not tell it while the stream is captured.
     ids: Mutex<HashMap<u64, u64>>,
 }
 
-impl<D: StreamDriver> Default for StreamStates<D> {
+impl<D: Driver> Default for StreamStates<D> {
     fn default() -> Self {
         StreamStates { states: Mutex::default(), ids: Mutex::default() }
     }
@@ -85,19 +40,19 @@ impl<D: StreamDriver> Default for StreamStates<D> {
 
 /// What is kept for one stream.
 #[derive(Debug)]
-pub struct StreamState<D: StreamDriver> {
-    workspace: Option<Kept<D::Memory>>,
+pub struct StreamState<D: Driver> {
+    workspace: Option<Kept<D>>,
     /// Of parts of items: zero whenever no launch is under way.
-    part_counters: Option<Kept<D::Memory>>,
-    tables: HashMap<TableKey, (DeviceTable<D::Memory>, bool)>,
-    counters: Option<Kept<D::Memory>>,
+    part_counters: Option<Kept<D>>,
+    tables: HashMap<TableKey, (DeviceTable<D>, bool)>,
+    counters: Option<Kept<D>>,
     /// Launches captured so far that use a counter.
     captured_counters: usize,
     /// Outgrown, but used by graphs.
-    retired: Vec<D::Memory>,
+    retired: Vec<DeviceMemory<D>>,
 }
 
-impl<D: StreamDriver> Default for StreamState<D> {
+impl<D: Driver> Default for StreamState<D> {
     fn default() -> Self {
         StreamState {
             workspace: None,
@@ -111,25 +66,27 @@ impl<D: StreamDriver> Default for StreamState<D> {
 }
 
 #[derive(Debug)]
-struct Kept<M> {
-    memory: M,
+struct Kept<D: Driver> {
+    memory: DeviceMemory<D>,
     is_captured: bool,
 }
 
 /// One launch's use of what is kept for its stream.
 #[derive(Debug)]
-pub struct StreamUse<'u, D: StreamDriver> {
+pub struct StreamUse<'u, D: Driver> {
     pub(crate) driver: &'u Arc<D>,
     pub(crate) stream: &'u Stream,
     pub(crate) is_capturing: bool,
 }
 
-impl<'u, D: StreamDriver> StreamUse<'u, D> {
+impl<'u, D: Driver> StreamUse<'u, D> {
     /// Asks whether the stream is being captured.
     ///
     /// # Errors
     /// [`Error::Driver`].
     pub fn new(driver: &'u Arc<D>, stream: &'u Stream) -> Result<Self> {
+        // Null is the current device's stream.
+        let _entered = driver.enter()?;
         let is_capturing = driver.is_capturing(stream)?;
         Ok(StreamUse { driver, stream, is_capturing })
     }
@@ -151,7 +108,7 @@ impl<'u, D: StreamDriver> StreamUse<'u, D> {
     }
 }
 
-impl<D: StreamDriver> StreamStates<D> {
+impl<D: Driver> StreamStates<D> {
     /// The state of a stream. The driver's id tells streams apart whose handles are the same because one was
     /// destroyed.
     ///
@@ -163,7 +120,7 @@ impl<D: StreamDriver> StreamStates<D> {
             // A stream that was never used before its capture has no state to find: id 0 is no stream's.
             lock(&self.ids).get(&handle).copied().unwrap_or(0)
         } else {
-            let id = launch.driver.stream_id(launch.stream)?;
+            let id = stream_id(&**launch.driver, launch.stream)?;
             lock(&self.ids).insert(handle, id);
             id
         };
@@ -175,7 +132,7 @@ impl<D: StreamDriver> StreamStates<D> {
     /// # Errors
     /// [`Error::Driver`].
     pub fn forget(&self, driver: &D, stream: &Stream) -> Result<()> {
-        let id = driver.stream_id(stream)?;
+        let id = stream_id(driver, stream)?;
         let Some(state) = lock(&self.states).get(&id).cloned() else {
             return Ok(());
         };
@@ -196,12 +153,17 @@ impl<D: StreamDriver> StreamStates<D> {
     }
 }
 
+fn stream_id<D: Driver>(driver: &D, stream: &Stream) -> Result<u64> {
+    let _entered = driver.enter()?;
+    driver.stream_id(stream)
+}
+
 /// Locks state that a panic elsewhere leaves whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<D: StreamDriver> StreamState<D> {
+impl<D: Driver> StreamState<D> {
     /// At least `bytes` of workspace.
     ///
     /// # Errors
@@ -224,7 +186,7 @@ impl<D: StreamDriver> StreamState<D> {
         Ok(address)
     }
 
-    fn give_up_kept(&mut self, kept: Option<Kept<D::Memory>>, stream: &Stream) {
+    fn give_up_kept(&mut self, kept: Option<Kept<D>>, stream: &Stream) {
         if let Some(kept) = kept {
             self.give_up(kept.memory, kept.is_captured, stream);
         }
@@ -238,7 +200,7 @@ impl<D: StreamDriver> StreamState<D> {
     pub fn counter(&mut self, launch: &StreamUse<'_, D>) -> Result<u64> {
         if self.counters.is_none() {
             launch.check_may_allocate("the first launch that counts tiles")?;
-            let memory = launch.driver.allocate(COUNTERS * COUNTER_BYTES, launch.stream)?;
+            let memory = DeviceMemory::kept(launch.driver, COUNTERS * COUNTER_BYTES, launch.stream)?;
             memory.write(&[0; COUNTERS * COUNTER_BYTES], launch.stream)?;
             self.counters = Some(Kept { memory, is_captured: false });
         }
@@ -290,7 +252,7 @@ impl<D: StreamDriver> StreamState<D> {
     }
 
     /// Frees memory in the order of the stream, unless a graph may use it.
-    fn give_up(&mut self, memory: D::Memory, is_captured: bool, stream: &Stream) {
+    fn give_up(&mut self, memory: DeviceMemory<D>, is_captured: bool, stream: &Stream) {
         if is_captured {
             self.retired.push(memory);
         } else {
@@ -300,16 +262,16 @@ impl<D: StreamDriver> StreamState<D> {
 }
 
 /// The address of memory of at least `bytes`, and what it replaced; new memory is zeroed where `is_zero` asks for it.
-fn grown<D: StreamDriver>(
-    kept: &mut Option<Kept<D::Memory>>,
+fn grown<D: Driver>(
+    kept: &mut Option<Kept<D>>,
     bytes: usize,
     is_zero: bool,
     launch: &StreamUse<'_, D>,
-) -> Result<(u64, Option<Kept<D::Memory>>)> {
+) -> Result<(u64, Option<Kept<D>>)> {
     let mut outgrown = None;
     if kept.as_ref().is_none_or(|kept| kept.memory.bytes() < bytes) {
         launch.check_may_allocate("a launch that needs more workspace")?;
-        let memory = launch.driver.allocate(bytes, launch.stream)?;
+        let memory = DeviceMemory::kept(launch.driver, bytes, launch.stream)?;
         if is_zero {
             memory.write(&vec![0; bytes], launch.stream)?;
         }

@@ -7,13 +7,11 @@ use omniflash_core::{
     AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, Result, Stream, Support,
 };
 use omniflash_gpu::check::{check_room, check_table_report};
-use omniflash_gpu::{StreamStates, parameters};
+use omniflash_gpu::{Launch, memory, parameters, stream};
 use omniflash_kernel_store::KernelStore;
 use omniflash_kernels_hip::verify_page_table_launch;
 
-use crate::driver::{
-    self, Context, DeviceMemory, Event, Graph, Launch, Module, StreamHandle, copy_to_device, copy_to_host,
-};
+use crate::driver::{Context, DeviceMemory, Event, Graph, Module};
 use crate::kernel_store::kernel_store;
 use crate::launch::Launcher;
 use crate::plan::arch;
@@ -126,7 +124,7 @@ impl HipBackend {
         report.write(&[0xff; 16], stream)?;
         let (kernel, entry) = self.planner.verify_kernel()?;
         let launch = verify_page_table_launch(&parameters);
-        let module = Module::load(self.context(), &kernel.image, entry)?;
+        let module = Module::load(self.context(), &kernel.image, entry, launch.shared_memory_bytes)?;
         let launch = Launch {
             grid: launch.grid,
             block_threads: launch.block_threads,
@@ -137,7 +135,7 @@ impl HipBackend {
         let mut answer = [u64::MAX; 2];
         let bytes = bytemuck::must_cast_slice_mut(&mut answer);
         // SAFETY: the report has 16 bytes; the copy waits for the kernel.
-        unsafe { copy_to_host(self.context(), report.address(), bytes, stream) }?;
+        unsafe { memory::copy_to_host(&**self.context(), report.address(), bytes, stream) }?;
         check_table_report(answer, problem)
     }
 
@@ -167,7 +165,8 @@ impl HipBackend {
     pub fn occupancy(&self, plan: &AttentionPlan) -> Result<Option<(usize, usize, usize)>> {
         let Some(planned) = detail(plan)? else { return Ok(None) };
         let forward = &planned.forward;
-        let module = Module::load(self.context(), &forward.kernel.image, forward.entry)?;
+        let shared = forward.launch.shared_memory_bytes;
+        let module = Module::load(self.context(), &forward.kernel.image, forward.entry, shared)?;
         let (registers, local) = module.registers_and_local_bytes()?;
         Ok(Some((registers, local, module.blocks_per_multiprocessor(&forward.launch)?)))
     }
@@ -249,7 +248,7 @@ impl Backend for HipBackend {
         check_room("target", target.bytes(), source.len())?;
         let address = target.as_ptr().expose_provenance() as u64;
         // SAFETY: the buffer is device memory at least as long as the source, and borrowed exclusively.
-        unsafe { copy_to_device(self.context(), source, address, stream) }
+        unsafe { memory::copy_to_device(&**self.context(), source, address, stream) }
     }
 
     fn copy_to_host(&self, source: &Buffer, target: &mut [u8], stream: &Stream) -> Result<()> {
@@ -258,25 +257,16 @@ impl Backend for HipBackend {
         check_room("source", source.bytes(), target.len())?;
         let address = source.as_ptr().expose_provenance() as u64;
         // SAFETY: the buffer is device memory at least as long as the target.
-        unsafe { copy_to_host(self.context(), address, target, stream) }
+        unsafe { memory::copy_to_host(&**self.context(), address, target, stream) }
     }
 
     fn stream(&self) -> Result<Stream> {
-        let handle = StreamHandle::new(self.context())?;
-        let raw = handle.raw();
-        let owner = OwnedStream {
-            device: self.info.device,
-            states: Arc::clone(self.launcher.states()),
-            context: Arc::clone(self.context()),
-            handle,
-        };
-        // SAFETY: the stream is this device's and is destroyed with its owner.
-        Ok(unsafe { Stream::from_owner(self.info.device, raw, Arc::new(owner)) })
+        stream::owned(self.context(), self.info.device, self.launcher.states())
     }
 
     fn synchronize(&self, stream: &Stream) -> Result<()> {
         self.check_stream(stream)?;
-        driver::synchronize(self.context(), stream)
+        stream::synchronize(&**self.context(), stream)
     }
 
     unsafe fn launch(
@@ -290,24 +280,6 @@ impl Backend for HipBackend {
             // SAFETY: the caller's duties are the same.
             Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
             None => Ok(()),
-        }
-    }
-}
-
-/// A stream of ours, with what is kept for it.
-struct OwnedStream {
-    device: DeviceId,
-    states: Arc<StreamStates<Context>>,
-    context: Arc<Context>,
-    handle: StreamHandle,
-}
-
-impl Drop for OwnedStream {
-    fn drop(&mut self) {
-        // SAFETY: the stream is alive until `handle` is dropped, after this.
-        let stream = unsafe { Stream::from_raw(self.device, self.handle.raw()) };
-        if let Err(error) = self.states.forget(&self.context, &stream) {
-            tracing::debug!(%error, "freeing what a stream used");
         }
     }
 }

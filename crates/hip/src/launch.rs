@@ -110,7 +110,8 @@ impl Launcher {
             return Ok(module);
         }
         launch.check_may_allocate("the first launch of a plan")?;
-        let module = Module::load(&self.context, &kernel.kernel.image, kernel.entry)?;
+        let shared = kernel.launch.shared_memory_bytes;
+        let module = Module::load(&self.context, &kernel.kernel.image, kernel.entry, shared)?;
         Ok(kernel.module.get_or_init(|| Arc::new(module)))
     }
 }

@@ -10,13 +10,13 @@ use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, ProblemS
 use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_gpu::parameters::Cut;
-use omniflash_gpu::{PlanKey, lock};
+use omniflash_gpu::{Launch, PlanKey, lock};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 use omniflash_kernels_hip::{
     COMPILER_OPTIONS, ForwardConfig, NaiveConfig, combine, combine_launch, verify_page_table,
 };
 
-use crate::driver::{Launch, Module};
+use crate::driver::Module;
 use crate::plan::{self, Choice, KernelChoice, Request, arch, kernel_id};
 use crate::probe::DeviceFacts;
 

@@ -5,15 +5,14 @@ use std::ptr;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUmemPool_attribute, CUmemoryPool};
-use omniflash_core::{Result, Stream};
-use omniflash_gpu::StreamDriver;
+use omniflash_core::Result;
 
-use super::{Api, DeviceMemory, stream};
+use super::Api;
 use crate::probe::DeviceFacts;
 
 /// A retained primary context.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub struct Context {
     api: Arc<Api>,
     device: CUdevice,
     raw: CUcontext,
@@ -73,24 +72,6 @@ impl Context {
     }
 }
 
-impl StreamDriver for Context {
-    const PREPARE: &'static str = "CudaBackend::prepare";
-
-    type Memory = DeviceMemory;
-
-    fn allocate(self: &Arc<Self>, bytes: usize, stream: &Stream) -> Result<DeviceMemory> {
-        DeviceMemory::kept(self, bytes, stream)
-    }
-
-    fn is_capturing(&self, stream: &Stream) -> Result<bool> {
-        stream::is_capturing(self, stream)
-    }
-
-    fn stream_id(&self, stream: &Stream) -> Result<u64> {
-        stream::stream_id(self, stream)
-    }
-}
-
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained once, in `new`.
@@ -101,7 +82,7 @@ impl Drop for Context {
 }
 
 /// Proof that the context is current on this thread.
-pub(crate) struct Entered<'c> {
+pub struct Entered<'c> {
     context: &'c Context,
     pushed: bool,
 }

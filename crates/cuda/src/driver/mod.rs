@@ -1,22 +1,21 @@
 //! The driver: the only modules that call foreign functions.
 //!
-//! A thin layer: each type owns one driver object and frees it on drop, each method is one or two driver calls, each
-//! failure an [`Error`](omniflash_core::Error) with the function, the code and the driver's text.
+//! A thin layer: a table of functions, and [`Driver`](omniflash_gpu::Driver) in terms of them, each method one or two
+//! calls, each failure an [`Error`](omniflash_core::Error) with the function, the code and the driver's text. What is
+//! made here is owned, and given back on drop, by the types of `omniflash-gpu`.
 
 mod api;
+mod calls;
 mod context;
-mod event;
-mod graph;
-mod memory;
-mod module;
-mod stream;
 mod tensor_map;
 
 pub(crate) use api::{Api, Code};
 pub(crate) use context::Context;
-pub use event::Event;
-pub use graph::Graph;
-pub(crate) use memory::{DeviceMemory, copy_to_device, copy_to_host};
-pub(crate) use module::{Launch, Module};
-pub(crate) use stream::{StreamHandle, synchronize};
 pub(crate) use tensor_map::{TensorBox, encode_tensor_map};
+
+/// A mark in a stream, with the time at which work reached it.
+pub type Event = omniflash_gpu::Event<Context>;
+/// Work captured from a stream, ready to be replayed.
+pub type Graph = omniflash_gpu::Graph<Context>;
+pub(crate) type DeviceMemory = omniflash_gpu::DeviceMemory<Context>;
+pub(crate) type Module = omniflash_gpu::Module<Context>;

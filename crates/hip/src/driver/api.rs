@@ -27,8 +27,9 @@ const _: () = assert!(size_of::<DevicePointer>() == size_of::<*mut c_void>(), "H
 pub(crate) mod opaque {
     macro_rules! opaque {
         ($($name:ident),*) => {$(
+            #[allow(unreachable_pub, reason = "most are associated types of a public trait's implementation")]
             #[repr(C)]
-            pub(crate) struct $name {
+            pub struct $name {
                 _private: [u8; 0],
             }
         )*};

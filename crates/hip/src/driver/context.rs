@@ -4,16 +4,15 @@ use std::ffi::c_int;
 use std::ptr;
 use std::sync::Arc;
 
-use omniflash_core::{Result, Stream};
-use omniflash_gpu::StreamDriver;
+use omniflash_core::Result;
 
+use super::Api;
 use super::api::constant;
-use super::{Api, DeviceMemory, stream};
 use crate::probe::DeviceFacts;
 
 /// A device's primary context, which HIP makes and keeps itself.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub struct Context {
     api: Arc<Api>,
     facts: DeviceFacts,
 }
@@ -70,39 +69,8 @@ impl Context {
     }
 }
 
-impl Context {
-    /// Gives something back to the driver; that it cannot be done goes to the log, for a drop has nobody to tell.
-    ///
-    /// Tries even where the device cannot be made current, for a handle names what is given back well enough.
-    pub(crate) fn release(&self, what: &str, release: impl FnOnce(&Api) -> Result<()>) {
-        let entered = self.enter();
-        let released = release(&self.api);
-        if let Err(error) = released.and(entered.map(drop)) {
-            tracing::debug!(%error, "giving back {what}");
-        }
-    }
-}
-
-impl StreamDriver for Context {
-    const PREPARE: &'static str = "HipBackend::prepare";
-
-    type Memory = DeviceMemory;
-
-    fn allocate(self: &Arc<Self>, bytes: usize, stream: &Stream) -> Result<DeviceMemory> {
-        DeviceMemory::kept(self, bytes, stream)
-    }
-
-    fn is_capturing(&self, stream: &Stream) -> Result<bool> {
-        stream::is_capturing(self, stream)
-    }
-
-    fn stream_id(&self, stream: &Stream) -> Result<u64> {
-        stream::stream_id(self, stream)
-    }
-}
-
 /// Proof that the device is current on this thread.
-pub(crate) struct Entered<'c> {
+pub struct Entered<'c> {
     context: &'c Context,
     previous: Option<c_int>,
 }
