@@ -4,10 +4,9 @@ use std::fmt;
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
-use omniflash_device::TranslationUnit;
 use omniflash_device::parameters::AttentionParameters;
+use omniflash_device::{Launch, TranslationUnit, Workspace};
 
-use crate::simple::Launch;
 use crate::{Arithmetic, DECODE_FORWARD, LIBRARY, MAX_HEAD_DIM, element_type};
 
 /// Keys of a tile that one warp takes.
@@ -40,17 +39,6 @@ pub struct DecodeConfig {
     pub paged: bool,
     /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
     pub vector_loads: bool,
-}
-
-/// Bytes that the segments of cut items need.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecodeWorkspace {
-    /// Of `partial_out`.
-    pub partial_out: usize,
-    /// Of `partial_lse`.
-    pub partial_lse: usize,
-    /// Of `counters`, zero before the first launch; every launch leaves them zero.
-    pub counters: usize,
 }
 
 impl DecodeConfig {
@@ -164,14 +152,14 @@ impl DecodeConfig {
     }
 
     /// What the segments of cut items need.
-    pub fn workspace(&self, parameters: &AttentionParameters) -> DecodeWorkspace {
+    pub fn workspace(&self, parameters: &AttentionParameters) -> Workspace {
         let (slots, counters) = match (parameters.num_workers as usize, parameters.num_partitions as usize) {
             (0, 0 | 1) => (0, 0),
             (0, partitions) => (partitions * items(parameters), items(parameters)),
             // A worker continues one item and begins one.
             (workers, _) => (2 * workers, workers),
         };
-        DecodeWorkspace {
+        Workspace {
             partial_out: 4 * slots * self.block_m * self.value_dim,
             partial_lse: 4 * slots * self.block_m,
             counters: 4 * counters,

@@ -12,16 +12,17 @@ mod manifest;
 mod peak;
 mod simple;
 
-pub use decode::{DecodeConfig, DecodeWorkspace};
+pub use decode::DecodeConfig;
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use hopper::{
     HOPPER_ARCH, HopperConfig, HopperParameters, MAX_HOPPER_HEAD_DIM, SLAB_COLUMNS, TensorMap, WARP_ROWS,
 };
 pub use manifest::{Architecture, Instance, Manifest};
-pub use peak::{PeakParameters, PeakWork};
+pub use omniflash_device::Launch;
+pub use peak::peak;
 pub use simple::{
-    KV_APPEND_UNITS, Launch, NaiveConfig, combine, combine_launch, kv_append, kv_append_launch,
-    verify_page_table, verify_page_table_launch,
+    KV_APPEND_UNITS, NaiveConfig, combine, combine_launch, kv_append, kv_append_launch, verify_page_table,
+    verify_page_table_launch,
 };
 
 use omniflash_device::SourceFile;

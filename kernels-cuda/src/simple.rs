@@ -3,20 +3,9 @@
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
 use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
-use omniflash_device::{COMBINE, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
+use omniflash_device::{COMBINE, Launch, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
 
 use crate::{KV_APPEND, LIBRARY, element_type};
-
-/// Blocks, threads and dynamic shared memory of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Launch {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block_threads: u32,
-    /// Dynamic shared memory of a block.
-    pub shared_memory_bytes: usize,
-}
 
 /// The choices that make one instance of `naive.hpp`, beside mask and score modification: any head_dim and any
 /// alignment, one block a row, f32 arithmetic.

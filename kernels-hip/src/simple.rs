@@ -2,21 +2,10 @@
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
-use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
-use omniflash_device::{COMBINE, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
+use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
+use omniflash_device::{COMBINE, Launch, NAIVE, TranslationUnit, VERIFY_PAGE_TABLE};
 
-use crate::{Architecture, LIBRARY, element_type};
-
-/// Blocks, threads and dynamic shared memory of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Launch {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block_threads: u32,
-    /// Dynamic shared memory of a block.
-    pub shared_memory_bytes: usize,
-}
+use crate::{Architecture, KV_APPEND, LIBRARY, element_type};
 
 /// The choices that make one instance of `naive.hpp`, beside mask and score modification: any head_dim and any
 /// alignment, one block a row, f32 arithmetic.
@@ -82,4 +71,27 @@ pub fn verify_page_table() -> TranslationUnit {
 /// Its launch: a block for each sequence.
 pub fn verify_page_table_launch(parameters: &VerifyParameters) -> Launch {
     Launch { grid: [parameters.batch, 1, 1], block_threads: 128, shared_memory_bytes: 0 }
+}
+
+/// The bytes that a thread of [`kv_append`] can copy at once, the best first.
+pub const KV_APPEND_UNITS: [usize; 3] = [16, 4, 2];
+
+/// The source of the kernel that writes new keys and values into a cache, `unit_bytes` at a time: one of
+/// [`KV_APPEND_UNITS`], a divisor of all addresses, strides and vectors.
+pub fn kv_append(unit_bytes: usize) -> TranslationUnit {
+    TranslationUnit::new(KV_APPEND, LIBRARY, "omniflash_kv_append")
+        .with_constant("kUnitBytes", unit_bytes as i64)
+}
+
+/// Its launch: a thread for each unit of a key and the value beside it.
+///
+/// # Errors
+/// [`Error::Value`] when there are more blocks than a launch can have.
+pub fn kv_append_launch(parameters: &KvAppendParameters) -> Result<Launch> {
+    const THREADS: u32 = 128;
+    let vectors = u64::from(parameters.batch)
+        .saturating_mul(u64::from(parameters.new_rows))
+        .saturating_mul(u64::from(parameters.num_kv_heads));
+    let units = vectors.saturating_mul(u64::from(parameters.key_units.max(parameters.value_units)));
+    launch(units.div_ceil(u64::from(THREADS)), THREADS)
 }

@@ -1,38 +1,26 @@
-//! The backend: one device behind the trait.
+//! The backend: what of it is NVIDIA's.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use omniflash_core::measure::Peaks;
-use omniflash_core::{
-    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, KvAppend, Result, Stream,
-    Support,
-};
-use omniflash_gpu::check::{check_room, check_table_report};
-use omniflash_gpu::{Launch, memory, parameters, stream};
+use omniflash_core::{AttentionProblem, Backend, BackendInfo, DType, DeviceId, Result};
+use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
+use omniflash_device::{Launch, PeakKernel, PeakWork, TranslationUnit};
+use omniflash_gpu::parameters::Cut;
+use omniflash_gpu::{GpuBackend, PlanKey, Vendor};
 use omniflash_kernel_store::KernelStore;
-use omniflash_kernels_cuda::verify_page_table_launch;
+use omniflash_kernels_cuda as kernels;
+use omniflash_kernels_cuda::{HOPPER_ARCH, HopperParameters};
 
-use crate::driver::{Context, DeviceMemory, Event, Graph, Module};
+use crate::driver::Context;
 use crate::kernel_store::kernel_store;
-use crate::kv_append::AppendKernels;
-use crate::launch::Launcher;
-use crate::plan::arch;
-use crate::planner::{Planned, Planner};
+use crate::launch::hopper_parameters;
+use crate::launch::tensor_map::is_mappable;
+use crate::plan::{self, Choice, HopperFit, KernelChoice, Request, arch, arch_family};
 use crate::probe::{self, Absent, DeviceFacts};
 
 /// One NVIDIA GPU.
-///
-/// Kernels come from the [kernel store](KernelStore); a plan that needs one that is not there yet compiles it. The
-/// first launch of a plan on a stream loads its kernels and allocates its workspace; later ones allocate nothing,
-/// wait for nothing, and can be captured in a graph.
-#[derive(Debug)]
-pub struct CudaBackend {
-    info: BackendInfo,
-    planner: Planner,
-    launcher: Launcher,
-    append: AppendKernels,
-}
+pub type CudaBackend = GpuBackend<Cuda>;
 
 /// The GPUs of this machine, by ordinal, sharing one kernel store.
 ///
@@ -43,291 +31,123 @@ pub fn discover() -> Result<Vec<Arc<dyn Backend>>, Absent> {
     Ok(backends.into_iter().map(|backend| Arc::new(backend) as Arc<dyn Backend>).collect())
 }
 
-impl CudaBackend {
-    /// The GPUs of this machine, by ordinal, sharing one kernel store.
-    ///
-    /// # Errors
-    /// As [`discover`].
-    pub fn discover() -> Result<Vec<Self>, Absent> {
-        Ok(CudaBackend::of_probe(probe::probe()?, &Arc::new(kernel_store())))
-    }
+/// NVIDIA's GPUs, as `omniflash-gpu` knows vendors.
+#[derive(Debug)]
+pub enum Cuda {}
 
-    pub(crate) fn of_probe(probe: probe::Probe, store: &Arc<KernelStore>) -> Vec<Self> {
-        let mut backends = Vec::new();
-        for facts in probe.devices {
-            let ordinal = facts.ordinal;
-            match Context::new(Arc::clone(&probe.api), facts) {
-                Ok(context) => backends.push(CudaBackend::new(context, Arc::clone(store))),
-                Err(error) => tracing::warn!(ordinal, %error, "a GPU cannot be used"),
-            }
-        }
-        backends
-    }
+impl Vendor for Cuda {
+    type Driver = Context;
+    type Facts = DeviceFacts;
+    type Absent = Absent;
+    type Kernel = KernelChoice;
+    type Fit = HopperFit;
+    type Beside = HopperParameters;
 
-    fn new(context: Arc<Context>, store: Arc<KernelStore>) -> Self {
-        let info = info(context.facts());
-        let planner = Planner::new(info.name.clone(), context.facts().clone(), store);
-        CudaBackend { info, planner, launcher: Launcher::new(context), append: AppendKernels::default() }
-    }
+    /// No fast-math option, for infinities have a meaning.
+    const COMPILER_OPTIONS: &'static [&'static str] = &["--std=c++20"];
+    /// f32 is the sum of two TF32.
+    const PRODUCTS_OF_F32: f64 = 3.0;
+    const KV_APPEND_UNITS: [usize; 3] = kernels::KV_APPEND_UNITS;
 
-    /// What the driver says of the device.
-    pub fn facts(&self) -> &DeviceFacts {
-        self.planner.facts()
-    }
-
-    /// Where kernels come from.
-    pub fn kernel_store(&self) -> &KernelStore {
-        self.planner.store()
-    }
-
-    /// Loads the kernels of a plan and allocates what its launches on the stream will use, so that the first launch
-    /// can already be captured.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when the stream is being captured already, [`Error::OutOfMemory`], [`Error::Driver`].
-    pub fn prepare(
-        &self,
-        plan: &AttentionPlan,
-        problem: &AttentionProblem<'_>,
-        stream: &Stream,
-    ) -> Result<()> {
-        self.check_stream(stream)?;
-        match self.planned(plan, problem)? {
-            Some(planned) => self.launcher.prepare(&self.planner, planned, problem, stream),
-            None => Ok(()),
-        }
-    }
-
-    /// Loads what [`kv_append`](Backend::kv_append) with such tensors needs, so that the first one can already be
-    /// captured.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when the stream is being captured already, [`Error::NoKernel`], [`Error::Driver`].
-    pub fn prepare_kv_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
-        self.check_append(append, stream)?;
-        self.append.prepare(&self.planner, self.context(), append, stream)
-    }
-
-    fn check_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
-        self.check_memory("new_k", append.shape().device)?;
-        self.check_stream(stream)
-    }
-
-    /// Checks on the device that every length, page and block id that a launch would use is in range; waits for the
-    /// answer. The launch itself trusts them.
-    ///
-    /// # Errors
-    /// [`Error::Value`] naming the first bad entry, [`Error::NoKernel`], [`Error::Driver`].
-    ///
-    /// # Safety
-    /// - The tables and lengths of `problem` are allocated and written as their shapes say.
-    pub unsafe fn verify_page_table(&self, problem: &AttentionProblem<'_>, stream: &Stream) -> Result<()> {
-        self.check_device(problem)?;
-        self.check_stream(stream)?;
-        let report = DeviceMemory::new(self.context(), 16, stream)?;
-        let Some(parameters) = parameters::verify(problem, report.address()) else {
-            return Ok(());
+    fn discover(libraries: Option<&[PathBuf]>) -> Result<Vec<Arc<Context>>, Absent> {
+        let probe = match libraries {
+            Some(libraries) => probe::probe_libraries(libraries),
+            None => probe::probe(),
         };
-        if parameters.batch == 0 {
-            return Ok(());
+        Ok(probe?.into_contexts())
+    }
+
+    fn kernel_store() -> KernelStore {
+        kernel_store()
+    }
+
+    fn facts(driver: &Context) -> &DeviceFacts {
+        driver.facts()
+    }
+
+    fn info(facts: &DeviceFacts) -> BackendInfo {
+        let device = DeviceId::Cuda(facts.ordinal);
+        BackendInfo {
+            name: device.to_string(),
+            device,
+            vendor: "NVIDIA".into(),
+            device_name: facts.name.clone(),
+            arch: arch(facts),
+            memory_bytes: facts.memory_bytes,
+            units: facts.multiprocessors,
+            driver: Some(format!("CUDA {}", facts.driver)),
         }
-        report.write(&[0xff; 16], stream)?;
-        let (kernel, entry) = self.planner.verify_kernel()?;
-        let launch = verify_page_table_launch(&parameters);
-        let module = Module::load(self.context(), &kernel.image, entry, launch.shared_memory_bytes)?;
-        let launch = Launch {
-            grid: launch.grid,
-            block_threads: launch.block_threads,
-            shared_memory_bytes: launch.shared_memory_bytes,
-        };
-        // SAFETY: the kernel's only parameter is this struct; the tables are the caller's duty, the report is ours.
-        unsafe { module.launch(&launch, &[bytemuck::bytes_of(&parameters)], stream) }?;
-        let mut answer = [u64::MAX; 2];
-        let bytes = bytemuck::must_cast_slice_mut(&mut answer);
-        // SAFETY: the report has 16 bytes; the copy waits for the kernel.
-        unsafe { memory::copy_to_host(&**self.context(), report.address(), bytes, stream) }?;
-        check_table_report(answer, problem)
     }
 
-    /// A mark in a stream, for timing.
-    ///
-    /// # Errors
-    /// [`Error::Driver`].
-    pub fn event(&self) -> Result<Event> {
-        Event::new(self.context())
+    fn arch(facts: &DeviceFacts) -> String {
+        arch(facts)
     }
 
-    /// Captures what `enqueue` launches on the stream in a graph, instead of doing it. What it launches must have
-    /// been launched on this stream before, or [prepared](CudaBackend::prepare).
-    ///
-    /// # Errors
-    /// Those of `enqueue`, [`Error::Driver`].
-    pub fn capture(&self, stream: &Stream, enqueue: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        self.check_stream(stream)?;
-        Graph::capture(self.context(), stream, enqueue)
+    fn arch_family(facts: &DeviceFacts, arch: &str) -> Vec<String> {
+        // Machine code of Hopper's own instructions runs there only.
+        if arch == HOPPER_ARCH { vec![arch.into()] } else { arch_family(facts).collect() }
     }
 
-    /// Registers of a thread, bytes of local memory of a thread, and blocks that fit on a multiprocessor, of the main
-    /// kernel of a plan; `None` for a plan without work.
-    ///
-    /// # Errors
-    /// [`Error::Driver`].
-    pub fn occupancy(&self, plan: &AttentionPlan) -> Result<Option<(usize, usize, usize)>> {
-        let Some(planned) = detail(plan)? else { return Ok(None) };
-        let forward = &planned.forward;
-        let shared = forward.launch.shared_memory_bytes;
-        let module = Module::load(self.context(), &forward.kernel.image, forward.entry, shared)?;
-        let (registers, local) = module.registers_and_local_bytes()?;
-        Ok(Some((registers, local, module.blocks_per_multiprocessor(&forward.launch)?)))
+    fn multiprocessors(facts: &DeviceFacts) -> usize {
+        facts.multiprocessors
     }
 
-    pub(crate) fn context(&self) -> &Arc<Context> {
-        self.launcher.context()
-    }
-
-    fn check_stream(&self, stream: &Stream) -> Result<()> {
-        self.check_memory("stream", stream.device())
-    }
-
-    fn check_device(&self, problem: &AttentionProblem<'_>) -> Result<()> {
-        self.check_memory("q", problem.shape().device)
-    }
-
-    fn check_memory(&self, argument: &str, found: DeviceId) -> Result<()> {
-        if found == self.info.device {
-            return Ok(());
+    /// Looked at on devices that have the family only: plans of others do not depend on it.
+    fn fit(facts: &DeviceFacts, problem: &AttentionProblem<'_>) -> HopperFit {
+        if facts.compute_capability.0 != 9 {
+            return HopperFit::default();
         }
-        Err(Error::Device {
-            argument: argument.into(),
-            found: found.to_string(),
-            expected: self.info.device.to_string(),
+        HopperFit { is_mappable: is_mappable(problem), has_positive_scale: problem.softmax_scale() > 0.0 }
+    }
+
+    fn choose(backend: &str, facts: &DeviceFacts, key: &PlanKey, fit: &HopperFit) -> Result<Choice> {
+        plan::choose(&Request {
+            backend,
+            facts,
+            shape: &key.shape,
+            config: &key.config,
+            mask_type: &key.mask_type,
+            is_aligned: key.is_aligned,
+            hopper: *fit,
         })
     }
 
-    /// What a plan keeps for launches of a problem; `None` when there is nothing to compute.
-    fn planned<'p>(
-        &self,
-        plan: &'p AttentionPlan,
+    fn beside(
+        driver: &Context,
+        kernel: &KernelChoice,
+        cut: &Cut,
         problem: &AttentionProblem<'_>,
-    ) -> Result<Option<&'p Planned>> {
-        self.check_device(problem)?;
-        if problem.shape().is_empty() { Ok(None) } else { detail(plan) }
-    }
-}
-
-fn detail(plan: &AttentionPlan) -> Result<Option<&Planned>> {
-    match &plan.detail {
-        None => Ok(None),
-        Some(detail) => match detail.downcast_ref::<Planned>() {
-            Some(planned) => Ok(Some(planned)),
-            None => Err(Error::value("plan", &plan.kernel_id, "a plan of this backend")),
-        },
-    }
-}
-
-impl Backend for CudaBackend {
-    fn info(&self) -> &BackendInfo {
-        &self.info
-    }
-
-    fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
-        match self.check_device(problem) {
-            Ok(()) => self.planner.supports(problem),
-            Err(error) => Support::No(error),
+        counter: Option<u64>,
+    ) -> Result<Option<HopperParameters>> {
+        match (kernel, counter) {
+            (KernelChoice::Hopper(tile), Some(counter)) => {
+                hopper_parameters(driver, tile, cut, problem, counter).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 
-    fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
-        self.check_device(problem)?;
-        self.planner.plan(problem)
+    fn combine(
+        _facts: &DeviceFacts,
+        dtype: DType,
+        sizes: &AttentionParameters,
+    ) -> Result<(TranslationUnit, Launch)> {
+        Ok((kernels::combine(dtype), kernels::combine_launch(sizes)?))
     }
 
-    fn alloc(&self, bytes: usize, stream: &Stream) -> Result<Buffer> {
-        self.check_stream(stream)?;
-        let memory = DeviceMemory::new(self.context(), bytes, stream)?;
-        memory.zero(stream)?;
-        let address = memory.address();
-        // SAFETY: the memory is `bytes` long, exclusively the buffer's, and freed with its owner.
-        Ok(unsafe { Buffer::from_owner(address, bytes, self.info.device, Box::new(memory)) })
+    fn verify_page_table(parameters: &VerifyParameters) -> (TranslationUnit, Launch) {
+        (kernels::verify_page_table(), kernels::verify_page_table_launch(parameters))
     }
 
-    fn copy_to_device(&self, source: &[u8], target: &mut Buffer, stream: &Stream) -> Result<()> {
-        self.check_stream(stream)?;
-        self.check_memory("target", target.device())?;
-        check_room("target", target.bytes(), source.len())?;
-        let address = target.as_ptr().expose_provenance() as u64;
-        // SAFETY: the buffer is device memory at least as long as the source, and borrowed exclusively.
-        unsafe { memory::copy_to_device(&**self.context(), source, address, stream) }
+    fn kv_append(unit_bytes: usize) -> TranslationUnit {
+        kernels::kv_append(unit_bytes)
     }
 
-    fn copy_to_host(&self, source: &Buffer, target: &mut [u8], stream: &Stream) -> Result<()> {
-        self.check_stream(stream)?;
-        self.check_memory("source", source.device())?;
-        check_room("source", source.bytes(), target.len())?;
-        let address = source.as_ptr().expose_provenance() as u64;
-        // SAFETY: the buffer is device memory at least as long as the target.
-        unsafe { memory::copy_to_host(&**self.context(), address, target, stream) }
+    fn kv_append_launch(parameters: &KvAppendParameters) -> Result<Launch> {
+        kernels::kv_append_launch(parameters)
     }
 
-    fn stream(&self) -> Result<Stream> {
-        stream::owned(self.context(), self.info.device, self.launcher.states())
-    }
-
-    fn synchronize(&self, stream: &Stream) -> Result<()> {
-        self.check_stream(stream)?;
-        stream::synchronize(&**self.context(), stream)
-    }
-
-    unsafe fn launch(
-        &self,
-        plan: &AttentionPlan,
-        problem: &AttentionProblem<'_>,
-        stream: &Stream,
-    ) -> Result<()> {
-        self.check_stream(stream)?;
-        match self.planned(plan, problem)? {
-            // SAFETY: the caller's duties are the same.
-            Some(planned) => unsafe { self.launcher.launch(&self.planner, planned, problem, stream) },
-            None => Ok(()),
-        }
-    }
-
-    unsafe fn kv_append(&self, append: &KvAppend<'_>, stream: &Stream) -> Result<()> {
-        self.check_append(append, stream)?;
-        // SAFETY: the caller's duties are the same.
-        unsafe { self.append.launch(&self.planner, self.context(), append, stream) }
-    }
-
-    unsafe fn time_launches(
-        &self,
-        plan: &AttentionPlan,
-        problem: &AttentionProblem<'_>,
-        stream: &Stream,
-        repeats: usize,
-    ) -> Result<Option<Vec<f64>>> {
-        self.prepare(plan, problem, stream)?;
-        // SAFETY: the caller's duties are the same.
-        let graph = self.capture(stream, || unsafe { self.launch(plan, problem, stream) })?;
-        // SAFETY: the caller keeps the tensors; replays on one stream run one after another.
-        self.time(stream, repeats, || unsafe { graph.replay(stream) }).map(Some)
-    }
-
-    fn measure_peaks(&self, stream: &Stream, budget: Duration) -> Result<Peaks> {
-        self.check_stream(stream)?;
-        self.peaks(stream, budget)
-    }
-}
-
-fn info(facts: &DeviceFacts) -> BackendInfo {
-    let device = DeviceId::Cuda(facts.ordinal);
-    BackendInfo {
-        name: device.to_string(),
-        device,
-        vendor: "NVIDIA".into(),
-        device_name: facts.name.clone(),
-        arch: arch(facts),
-        memory_bytes: facts.memory_bytes,
-        units: facts.multiprocessors,
-        driver: Some(format!("CUDA {}", facts.driver)),
+    fn peak(facts: &DeviceFacts, work: PeakWork) -> Option<PeakKernel> {
+        Some(kernels::peak(work, &arch(facts)))
     }
 }

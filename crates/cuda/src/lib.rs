@@ -8,10 +8,9 @@
 //! | [`probe`] | looks for the driver and its devices |
 //! | [`driver`] | the only foreign calls |
 //! | `plan` | chooses kernel, tiles and partitions: pure, host only |
-//! | `planner` | finds or compiles the chosen kernels, keeps plans |
+//! | `backend` | the vendor, as `omniflash-gpu` asks for it: all that is not here is there, once for all vendors |
 //! | `offline` | plans and builds kernels for a device that is not here |
-//! | `launch` | from a problem to parameters, and onto the stream |
-//! | `measure` | times by the device's clock, and its peaks |
+//! | `launch` | what Hopper's kernel is given beside the parameters of all kernels |
 //! | [`compiler`] | NVRTC and nvcc, for kernels that no directory and no cache holds |
 //! | [`interop`] | memory and streams of other libraries |
 
@@ -23,17 +22,14 @@ pub mod compiler;
 pub mod driver;
 pub mod interop;
 mod kernel_store;
-mod kv_append;
 mod launch;
-mod measure;
 mod offline;
 mod plan;
-mod planner;
 pub mod probe;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{CudaBackend, discover};
+pub use backend::{Cuda, CudaBackend, discover};
 pub use kernel_store::kernel_store;
 pub use offline::OfflinePlanner;
 pub use probe::Absent;

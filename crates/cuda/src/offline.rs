@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use omniflash_core::{AttentionPlan, AttentionProblem, Error, Result, Support};
+use omniflash_gpu::Planner;
 use omniflash_kernel_store::KernelStore;
 
-use crate::planner::Planner;
+use crate::backend::Cuda;
 use crate::probe::DeviceFacts;
 
 /// Makes the plans that a backend on a device of some architecture would make, and finds or builds their kernels,
@@ -15,7 +16,7 @@ use crate::probe::DeviceFacts;
 /// typical device stands.
 #[derive(Debug)]
 pub struct OfflinePlanner {
-    planner: Planner,
+    planner: Planner<Cuda>,
 }
 
 impl OfflinePlanner {

@@ -11,7 +11,7 @@ use libloading::Library;
 use omniflash_core::Error;
 use omniflash_gpu::library::open_first;
 
-use crate::driver::{self, Api};
+use crate::driver::{self, Api, Context};
 
 /// Names another driver library than the system's.
 pub const LIBRARY_VARIABLE: &str = "OMNIFLASH_CUDA_LIBRARY";
@@ -85,6 +85,21 @@ pub struct DeviceFacts {
 pub(crate) struct Probe {
     pub(crate) api: Arc<Api>,
     pub(crate) devices: Vec<DeviceFacts>,
+}
+
+impl Probe {
+    /// Its devices, ready for use; those that cannot be used are left out with a warning.
+    pub(crate) fn into_contexts(self) -> Vec<Arc<Context>> {
+        let mut contexts = Vec::new();
+        for facts in self.devices {
+            let ordinal = facts.ordinal;
+            match Context::new(Arc::clone(&self.api), facts) {
+                Ok(context) => contexts.push(context),
+                Err(error) => tracing::warn!(ordinal, %error, "a GPU cannot be used"),
+            }
+        }
+        contexts
+    }
 }
 
 /// The devices of this machine, by ordinal.

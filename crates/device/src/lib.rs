@@ -5,9 +5,13 @@
 //! structs between host and kernel are written. A [`TranslationUnit`] is a kernel file with its headers, the user's
 //! functors and the choices of one instance, as one flat text.
 
+mod launch;
 pub mod parameters;
+mod peak;
 mod translation_unit;
 
+pub use launch::{Launch, Workspace};
+pub use peak::{PeakKernel, PeakParameters, PeakWork};
 pub use translation_unit::{SourceFile, TranslationUnit};
 
 macro_rules! header {

@@ -4,13 +4,14 @@ use std::ffi::{CStr, c_void};
 use std::fmt::Debug;
 
 use omniflash_core::{Result, Stream};
+use omniflash_device::Launch;
 
 /// A vendor's driver on one device: each method is one or two of its calls, each failure a typed error that names the
 /// function, the code and the driver's text.
 ///
 /// Methods but [`enter`](Driver::enter) are called while the device is the thread's. The types of this crate own what
-/// they make, enter the device, and give back on drop: [`DeviceMemory`](crate::DeviceMemory),
-/// [`Event`](crate::Event), [`Graph`](crate::Graph), [`Module`](crate::Module).
+/// they make, enter the device, and give back on drop: memory, streams, modules, [`Event`](crate::Event),
+/// [`Graph`](crate::Graph).
 ///
 /// A [`Stream`] is vouched for by whoever made it, so that methods which only take one are safe.
 ///
@@ -297,17 +298,6 @@ pub unsafe trait Driver: Debug + Send + Sync + Sized + 'static {
         parameters: &mut [*mut c_void],
         stream: &Stream,
     ) -> Result<()>;
-}
-
-/// The shape of one launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Launch {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block_threads: u32,
-    /// Bytes of dynamic shared memory of a block.
-    pub shared_memory_bytes: usize,
 }
 
 /// Gives something back to the driver; that it cannot be done goes to the log, for a drop has nobody to tell.

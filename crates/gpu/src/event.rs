@@ -20,10 +20,7 @@ unsafe impl<D: Driver> Sync for Event<D> {}
 
 impl<D: Driver> Event<D> {
     /// A mark that no work has reached.
-    ///
-    /// # Errors
-    /// [`Error::Driver`](omniflash_core::Error::Driver).
-    pub fn new(driver: &Arc<D>) -> Result<Self> {
+    pub(crate) fn new(driver: &Arc<D>) -> Result<Self> {
         let _entered = driver.enter()?;
         Ok(Event { raw: driver.create_event()?, driver: Arc::clone(driver) })
     }

@@ -23,10 +23,11 @@ unsafe impl<D: Driver> Sync for Graph<D> {}
 
 impl<D: Driver> Graph<D> {
     /// Captures what `enqueue` puts on the stream, instead of doing it.
-    ///
-    /// # Errors
-    /// Those of `enqueue`, [`Error::Driver`](omniflash_core::Error::Driver).
-    pub fn capture(driver: &Arc<D>, on: &Stream, enqueue: impl FnOnce() -> Result<()>) -> Result<Self> {
+    pub(crate) fn capture(
+        driver: &Arc<D>,
+        on: &Stream,
+        enqueue: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
         let _entered = driver.enter()?;
         driver.begin_capture(on)?;
         let enqueued = enqueue();

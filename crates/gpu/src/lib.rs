@@ -1,26 +1,45 @@
-//! What the GPU backends share on the host, whoever made the GPU: filling the kernels' parameters, what is kept for a
-//! stream, tables of closures, and the pure parts of planning.
+//! What the GPU backends share, whoever made the GPU: everything but the driver's calls, the kernels and how they are
+//! chosen.
 //!
-//! It links no driver: [`Driver`] names the calls that it needs of one, and each backend's `driver` module makes them.
+//! A backend is a [`Vendor`]: its [`Driver`], its kernels as [`KernelInstance`]s, its choice among them. From that,
+//! [`GpuBackend`] plans, compiles, launches, appends to caches and measures.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`vendor`], [`driver`] | what a backend has to answer |
+//! | `backend` | one device behind the trait [`Backend`](omniflash_core::Backend) |
+//! | `planner` | finds or compiles the chosen kernels, keeps plans |
+//! | `launcher`, [`parameters`] | from a problem to parameters, and onto the stream |
+//! | `kv_append` | new rows of a cache |
+//! | `measure` | times by the device's clock, and its peaks |
+//! | `stream_state`, `mask_table` | what is kept for a stream |
+//! | [`plan`], [`split`], [`check`] | the pure parts of planning |
+//! | `memory`, `stream`, `event`, `graph`, `module` | own what the driver made, and give it back |
 
+mod backend;
 pub mod check;
 pub mod driver;
 mod event;
 mod graph;
+mod kv_append;
+mod launcher;
 pub mod library;
 mod mask_table;
-pub mod memory;
+mod measure;
+mod memory;
 mod module;
 pub mod parameters;
 pub mod plan;
+mod planner;
 pub mod split;
-pub mod stream;
-pub mod stream_state;
+mod stream;
+mod stream_state;
+pub mod vendor;
 
-pub use driver::{Driver, Launch};
+pub use backend::GpuBackend;
+pub use driver::Driver;
 pub use event::Event;
 pub use graph::Graph;
-pub use memory::DeviceMemory;
-pub use module::Module;
-pub use plan::{PlanKey, functors};
-pub use stream_state::{StreamState, StreamStates, StreamUse, lock};
+pub use plan::{Choice, PlanKey};
+pub use planner::Planner;
+pub use vendor::{KernelInstance, Vendor};

@@ -8,7 +8,7 @@ use crate::driver::{Driver, release};
 
 /// Owned device memory, freed on drop.
 #[derive(Debug)]
-pub struct DeviceMemory<D: Driver> {
+pub(crate) struct DeviceMemory<D: Driver> {
     driver: Arc<D>,
     /// The stream after whose work the memory is freed; after all work of the device where there is none.
     stream: Option<Stream>,
@@ -23,7 +23,7 @@ impl<D: Driver> DeviceMemory<D> {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] or [`Error::Driver`].
-    pub fn new(driver: &Arc<D>, bytes: usize, stream: &Stream) -> Result<Self> {
+    pub(crate) fn new(driver: &Arc<D>, bytes: usize, stream: &Stream) -> Result<Self> {
         let memory = DeviceMemory::kept(driver, bytes, stream)?;
         Ok(memory.bound_to(stream))
     }
@@ -53,12 +53,12 @@ impl<D: Driver> DeviceMemory<D> {
     }
 
     /// The address of the first byte.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
     /// The size in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
@@ -66,7 +66,7 @@ impl<D: Driver> DeviceMemory<D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn zero(&self, stream: &Stream) -> Result<()> {
+    pub(crate) fn zero(&self, stream: &Stream) -> Result<()> {
         if self.bytes == 0 {
             return Ok(());
         }
@@ -79,7 +79,7 @@ impl<D: Driver> DeviceMemory<D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn write(&self, source: &[u8], stream: &Stream) -> Result<()> {
+    pub(crate) fn write(&self, source: &[u8], stream: &Stream) -> Result<()> {
         debug_assert!(source.len() <= self.bytes);
         // SAFETY: the memory is this value's own, at least as long as the source.
         unsafe { copy_to_device(&*self.driver, source, self.address, stream) }
@@ -106,12 +106,14 @@ impl<D: Driver> Drop for DeviceMemory<D> {
 
 /// Copies host bytes to the device and waits until they have been read.
 ///
-/// # Errors
-/// [`Error::Driver`].
-///
 /// # Safety
 /// - `target` is device memory of at least the source's length.
-pub unsafe fn copy_to_device<D: Driver>(driver: &D, source: &[u8], target: u64, on: &Stream) -> Result<()> {
+pub(crate) unsafe fn copy_to_device<D: Driver>(
+    driver: &D,
+    source: &[u8],
+    target: u64,
+    on: &Stream,
+) -> Result<()> {
     if source.is_empty() {
         return Ok(());
     }
@@ -123,12 +125,14 @@ pub unsafe fn copy_to_device<D: Driver>(driver: &D, source: &[u8], target: u64, 
 
 /// Copies device memory to the host, after all work on the stream, and waits for it.
 ///
-/// # Errors
-/// [`Error::Driver`].
-///
 /// # Safety
 /// - `source` is device memory of at least the target's length.
-pub unsafe fn copy_to_host<D: Driver>(driver: &D, source: u64, target: &mut [u8], on: &Stream) -> Result<()> {
+pub(crate) unsafe fn copy_to_host<D: Driver>(
+    driver: &D,
+    source: u64,
+    target: &mut [u8],
+    on: &Stream,
+) -> Result<()> {
     if target.is_empty() {
         return Ok(());
     }

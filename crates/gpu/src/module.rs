@@ -5,15 +5,16 @@ use std::ptr;
 use std::sync::Arc;
 
 use omniflash_core::{Error, Result, Stream};
+use omniflash_device::Launch;
 
-use crate::driver::{Driver, Launch, release};
+use crate::driver::{Driver, release};
 
 /// The most parameters of a kernel: the struct, the functors, and what a kernel of one vendor takes beside them.
 const MOST_PARAMETERS: usize = 3;
 
 /// One kernel of a loaded image.
 #[derive(Debug)]
-pub struct Module<D: Driver> {
+pub(crate) struct Module<D: Driver> {
     driver: Arc<D>,
     raw: D::Module,
     function: D::Function,
@@ -31,7 +32,7 @@ impl<D: Driver> Module<D> {
     ///
     /// # Errors
     /// Those of [`Driver::load_module`].
-    pub fn load(
+    pub(crate) fn load(
         driver: &Arc<D>,
         image: &Arc<[u8]>,
         kernel: &str,
@@ -58,7 +59,7 @@ impl<D: Driver> Module<D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn blocks_per_multiprocessor(&self, launch: &Launch) -> Result<usize> {
+    pub(crate) fn blocks_per_multiprocessor(&self, launch: &Launch) -> Result<usize> {
         let _entered = self.driver.enter()?;
         // SAFETY: the module is loaded.
         unsafe { self.driver.blocks_per_multiprocessor(self.function, launch) }
@@ -68,7 +69,7 @@ impl<D: Driver> Module<D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn registers_and_local_bytes(&self) -> Result<(usize, usize)> {
+    pub(crate) fn registers_and_local_bytes(&self) -> Result<(usize, usize)> {
         let _entered = self.driver.enter()?;
         // SAFETY: the module is loaded.
         unsafe { self.driver.registers_and_local_bytes(self.function) }
@@ -84,7 +85,7 @@ impl<D: Driver> Module<D> {
     ///   and as aligned.
     /// - What those bytes address is valid until the stream has passed the launch, and used by nothing else in a
     ///   way that conflicts.
-    pub unsafe fn launch(&self, launch: &Launch, parameters: &[&[u8]], on: &Stream) -> Result<()> {
+    pub(crate) unsafe fn launch(&self, launch: &Launch, parameters: &[&[u8]], on: &Stream) -> Result<()> {
         let _entered = self.driver.enter()?;
         let mut pointers = [ptr::null_mut::<c_void>(); MOST_PARAMETERS];
         let pointers = &mut pointers[..parameters.len()];

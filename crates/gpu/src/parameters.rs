@@ -101,16 +101,21 @@ pub fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<VerifyParam
 /// can be moved 16 bytes at a time.
 pub fn is_aligned(problem: &AttentionProblem<'_>) -> bool {
     let out = problem.out().as_ref();
-    [problem.query().tensor(), problem.kv().k(), problem.kv().v(), &out].into_iter().all(|tensor| {
-        let size = tensor.dtype().size() as i64;
-        let (shape, strides) = (tensor.shape(), tensor.strides());
-        let last = shape.len() - 1;
-        let row_bytes = shape[last] as i64 * size;
-        let steps = shape[..last].iter().zip(strides).filter(|(extent, _)| **extent > 1);
-        tensor.address().is_multiple_of(16)
-            && row_bytes % 16 == 0
-            && steps.into_iter().all(|(_, stride)| stride * size % 16 == 0)
-    })
+    [problem.query().tensor(), problem.kv().k(), problem.kv().v(), &out]
+        .into_iter()
+        .all(|tensor| is_multiple_of(tensor, 16))
+}
+
+/// Whether every vector of a tensor begins at a multiple of so many bytes and has a multiple of so many bytes.
+pub(crate) fn is_multiple_of(tensor: &TensorRef<'_>, bytes: usize) -> bool {
+    let size = tensor.dtype().size() as i64;
+    let (shape, strides) = (tensor.shape(), tensor.strides());
+    let last = shape.len() - 1;
+    // The stride of an axis of extent 1 is never walked.
+    let steps = shape[..last].iter().zip(strides).filter(|(extent, _)| **extent > 1);
+    tensor.address().is_multiple_of(bytes as u64)
+        && shape[last] as i64 * size % bytes as i64 == 0
+        && steps.into_iter().all(|(_, stride)| stride * size % bytes as i64 == 0)
 }
 
 /// `[batch, rows, heads, dim]`, or `[rows, heads, dim]` of ragged tensors.
@@ -133,7 +138,7 @@ fn lse_rows(tensor: &TensorRef<'_>) -> Rows {
     }
 }
 
-fn indices(tensor: &TensorRef<'_>) -> Indices {
+pub(crate) fn indices(tensor: &TensorRef<'_>) -> Indices {
     Indices { data: DeviceAddress(tensor.address()), stride: tensor.strides()[0] }
 }
 
@@ -158,16 +163,16 @@ fn key_lengths<'t, 'a>(kv: &'t KvCache<'a>) -> (KeyForm, Option<&'t TensorRef<'a
 /// The table of blocks or pages, and the keys of one.
 fn block_table(kv: &KvCache<'_>) -> (Table, u32) {
     match kv {
-        KvCache::Continuous { k, lookup_table, .. } => {
-            let data = DeviceAddress(lookup_table.address());
-            (Table { data, row_stride: lookup_table.strides()[0], column_stride: 0 }, k.shape()[1] as u32)
-        }
-        KvCache::Paged { k, page_table, .. } => {
-            let (data, strides) = (DeviceAddress(page_table.address()), page_table.strides());
-            (Table { data, row_stride: strides[0], column_stride: strides[1] }, k.shape()[1] as u32)
-        }
+        KvCache::Continuous { k, lookup_table, .. } => (table(lookup_table), k.shape()[1] as u32),
+        KvCache::Paged { k, page_table, .. } => (table(page_table), k.shape()[1] as u32),
         _ => (Table::default(), 0),
     }
+}
+
+/// `[batch, pages]`, or `[batch]` of caches without pages.
+pub(crate) fn table(tensor: &TensorRef<'_>) -> Table {
+    let (data, strides) = (DeviceAddress(tensor.address()), tensor.strides());
+    Table { data, row_stride: strides[0], column_stride: strides.get(1).copied().unwrap_or(0) }
 }
 
 fn sink_form(sinks: Option<&TensorRef<'_>>) -> SinkForm {

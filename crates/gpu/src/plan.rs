@@ -4,6 +4,7 @@ use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionConfig, AttentionProblem, Error, ProblemShape, Result};
 
 use crate::parameters::is_aligned;
+use crate::vendor::KernelInstance;
 
 /// Mask and score modification of a problem as kernels take them.
 ///
@@ -84,6 +85,85 @@ impl PlanKey {
     }
 }
 
+/// The kernel chosen, and how it is launched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice<K> {
+    /// The instance.
+    pub kernel: K,
+    /// Query heads whose rows a tile interleaves: 1, or the group.
+    pub heads_per_tile: usize,
+    /// Pairs of sequence and head tile whose longest tiles start together.
+    pub section: usize,
+    /// Blocks that the keys of a row are split among.
+    pub num_partitions: usize,
+    /// Blocks that share all keys of the batch evenly; 0 where every item has `num_partitions`.
+    pub workers: usize,
+    /// Sequences with fewer query rows are left to `short`.
+    pub least_q_len: usize,
+    /// What computes the sequences with fewer rows, of a batch that has both.
+    pub short: Option<Box<Choice<K>>>,
+    /// For the plan's line.
+    pub reason: String,
+}
+
+impl<K> Choice<K> {
+    /// One launch whose blocks see all keys of their rows, a head a tile.
+    pub fn whole(kernel: K, reason: String) -> Self {
+        Choice {
+            kernel,
+            heads_per_tile: 1,
+            section: 1,
+            num_partitions: 1,
+            workers: 0,
+            least_q_len: 0,
+            short: None,
+            reason,
+        }
+    }
+}
+
+/// Refuses what algorithm naive, one row a block, cannot do.
+///
+/// # Errors
+/// [`Error::Value`] for the size of a tile, [`Error::Unsupported`] for split keys.
+pub fn check_naive(config: &AttentionConfig, backend: &str) -> Result<()> {
+    const NO_TILES: &str = "unset: algorithm naive has no tiles";
+    let tiles = [
+        ("block_m", config.block_m),
+        ("block_n", config.block_n),
+        ("block_k", config.block_k),
+        ("warp_m", config.warp_m),
+        ("warp_n", config.warp_n),
+        ("num_pipeline_stages", config.num_pipeline_stages),
+        ("k_group_size", config.k_group_size),
+        ("swizzle", config.swizzle.map(|swizzle| swizzle.bytes())),
+    ];
+    if let Some((name, Some(value))) = tiles.into_iter().find(|(_, value)| value.is_some()) {
+        return Err(Error::value(format!("config.{name}"), value, NO_TILES));
+    }
+    if config.split_within_block == Some(true) || config.num_partitions.is_some_and(|number| number > 1) {
+        return Err(Error::unsupported(
+            backend,
+            "split keys with algorithm naive",
+            "it computes whole rows",
+            "num_partitions 1 works, or algorithm flash2",
+        ));
+    }
+    Ok(())
+}
+
+/// Pairs of sequence and head tile whose longest tiles start together, on a device with `l2_bytes` of second-level cache.
+///
+/// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
+/// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
+pub fn section(shape: &ProblemShape, mask_type: &str, l2_bytes: usize) -> usize {
+    if !is_causal(mask_type) {
+        return 1;
+    }
+    let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
+    (l2_bytes / 2 / keys.max(1)).clamp(1, 32)
+}
+
 /// Query rows of a typical sequence: of ragged ones the host knows the longest and the sum.
 pub fn typical_rows(shape: &ProblemShape) -> usize {
     if shape.ragged_q {
@@ -98,8 +178,13 @@ pub fn is_causal(mask_type: &str) -> bool {
     !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains("Causal")
 }
 
+/// `{instance}-{mask}-{score modification}`, the instance as [`KernelInstance::id`] names it.
+pub fn kernel_id<K: KernelInstance>(kernel: &K, arch: &str, mask_type: &str, score_mod_type: &str) -> String {
+    format!("{}-{}-{}", kernel.id(arch), functor_name(mask_type), functor_name(score_mod_type))
+}
+
 /// A C++ type as part of a name, namespaces left out: `And<Chunked, source0::Mine>` is `and(chunked,mine)`.
-pub fn functor_name(cpp_type: &str) -> String {
+fn functor_name(cpp_type: &str) -> String {
     let mut name = String::with_capacity(cpp_type.len());
     for c in cpp_type.chars() {
         match c {

@@ -42,20 +42,15 @@ impl<D: Driver> Drop for OwnedStream<D> {
 ///
 /// # Errors
 /// [`Error::Driver`](omniflash_core::Error::Driver).
-pub fn owned<D: Driver>(driver: &Arc<D>, device: DeviceId, states: &Arc<StreamStates<D>>) -> Result<Stream> {
+pub(crate) fn owned<D: Driver>(
+    driver: &Arc<D>,
+    device: DeviceId,
+    states: &Arc<StreamStates<D>>,
+) -> Result<Stream> {
     let _entered = driver.enter()?;
     let handle = StreamHandle { raw: driver.create_stream()?, driver: Arc::clone(driver) };
     let raw = handle.raw;
     let owner = OwnedStream { device, states: Arc::clone(states), handle };
     // SAFETY: the stream is this device's and is destroyed with its owner.
     Ok(unsafe { Stream::from_owner(device, raw, Arc::new(owner)) })
-}
-
-/// Waits for all work on the stream; faults of earlier launches are reported here.
-///
-/// # Errors
-/// [`Error::Driver`](omniflash_core::Error::Driver).
-pub fn synchronize<D: Driver>(driver: &D, stream: &Stream) -> Result<()> {
-    let _entered = driver.enter()?;
-    driver.synchronize(stream)
 }

@@ -25,7 +25,7 @@ const COUNTERS_STEP: usize = 4 << 10;
 
 /// The states of all streams of a backend.
 #[derive(Debug)]
-pub struct StreamStates<D: Driver> {
+pub(crate) struct StreamStates<D: Driver> {
     /// By the driver's id of the stream.
     states: Mutex<HashMap<u64, Arc<Mutex<StreamState<D>>>>>,
     /// The id last seen of each handle: the driver does not tell it while the stream is captured.
@@ -40,7 +40,7 @@ impl<D: Driver> Default for StreamStates<D> {
 
 /// What is kept for one stream.
 #[derive(Debug)]
-pub struct StreamState<D: Driver> {
+pub(crate) struct StreamState<D: Driver> {
     workspace: Option<Kept<D>>,
     /// Of parts of items: zero whenever no launch is under way.
     part_counters: Option<Kept<D>>,
@@ -73,7 +73,7 @@ struct Kept<D: Driver> {
 
 /// One launch's use of what is kept for its stream.
 #[derive(Debug)]
-pub struct StreamUse<'u, D: Driver> {
+pub(crate) struct StreamUse<'u, D: Driver> {
     pub(crate) driver: &'u Arc<D>,
     pub(crate) stream: &'u Stream,
     pub(crate) is_capturing: bool,
@@ -84,7 +84,7 @@ impl<'u, D: Driver> StreamUse<'u, D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn new(driver: &'u Arc<D>, stream: &'u Stream) -> Result<Self> {
+    pub(crate) fn new(driver: &'u Arc<D>, stream: &'u Stream) -> Result<Self> {
         // Null is the current device's stream.
         let _entered = driver.enter()?;
         let is_capturing = driver.is_capturing(stream)?;
@@ -95,7 +95,7 @@ impl<'u, D: Driver> StreamUse<'u, D> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the stream is being captured.
-    pub fn check_may_allocate(&self, what: &str) -> Result<()> {
+    pub(crate) fn check_may_allocate(&self, what: &str) -> Result<()> {
         if !self.is_capturing {
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl<D: Driver> StreamStates<D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn of(&self, launch: &StreamUse<'_, D>) -> Result<Arc<Mutex<StreamState<D>>>> {
+    pub(crate) fn of(&self, launch: &StreamUse<'_, D>) -> Result<Arc<Mutex<StreamState<D>>>> {
         let handle = launch.stream.raw();
         let id = if launch.is_capturing {
             // A stream that was never used before its capture has no state to find: id 0 is no stream's.
@@ -131,7 +131,7 @@ impl<D: Driver> StreamStates<D> {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn forget(&self, driver: &D, stream: &Stream) -> Result<()> {
+    pub(crate) fn forget(&self, driver: &D, stream: &Stream) -> Result<()> {
         let id = stream_id(driver, stream)?;
         let Some(state) = lock(&self.states).get(&id).cloned() else {
             return Ok(());
@@ -159,7 +159,7 @@ fn stream_id<D: Driver>(driver: &D, stream: &Stream) -> Result<u64> {
 }
 
 /// Locks state that a panic elsewhere leaves whole.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -168,7 +168,7 @@ impl<D: Driver> StreamState<D> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] when it would have to grow under capture, [`Error::OutOfMemory`].
-    pub fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
+    pub(crate) fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
         let size = bytes.next_multiple_of(WORKSPACE_STEP);
         let (address, outgrown) = grown(&mut self.workspace, size, false, launch)?;
         self.give_up_kept(outgrown, launch.stream);
@@ -179,7 +179,7 @@ impl<D: Driver> StreamState<D> {
     ///
     /// # Errors
     /// As [`workspace`](StreamState::workspace), and [`Error::Driver`].
-    pub fn part_counters(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
+    pub(crate) fn part_counters(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
         let size = bytes.next_multiple_of(COUNTERS_STEP);
         let (address, outgrown) = grown(&mut self.part_counters, size, true, launch)?;
         self.give_up_kept(outgrown, launch.stream);
@@ -197,7 +197,7 @@ impl<D: Driver> StreamState<D> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] when there is none yet under capture, [`Error::OutOfMemory`], [`Error::Driver`].
-    pub fn counter(&mut self, launch: &StreamUse<'_, D>) -> Result<u64> {
+    pub(crate) fn counter(&mut self, launch: &StreamUse<'_, D>) -> Result<u64> {
         if self.counters.is_none() {
             launch.check_may_allocate("the first launch that counts tiles")?;
             let memory = DeviceMemory::kept(launch.driver, COUNTERS * COUNTER_BYTES, launch.stream)?;
@@ -219,7 +219,7 @@ impl<D: Driver> StreamState<D> {
     /// # Errors
     /// [`Error::Unsupported`] when one is not kept yet under capture, or when positions are known to the device
     /// only; [`Error::OutOfMemory`], [`Error::Driver`].
-    pub fn set_tables(
+    pub(crate) fn set_tables(
         &mut self,
         problem: &AttentionProblem<'_>,
         spec: &mut FunctorSpec<'_>,

@@ -11,9 +11,8 @@
 //! | [`probe`] | looks for the driver and its devices |
 //! | [`driver`] | the only foreign calls |
 //! | `plan` | chooses kernel, tiles and partitions: pure, host only |
-//! | `planner` | finds or compiles the chosen kernels, keeps plans |
+//! | `backend` | the vendor, as `omniflash-gpu` asks for it: all that is not here is there, once for all vendors |
 //! | `offline` | plans and builds kernels for a device that is not here |
-//! | `launch` | from a problem to parameters, and onto the stream |
 //! | [`compiler`] | hipRTC and clang, for kernels that no directory and no cache holds |
 //! | [`interop`] | memory and streams of other libraries |
 
@@ -22,15 +21,13 @@ pub mod compiler;
 pub mod driver;
 pub mod interop;
 mod kernel_store;
-mod launch;
 mod offline;
 mod plan;
-mod planner;
 pub mod probe;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{HipBackend, discover};
+pub use backend::{Hip, HipBackend, discover};
 pub use kernel_store::kernel_store;
 pub use offline::OfflinePlanner;
 pub use omniflash_kernels_hip::Architecture;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use omniflash_core::{AttentionPlan, AttentionProblem, Result, Support};
+use omniflash_gpu::Planner;
 use omniflash_kernel_store::KernelStore;
 use omniflash_kernels_hip::Architecture;
 
-use crate::planner::Planner;
+use crate::backend::Hip;
 use crate::probe::DeviceFacts;
 
 /// Makes the plans that a backend on a device of some architecture would make, and finds or builds their kernels,
@@ -16,7 +17,7 @@ use crate::probe::DeviceFacts;
 /// typical device stands.
 #[derive(Debug)]
 pub struct OfflinePlanner {
-    planner: Planner,
+    planner: Planner<Hip>,
 }
 
 impl OfflinePlanner {

@@ -12,7 +12,7 @@ use omniflash_core::Error;
 use omniflash_gpu::library::open_first;
 use omniflash_kernels_hip::Architecture;
 
-use crate::driver::{Api, DeviceStrings, constant};
+use crate::driver::{Api, Context, DeviceStrings, constant};
 
 /// Names another driver library than the system's.
 pub const LIBRARY_VARIABLE: &str = "OMNIFLASH_HIP_LIBRARY";
@@ -97,6 +97,21 @@ pub struct DeviceFacts {
 pub(crate) struct Probe {
     pub(crate) api: Arc<Api>,
     pub(crate) devices: Vec<DeviceFacts>,
+}
+
+impl Probe {
+    /// Its devices, ready for use; those that cannot be used are left out with a warning.
+    pub(crate) fn into_contexts(self) -> Vec<Arc<Context>> {
+        let mut contexts = Vec::new();
+        for facts in self.devices {
+            let ordinal = facts.ordinal;
+            match Context::new(Arc::clone(&self.api), facts) {
+                Ok(context) => contexts.push(context),
+                Err(error) => tracing::warn!(ordinal, %error, "a GPU cannot be used"),
+            }
+        }
+        contexts
+    }
 }
 
 /// The devices of this machine, by ordinal; those that no kernels exist for are left out with a warning.

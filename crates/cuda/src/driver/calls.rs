@@ -8,7 +8,8 @@ use cudarc::driver::sys::{
     CUstream_flags, CUstreamCaptureMode,
 };
 use omniflash_core::{DeviceId, Error, Result, Stream};
-use omniflash_gpu::{Driver, Launch};
+use omniflash_device::Launch;
+use omniflash_gpu::Driver;
 
 use super::Context;
 use super::api::OUT_OF_MEMORY;

@@ -17,11 +17,11 @@ const FEWEST_SPLIT_KEYS: usize = 1024;
 
 /// What the Hopper family asks of a problem beyond its sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct HopperFit {
+pub struct HopperFit {
     /// Whether tensor maps can describe q, k, v and out.
-    pub(crate) is_mappable: bool,
+    pub is_mappable: bool,
     /// Whether softmax_scale is positive: the largest score is then the largest product.
-    pub(crate) has_positive_scale: bool,
+    pub has_positive_scale: bool,
 }
 
 /// Chooses this family where it is the fastest, or says in a word why it is not.

@@ -4,6 +4,7 @@
 mod decode;
 mod hopper;
 mod id;
+mod instance;
 mod split;
 mod tile;
 
@@ -12,13 +13,14 @@ mod tests;
 
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
-use omniflash_gpu::plan::{is_causal, typical_rows};
-use omniflash_kernels_cuda::{DecodeConfig, ForwardConfig, HopperConfig, NaiveConfig};
+use omniflash_gpu::plan::{check_naive, is_causal, section, typical_rows};
+use omniflash_kernels_cuda::NaiveConfig;
 
 use crate::probe::DeviceFacts;
 
 pub(crate) use hopper::HopperFit;
-pub(crate) use id::{arch, arch_family, kernel_id};
+pub(crate) use id::{arch, arch_family};
+pub(crate) use instance::KernelChoice;
 
 /// The oldest compute capability of the tiled kernels: asynchronous copies and bf16 products.
 const OLDEST_TILED: (u32, u32) = (8, 0);
@@ -39,31 +41,7 @@ pub(crate) struct Request<'r> {
 }
 
 /// The kernel chosen, and how it is launched.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Choice {
-    pub(crate) kernel: KernelChoice,
-    /// Query heads whose rows a tile interleaves: 1, or the group.
-    pub(crate) heads_per_tile: usize,
-    /// Pairs of sequence and head tile whose longest tiles start together.
-    pub(crate) section: usize,
-    pub(crate) num_partitions: usize,
-    /// Blocks that share all keys of the batch evenly; 0 where every item has `num_partitions`.
-    pub(crate) workers: usize,
-    /// Sequences with fewer query rows are left to `short`.
-    pub(crate) least_q_len: usize,
-    /// What computes the sequences with fewer rows, of a batch that has both.
-    pub(crate) short: Option<Box<Choice>>,
-    pub(crate) reason: String,
-}
-
-/// An instance of a kernel family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum KernelChoice {
-    Forward(ForwardConfig),
-    Decode(DecodeConfig),
-    Hopper(HopperConfig),
-    Naive(NaiveConfig),
-}
+pub(crate) type Choice = omniflash_gpu::Choice<KernelChoice>;
 
 /// Chooses a kernel and its launch.
 ///
@@ -121,7 +99,7 @@ fn choose_prefill(request: &Request<'_>, rows: usize) -> Result<Choice> {
     Ok(Choice {
         kernel: KernelChoice::Forward(tile.config),
         heads_per_tile: tile.heads_per_tile,
-        section: section(request),
+        section: section(request.shape, request.mask_type, request.facts.l2_bytes),
         num_partitions: partitions.number,
         workers: 0,
         least_q_len: 0,
@@ -131,54 +109,9 @@ fn choose_prefill(request: &Request<'_>, rows: usize) -> Result<Choice> {
 }
 
 fn choose_naive(request: &Request<'_>) -> Result<Choice> {
-    let config = request.config;
-    let tiles = [
-        ("block_m", config.block_m),
-        ("block_n", config.block_n),
-        ("block_k", config.block_k),
-        ("warp_m", config.warp_m),
-        ("warp_n", config.warp_n),
-        ("num_pipeline_stages", config.num_pipeline_stages),
-        ("k_group_size", config.k_group_size),
-    ];
-    if let Some((name, Some(value))) = tiles.into_iter().find(|(_, value)| value.is_some()) {
-        return Err(Error::value(format!("config.{name}"), value, "unset: algorithm naive has no tiles"));
-    }
-    if let Some(swizzle) = config.swizzle {
-        return Err(Error::value("config.swizzle", swizzle.bytes(), "unset: algorithm naive has no tiles"));
-    }
-    if config.split_within_block == Some(true) || config.num_partitions.is_some_and(|number| number > 1) {
-        return Err(Error::unsupported(
-            request.backend,
-            "split keys with algorithm naive",
-            "it computes whole rows",
-            "num_partitions 1 works, or algorithm flash2",
-        ));
-    }
-    Ok(Choice {
-        kernel: KernelChoice::Naive(NaiveConfig {
-            dtype: request.shape.dtype,
-            paged: request.shape.kv_kind == KvKind::Paged,
-        }),
-        heads_per_tile: 1,
-        section: 1,
-        num_partitions: 1,
-        workers: 0,
-        least_q_len: 0,
-        short: None,
-        reason: "one row a block, for checking".into(),
-    })
-}
-
-/// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
-/// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
-fn section(request: &Request<'_>) -> usize {
-    if !is_causal(request.mask_type) {
-        return 1;
-    }
-    let shape = request.shape;
-    let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
-    (request.facts.l2_bytes / 2 / keys.max(1)).clamp(1, 32)
+    check_naive(request.config, request.backend)?;
+    let config = NaiveConfig { dtype: request.shape.dtype, paged: request.shape.kv_kind == KvKind::Paged };
+    Ok(Choice::whole(KernelChoice::Naive(config), "one row a block, for checking".into()))
 }
 
 /// 16-bit elements go through tensor cores as they are; f32 as sums of tf32.

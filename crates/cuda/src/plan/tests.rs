@@ -3,6 +3,8 @@ use std::fmt::Write as _;
 use omniflash_core::{
     AttentionOptions, AttentionProblem, DeviceId, KvCache, Layout, Query, Swizzle, TensorMut, TensorRef,
 };
+use omniflash_gpu::plan::kernel_id;
+use omniflash_kernels_cuda::ForwardConfig;
 
 use super::*;
 

@@ -97,7 +97,7 @@ impl Fake {
     pub(super) fn backend_with_compiler(&self, compiler: impl Compiler + 'static) -> CudaBackend {
         let store =
             KernelStore::new(StoreOptions { compilers: vec![Box::new(compiler)], ..StoreOptions::default() });
-        CudaBackend::of_probe(self.probe().unwrap(), &Arc::new(store)).remove(0)
+        CudaBackend::of_devices(self.probe().unwrap().into_contexts(), &Arc::new(store)).remove(0)
     }
 
     fn function<F: Copy>(&self, name: &str) -> F {

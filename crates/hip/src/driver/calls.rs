@@ -4,7 +4,8 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 
 use omniflash_core::{DeviceId, Error, Result, Stream};
-use omniflash_gpu::{Driver, Launch};
+use omniflash_device::Launch;
+use omniflash_gpu::Driver;
 
 use super::Context;
 use super::api::{

@@ -17,5 +17,3 @@ pub(crate) use context::Context;
 pub type Event = omniflash_gpu::Event<Context>;
 /// Work captured from a stream, ready to be replayed.
 pub type Graph = omniflash_gpu::Graph<Context>;
-pub(crate) type DeviceMemory = omniflash_gpu::DeviceMemory<Context>;
-pub(crate) type Module = omniflash_gpu::Module<Context>;

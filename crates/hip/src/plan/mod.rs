@@ -1,7 +1,7 @@
 //! Which kernel computes a problem, in which tiles and how many partitions: pure functions of sizes, dtypes, mask,
 //! configuration and device, with snapshots of what they answer.
 
-mod id;
+mod instance;
 mod split;
 mod tile;
 
@@ -10,12 +10,12 @@ mod tests;
 
 use omniflash_core::{Algorithm, AttentionConfig, Error, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
-use omniflash_gpu::plan::{is_causal, typical_rows};
-use omniflash_kernels_hip::{ForwardConfig, NaiveConfig};
+use omniflash_gpu::plan::{check_naive, section, typical_rows};
+use omniflash_kernels_hip::NaiveConfig;
 
 use crate::probe::DeviceFacts;
 
-pub(crate) use id::{arch, kernel_id};
+pub(crate) use instance::KernelChoice;
 
 /// What a plan is made from.
 #[derive(Clone, Copy, Debug)]
@@ -32,23 +32,7 @@ pub(crate) struct Request<'r> {
 }
 
 /// The kernel chosen, and how it is launched.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Choice {
-    pub(crate) kernel: KernelChoice,
-    /// Query heads whose rows a tile interleaves: 1, or the group.
-    pub(crate) heads_per_tile: usize,
-    /// Pairs of sequence and head tile whose longest tiles start together.
-    pub(crate) section: usize,
-    pub(crate) num_partitions: usize,
-    pub(crate) reason: String,
-}
-
-/// An instance of a kernel family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum KernelChoice {
-    Forward(ForwardConfig),
-    Naive(NaiveConfig),
-}
+pub(crate) type Choice = omniflash_gpu::Choice<KernelChoice>;
 
 /// Chooses a kernel and its launch.
 ///
@@ -73,65 +57,22 @@ fn choose_tiled(request: &Request<'_>) -> Result<Choice> {
     let rows = typical_rows(shape);
     let tile = tile::choose(request, rows)?;
     let partitions = split::choose(request, &tile)?;
-    let section = section(request);
     let packing = if tile.heads_per_tile > 1 {
         format!("{} heads packed into a tile", tile.heads_per_tile)
     } else {
         "one head a tile".into()
     };
+    let reason = format!("{}, {packing}, {}", tile.reason, partitions.reason);
     Ok(Choice {
-        kernel: KernelChoice::Forward(tile.config),
         heads_per_tile: tile.heads_per_tile,
-        section,
+        section: section(shape, request.mask_type, request.facts.l2_bytes),
         num_partitions: partitions.number,
-        reason: format!("{}, {packing}, {}", tile.reason, partitions.reason),
+        ..Choice::whole(KernelChoice::Forward(tile.config), reason)
     })
 }
 
 fn choose_naive(request: &Request<'_>) -> Result<Choice> {
-    let config = request.config;
-    let tiles = [
-        ("block_m", config.block_m),
-        ("block_n", config.block_n),
-        ("block_k", config.block_k),
-        ("warp_m", config.warp_m),
-        ("warp_n", config.warp_n),
-        ("num_pipeline_stages", config.num_pipeline_stages),
-        ("k_group_size", config.k_group_size),
-    ];
-    if let Some((name, Some(value))) = tiles.into_iter().find(|(_, value)| value.is_some()) {
-        return Err(Error::value(format!("config.{name}"), value, "unset: algorithm naive has no tiles"));
-    }
-    if let Some(swizzle) = config.swizzle {
-        return Err(Error::value("config.swizzle", swizzle.bytes(), "unset: algorithm naive has no tiles"));
-    }
-    if config.split_within_block == Some(true) || config.num_partitions.is_some_and(|number| number > 1) {
-        return Err(Error::unsupported(
-            request.backend,
-            "split keys with algorithm naive",
-            "it computes whole rows",
-            "num_partitions 1 works, or algorithm flash2",
-        ));
-    }
-    Ok(Choice {
-        kernel: KernelChoice::Naive(NaiveConfig {
-            dtype: request.shape.dtype,
-            paged: request.shape.kv_kind == KvKind::Paged,
-        }),
-        heads_per_tile: 1,
-        section: 1,
-        num_partitions: 1,
-        reason: "one row a block, for checking".into(),
-    })
-}
-
-/// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
-/// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
-fn section(request: &Request<'_>) -> usize {
-    if !is_causal(request.mask_type) {
-        return 1;
-    }
-    let shape = request.shape;
-    let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
-    (request.facts.l2_bytes / 2 / keys.max(1)).clamp(1, 32)
+    check_naive(request.config, request.backend)?;
+    let config = NaiveConfig { dtype: request.shape.dtype, paged: request.shape.kv_kind == KvKind::Paged };
+    Ok(Choice::whole(KernelChoice::Naive(config), "one row a block, for checking".into()))
 }

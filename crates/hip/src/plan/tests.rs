@@ -4,7 +4,8 @@ use omniflash_core::{
     AttentionOptions, AttentionProblem, DType, DeviceId, KvCache, Layout, Query, Swizzle, TensorMut,
     TensorRef,
 };
-use omniflash_kernels_hip::Architecture;
+use omniflash_gpu::plan::kernel_id;
+use omniflash_kernels_hip::{Architecture, ForwardConfig};
 
 use super::*;
 use crate::offline::typical_device;

@@ -28,7 +28,7 @@ const ENDING: [&str; 8] = [
 fn scenario(emulator: &Emulator, has_memory_pools: bool) -> Result<()> {
     let mut probe = probe_libraries(&[emulator.path().to_path_buf()])?;
     probe.devices.iter_mut().for_each(|device| device.has_memory_pools &= has_memory_pools);
-    let backends = HipBackend::of_probe(probe, &STORE);
+    let backends = HipBackend::of_devices(probe.into_contexts(), &STORE);
     let Some(backend) = backends.get(1) else {
         return Err(Error::Absent { backend: "hip:1".into(), reason: "left out".into() });
     };

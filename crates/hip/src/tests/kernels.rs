@@ -12,7 +12,6 @@ use omniflash_kernel_store::{
 
 use super::emulator::Emulator;
 use super::{Tensors, launch};
-use crate::backend::detail;
 use crate::compiler::Clang;
 
 /// clang behind a cache in `directory`.
@@ -33,7 +32,7 @@ fn origin(emulator: &Emulator, store: &Arc<KernelStore>) -> Origin {
     let problem = tensors.problem(&options);
     omniflash_core::run(backend, &problem, &stream).unwrap();
     let plan = omniflash_core::Backend::plan(backend, &problem).unwrap();
-    detail(&plan).unwrap().unwrap().forward.kernel.origin.clone()
+    backend.origin(&plan).unwrap().unwrap().clone()
 }
 
 #[test]

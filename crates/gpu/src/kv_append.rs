@@ -6,28 +6,35 @@ use omniflash_core::{AppendAt, KvAppend, KvCacheMut, NewKv, Result, Stream, Tens
 use omniflash_device::parameters::{
     AppendForm, DeviceAddress, Indices, KeyForm, KvAppendParameters, QueryForm, Rows, Table,
 };
-use omniflash_kernels_cuda::{KV_APPEND_UNITS, kv_append_launch};
 
-use crate::driver::{Context, Module};
+use crate::module::Module;
+use crate::parameters::{indices, is_multiple_of, table};
 use crate::planner::Planner;
-use omniflash_gpu::{Launch, StreamUse};
+use crate::stream_state::StreamUse;
+use crate::vendor::Vendor;
 
 /// The kernels, by the bytes that a thread copies; each is loaded when first needed.
-#[derive(Debug, Default)]
-pub(crate) struct AppendKernels {
-    modules: [OnceLock<Arc<Module>>; KV_APPEND_UNITS.len()],
+#[derive(Debug)]
+pub(crate) struct AppendKernels<V: Vendor> {
+    modules: [OnceLock<Module<V::Driver>>; 3],
 }
 
-impl AppendKernels {
+impl<V: Vendor> Default for AppendKernels<V> {
+    fn default() -> Self {
+        AppendKernels { modules: [const { OnceLock::new() }; 3] }
+    }
+}
+
+impl<V: Vendor> AppendKernels<V> {
     /// Loads the kernel for such tensors.
     pub(crate) fn prepare(
         &self,
-        planner: &Planner,
-        context: &Arc<Context>,
+        planner: &Planner<V>,
+        driver: &Arc<V::Driver>,
         append: &KvAppend<'_>,
         stream: &Stream,
     ) -> Result<()> {
-        self.module(planner, context, unit_of(append), stream).map(drop)
+        self.module(planner, driver, unit_of(append, &V::KV_APPEND_UNITS), stream).map(drop)
     }
 
     /// Enqueues the kernel.
@@ -36,60 +43,47 @@ impl AppendKernels {
     /// Those of [`Backend::kv_append`](omniflash_core::Backend::kv_append).
     pub(crate) unsafe fn launch(
         &self,
-        planner: &Planner,
-        context: &Arc<Context>,
+        planner: &Planner<V>,
+        driver: &Arc<V::Driver>,
         append: &KvAppend<'_>,
         stream: &Stream,
     ) -> Result<()> {
         if append.is_empty() {
             return Ok(());
         }
-        let unit = unit_of(append);
-        let parameters = parameters(append, KV_APPEND_UNITS[unit]);
-        let launch = kv_append_launch(&parameters)?;
-        let launch = Launch {
-            grid: launch.grid,
-            block_threads: launch.block_threads,
-            shared_memory_bytes: launch.shared_memory_bytes,
-        };
-        let module = self.module(planner, context, unit, stream)?;
+        let unit = unit_of(append, &V::KV_APPEND_UNITS);
+        let parameters = parameters(append, V::KV_APPEND_UNITS[unit]);
+        let launch = V::kv_append_launch(&parameters)?;
+        let module = self.module(planner, driver, unit, stream)?;
         // SAFETY: the kernel's only parameter is this struct; what it addresses is the caller's duty.
         unsafe { module.launch(&launch, &[bytemuck::bytes_of(&parameters)], stream) }
     }
 
     fn module(
         &self,
-        planner: &Planner,
-        context: &Arc<Context>,
+        planner: &Planner<V>,
+        driver: &Arc<V::Driver>,
         unit: usize,
         stream: &Stream,
-    ) -> Result<&Arc<Module>> {
+    ) -> Result<&Module<V::Driver>> {
         if let Some(module) = self.modules[unit].get() {
             return Ok(module);
         }
-        StreamUse::new(context, stream)?.check_may_allocate("the first kv_append of its kind")?;
-        let (kernel, entry) = planner.append_kernel(KV_APPEND_UNITS[unit])?;
-        let module = Module::load(context, &kernel.image, entry, 0)?;
-        Ok(self.modules[unit].get_or_init(|| Arc::new(module)))
+        StreamUse::new(driver, stream)?.check_may_allocate("the first kv_append of its kind")?;
+        let (kernel, entry) = planner.append_kernel(V::KV_APPEND_UNITS[unit])?;
+        let module = Module::load(driver, &kernel.image, entry, 0)?;
+        Ok(self.modules[unit].get_or_init(|| module))
     }
 }
 
-/// The index of the largest unit that divides every address, stride and vector.
-fn unit_of(append: &KvAppend<'_>) -> usize {
+/// The index of the first unit that divides every address, stride and vector; of the last, which divides elements.
+fn unit_of(append: &KvAppend<'_>, units: &[usize]) -> usize {
     let (new, cache) = (append.new_kv(), append.cache());
     let (cache_k, cache_v) = (cache.k().as_ref(), cache.v().as_ref());
     let fits = |unit: usize| {
-        [new.k(), new.v(), &cache_k, &cache_v].into_iter().all(|tensor| {
-            let size = tensor.dtype().size() as i64;
-            let (shape, strides) = (tensor.shape(), tensor.strides());
-            let last = shape.len() - 1;
-            let steps = shape[..last].iter().zip(strides).filter(|(extent, _)| **extent > 1);
-            tensor.address().is_multiple_of(unit as u64)
-                && (shape[last] as i64 * size) % unit as i64 == 0
-                && steps.into_iter().all(|(_, stride)| stride * size % unit as i64 == 0)
-        })
+        [new.k(), new.v(), &cache_k, &cache_v].into_iter().all(|tensor| is_multiple_of(tensor, unit))
     };
-    KV_APPEND_UNITS.iter().position(|&unit| fits(unit)).unwrap_or(KV_APPEND_UNITS.len() - 1)
+    units.iter().position(|&unit| fits(unit)).unwrap_or(units.len() - 1)
 }
 
 fn parameters(append: &KvAppend<'_>, unit: usize) -> KvAppendParameters {
@@ -152,13 +146,4 @@ fn rows(tensor: &TensorRef<'_>, unit: usize) -> Rows {
         }
         _ => unreachable!("rows of an append have rank 3 or 4"),
     }
-}
-
-fn indices(tensor: &TensorRef<'_>) -> Indices {
-    Indices { data: DeviceAddress(tensor.address()), stride: tensor.strides()[0] }
-}
-
-fn table(tensor: &TensorRef<'_>) -> Table {
-    let (data, strides) = (DeviceAddress(tensor.address()), tensor.strides());
-    Table { data, row_stride: strides[0], column_stride: strides.get(1).copied().unwrap_or(0) }
 }

@@ -1,0 +1,156 @@
+//! From a plan and a problem to work on a stream.
+//!
+//! A launch allocates, loads and copies nothing once its plan has been launched on the stream before, or prepared; it
+//! never waits and never reads device memory.
+
+use std::sync::Arc;
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{AttentionProblem, Result, Stream};
+use omniflash_device::parameters::DeviceAddress;
+
+use crate::parameters;
+use crate::planner::{Planned, Planner};
+use crate::stream_state::{StreamState, StreamStates, StreamUse, lock};
+use crate::vendor::{KernelInstance as _, Vendor};
+
+/// What launches of one backend share.
+#[derive(Debug)]
+pub(crate) struct Launcher<V: Vendor> {
+    driver: Arc<V::Driver>,
+    states: Arc<StreamStates<V::Driver>>,
+}
+
+impl<V: Vendor> Launcher<V> {
+    pub(crate) fn new(driver: Arc<V::Driver>) -> Self {
+        Launcher { driver, states: Arc::default() }
+    }
+
+    pub(crate) fn driver(&self) -> &Arc<V::Driver> {
+        &self.driver
+    }
+
+    pub(crate) fn states(&self) -> &Arc<StreamStates<V::Driver>> {
+        &self.states
+    }
+
+    /// Loads, allocates and copies what launches of the plan on the stream will use.
+    pub(crate) fn prepare(
+        &self,
+        planner: &Planner<V>,
+        planned: &Planned<V>,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+    ) -> Result<()> {
+        let mut functors = planner.functors(problem)?;
+        planned.key.check(problem, &functors)?;
+        let launch = StreamUse::new(&self.driver, stream)?;
+        planned.kernels().try_for_each(|kernel| kernel.load(&launch))?;
+        let state = self.states.of(&launch)?;
+        let mut state = lock(&state);
+        state.set_tables(problem, &mut functors, &launch)?;
+        Kept::of(planned, &mut state, &launch).map(drop)
+    }
+
+    /// Enqueues the kernels of a plan.
+    ///
+    /// # Safety
+    /// Those of [`Backend::launch`](omniflash_core::Backend::launch).
+    pub(crate) unsafe fn launch(
+        &self,
+        planner: &Planner<V>,
+        planned: &Planned<V>,
+        problem: &AttentionProblem<'_>,
+        stream: &Stream,
+    ) -> Result<()> {
+        let mut functors = planner.functors(problem)?;
+        planned.key.check(problem, &functors)?;
+        let needs_state = planned.workspace.partial_bytes() > 0
+            || planned.instance.counts_tiles()
+            || !functors.tables.is_empty();
+        if !needs_state && planned.is_loaded() {
+            // SAFETY: the caller's duties, for a launch that uses the problem's memory only.
+            return unsafe { self.enqueue(planned, problem, &functors, Kept::default(), stream) };
+        }
+        let launch = StreamUse::new(&self.driver, stream)?;
+        planned.kernels().try_for_each(|kernel| kernel.load(&launch))?;
+        let state = self.states.of(&launch)?;
+        // Held until all kernels are enqueued: the next launch on this stream must not come between them, since it
+        // uses the same workspace.
+        let mut state = lock(&state);
+        state.set_tables(problem, &mut functors, &launch)?;
+        let kept = Kept::of(planned, &mut state, &launch)?;
+        // SAFETY: the caller's duties; the workspace is as large as the plan says, and used in the stream's order, as
+        // is the counter.
+        unsafe { self.enqueue(planned, problem, &functors, kept, stream) }
+    }
+
+    /// Enqueues the kernels of a plan, all of them loaded.
+    ///
+    /// # Safety
+    /// - The tensors of `problem` are valid until the stream has passed the kernels, and used by nothing else in a way
+    ///   that conflicts.
+    /// - `kept` is what the plan asks for, and only work of this stream uses it.
+    unsafe fn enqueue(
+        &self,
+        planned: &Planned<V>,
+        problem: &AttentionProblem<'_>,
+        functors: &FunctorSpec<'_>,
+        kept: Kept,
+        stream: &Stream,
+    ) -> Result<()> {
+        let mut parameters = parameters::attention(problem, &planned.cut);
+        parameters.partial_out = DeviceAddress(kept.partials);
+        parameters.partial_lse = DeviceAddress(kept.partials + planned.workspace.partial_out as u64);
+        parameters.counters = DeviceAddress(kept.part_counters);
+        let beside = V::beside(&self.driver, &planned.instance, &planned.cut, problem, kept.tile_counter)?;
+        let arguments = [
+            bytemuck::bytes_of(&parameters),
+            &functors.parameters,
+            beside.as_ref().map_or(&[], bytemuck::bytes_of),
+        ];
+        let arguments = &arguments[..if beside.is_some() { 3 } else { 2 }];
+        // SAFETY: the kernel's parameters are this struct, the functors' bytes and what it takes beside; what they
+        // address is the caller's duty.
+        unsafe { planned.forward.enqueue(arguments, stream) }?;
+        if let Some(combine) = &planned.combine {
+            // SAFETY: as above; this kernel's only parameter is the struct.
+            unsafe { combine.enqueue(&arguments[..1], stream) }?;
+        }
+        if let Some((short, cut)) = &planned.short {
+            cut.apply(&mut parameters);
+            let arguments = [bytemuck::bytes_of(&parameters), &functors.parameters];
+            // SAFETY: as for the first kernel; this one writes other rows.
+            unsafe { short.enqueue(&arguments, stream) }?;
+        }
+        Ok(())
+    }
+}
+
+/// What a launch uses of what is kept for its stream: addresses, 0 where it needs none.
+#[derive(Clone, Copy, Default)]
+struct Kept {
+    partials: u64,
+    part_counters: u64,
+    tile_counter: Option<u64>,
+}
+
+impl Kept {
+    fn of<V: Vendor>(
+        planned: &Planned<V>,
+        state: &mut StreamState<V::Driver>,
+        launch: &StreamUse<'_, V::Driver>,
+    ) -> Result<Kept> {
+        let mut kept = Kept::default();
+        if planned.workspace.partial_bytes() > 0 {
+            kept.partials = state.workspace(planned.workspace.partial_bytes(), launch)?;
+        }
+        if planned.workspace.counters > 0 {
+            kept.part_counters = state.part_counters(planned.workspace.counters, launch)?;
+        }
+        if planned.instance.counts_tiles() {
+            kept.tile_counter = Some(state.counter(launch)?);
+        }
+        Ok(kept)
+    }
+}

@@ -1,0 +1,329 @@
+//! Plans with their kernels: the choice of a vendor's plan, the kernels from the store, and a cache of both.
+//!
+//! Needs no driver, so that kernels for a device can be built on a machine without one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use omniflash_core::lower::FunctorSpec;
+use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, ProblemShape, Result, Stream, Support};
+use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
+use omniflash_device::{Launch, PeakKernel, TranslationUnit, Workspace};
+use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
+
+use crate::driver::Driver;
+use crate::module::Module;
+use crate::parameters::Cut;
+use crate::plan::{Choice, PlanKey, functors, kernel_id};
+use crate::stream_state::{StreamUse, lock};
+use crate::vendor::{KernelInstance, Vendor};
+
+/// Plans kept; a caller with more shapes than this plans anew now and then.
+const MOST_PLANS: usize = 4096;
+
+/// Plans for one device.
+#[derive(Debug)]
+pub struct Planner<V: Vendor> {
+    name: String,
+    facts: V::Facts,
+    store: Arc<KernelStore>,
+    plans: Mutex<HashMap<(PlanKey, V::Fit), AttentionPlan>>,
+}
+
+/// What a plan keeps for its launches.
+#[derive(Debug)]
+pub(crate) struct Planned<V: Vendor> {
+    pub(crate) key: PlanKey,
+    pub(crate) cut: Cut,
+    pub(crate) instance: V::Kernel,
+    pub(crate) forward: PlannedKernel<V::Driver>,
+    /// Joins partitions.
+    pub(crate) combine: Option<PlannedKernel<V::Driver>>,
+    /// Computes the short sequences of a batch that has both kinds, with their cut.
+    pub(crate) short: Option<(PlannedKernel<V::Driver>, Cut)>,
+    pub(crate) workspace: Workspace,
+}
+
+/// A kernel and its launch, loaded when first launched.
+#[derive(Debug)]
+pub(crate) struct PlannedKernel<D: Driver> {
+    pub(crate) kernel: Kernel,
+    pub(crate) entry: &'static str,
+    pub(crate) launch: Launch,
+    module: OnceLock<Module<D>>,
+}
+
+/// A kernel of a plan before it is found.
+struct Part {
+    unit: TranslationUnit,
+    sizes: AttentionParameters,
+    launch: Launch,
+    workspace: Workspace,
+}
+
+impl<V: Vendor> Planner<V> {
+    /// A planner for a device, with the kernels of a store; errors call its backend `name`.
+    pub fn new(name: String, facts: V::Facts, store: Arc<KernelStore>) -> Self {
+        Planner { name, facts, store, plans: Mutex::default() }
+    }
+
+    /// What the driver says of the device.
+    pub fn facts(&self) -> &V::Facts {
+        &self.facts
+    }
+
+    /// Where kernels come from.
+    pub fn store(&self) -> &KernelStore {
+        &self.store
+    }
+
+    /// Whether a problem can be computed; compiles nothing.
+    pub fn supports(&self, problem: &AttentionProblem<'_>) -> Support {
+        let chosen = self.key(problem).and_then(|(key, fit)| {
+            V::choose(&self.name, &self.facts, &key, &fit)?;
+            Ok(key)
+        });
+        match chosen {
+            Ok(_) if problem.config().algorithm == Algorithm::Naive => {
+                Support::Slow("algorithm naive computes one row a block".into())
+            }
+            Ok(key) if !key.is_aligned => {
+                Support::Slow("rows that are not multiples of 16 bytes are loaded element by element".into())
+            }
+            Ok(_) => Support::Yes,
+            Err(error) => Support::No(error),
+        }
+    }
+
+    /// Mask and score modification as the kernels take them.
+    pub(crate) fn functors<'p>(&self, problem: &'p AttentionProblem<'_>) -> Result<FunctorSpec<'p>> {
+        functors(problem, &self.name)
+    }
+
+    fn key(&self, problem: &AttentionProblem<'_>) -> Result<(PlanKey, V::Fit)> {
+        Ok((PlanKey::new(problem, self.functors(problem)?), V::fit(&self.facts, problem)))
+    }
+
+    /// A plan with its kernels.
+    ///
+    /// # Errors
+    /// Those of [`Vendor::choose`], [`Error::NoKernel`](omniflash_core::Error::NoKernel).
+    pub fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
+        let key = self.key(problem)?;
+        if let Some(plan) = lock(&self.plans).get(&key) {
+            return Ok(plan.clone());
+        }
+        let choice = V::choose(&self.name, &self.facts, &key.0, &key.1)?;
+        let plan = self.plan_with(&key.0, choice, &self.functors(problem)?)?;
+        let mut plans = lock(&self.plans);
+        if plans.len() >= MOST_PLANS {
+            plans.clear();
+        }
+        plans.insert(key, plan.clone());
+        Ok(plan)
+    }
+
+    fn plan_with(
+        &self,
+        key: &PlanKey,
+        choice: Choice<V::Kernel>,
+        functors: &FunctorSpec<'_>,
+    ) -> Result<AttentionPlan> {
+        let _span = tracing::debug_span!("plan", backend = %self.name).entered();
+        let kernel_id = self.kernel_id(&choice.kernel, key);
+        let part = self.part(key, &choice, functors)?;
+        let launch = part.launch;
+        let planned = if key.shape.is_empty() {
+            // Nothing is launched, and nothing has to be compiled for it.
+            None
+        } else {
+            Some(self.planned(key, &choice, part, functors)?)
+        };
+        let [block_m, block_n, num_pipeline_stages] =
+            choice.kernel.tile().unwrap_or([1, key.shape.seqlen_k.max(1), 1]);
+        let origin =
+            planned.as_ref().map_or("no work".into(), |planned| planned.forward.kernel.origin.to_string());
+        tracing::debug!(id = %kernel_id, reason = %choice.reason, origin, "planned");
+        Ok(AttentionPlan {
+            kernel_id,
+            algorithm: choice.kernel.algorithm(),
+            grid: launch.grid,
+            block_threads: launch.block_threads,
+            block_m,
+            block_n,
+            num_pipeline_stages,
+            shared_memory_bytes: launch.shared_memory_bytes,
+            workspace_bytes: planned.as_ref().map_or(0, |planned| planned.workspace.partial_bytes()),
+            num_partitions: choice.num_partitions,
+            reason: choice.reason,
+            detail: planned.map(|planned| Arc::new(planned) as _),
+        })
+    }
+
+    fn planned(
+        &self,
+        key: &PlanKey,
+        choice: &Choice<V::Kernel>,
+        main: Part,
+        functors: &FunctorSpec<'_>,
+    ) -> Result<Planned<V>> {
+        let mut workspace = main.workspace;
+        let combine = if choice.num_partitions > 1 && !choice.kernel.joins_partitions() {
+            let (unit, launch) = V::combine(&self.facts, key.shape.dtype, &main.sizes)?;
+            let arch = V::arch(&self.facts);
+            let id = format!("combine-{arch}-{}", key.shape.dtype);
+            Some(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
+        } else {
+            None
+        };
+        let short = match &choice.short {
+            Some(short) => {
+                let part = self.part(key, short, functors)?;
+                // Where two kernels share a batch, the one for long sequences cuts none.
+                workspace = part.workspace;
+                Some((self.planned_kernel(key, short, &part)?, cut(&part.sizes)))
+            }
+            None => None,
+        };
+        Ok(Planned {
+            key: key.clone(),
+            cut: cut(&main.sizes),
+            instance: choice.kernel.clone(),
+            forward: self.planned_kernel(key, choice, &main)?,
+            combine,
+            short,
+            workspace,
+        })
+    }
+
+    fn part(&self, key: &PlanKey, choice: &Choice<V::Kernel>, functors: &FunctorSpec<'_>) -> Result<Part> {
+        let sizes = sizes(&key.shape, choice);
+        let mut launch = choice.kernel.launch(&sizes, V::multiprocessors(&self.facts))?;
+        if key.shape.is_empty() {
+            launch.grid = [0, 1, 1];
+        }
+        let workspace = choice.kernel.workspace(&sizes);
+        Ok(Part { unit: choice.kernel.translation_unit(functors), sizes, launch, workspace })
+    }
+
+    fn planned_kernel(
+        &self,
+        key: &PlanKey,
+        choice: &Choice<V::Kernel>,
+        part: &Part,
+    ) -> Result<PlannedKernel<V::Driver>> {
+        let arch = choice.kernel.arch(&V::arch(&self.facts));
+        let kernel = self.kernel(&self.kernel_id(&choice.kernel, key), &arch, &part.unit, &key.functor())?;
+        Ok(PlannedKernel::new(kernel, part.unit.entry, part.launch))
+    }
+
+    fn kernel_id(&self, kernel: &V::Kernel, key: &PlanKey) -> String {
+        kernel_id(kernel, &V::arch(&self.facts), &key.mask_type, &key.score_mod_type)
+    }
+
+    /// The kernel that checks page tables, and its launch.
+    pub(crate) fn verify_kernel(&self, parameters: &VerifyParameters) -> Result<PlannedKernel<V::Driver>> {
+        let (unit, launch) = V::verify_page_table(parameters);
+        let arch = V::arch(&self.facts);
+        let id = format!("verify-page-table-{arch}");
+        Ok(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
+    }
+
+    /// The kernel that writes new rows into a cache, so many bytes at a time.
+    pub(crate) fn append_kernel(&self, unit_bytes: usize) -> Result<(Kernel, &'static str)> {
+        let (unit, arch) = (V::kv_append(unit_bytes), V::arch(&self.facts));
+        let id = format!("kv-append-{arch}-{unit_bytes}");
+        Ok((self.kernel(&id, &arch, &unit, "")?, unit.entry))
+    }
+
+    /// A kernel that measures.
+    pub(crate) fn peak_kernel(&self, name: &str, peak: &PeakKernel) -> Result<Kernel> {
+        self.kernel(&format!("peak-{}-{name}", peak.arch), &peak.arch, &peak.unit, "")
+    }
+
+    fn kernel(&self, id: &str, arch: &str, unit: &TranslationUnit, functor: &str) -> Result<Kernel> {
+        let source = unit.source();
+        let tags: Vec<String> =
+            V::arch_family(&self.facts, arch).iter().map(|arch| prebuilt_tag(arch, &source)).collect();
+        self.store.kernel(&KernelSource {
+            id,
+            arch,
+            functor,
+            source: &source,
+            options: V::COMPILER_OPTIONS,
+            prebuilt_tags: &tags,
+        })
+    }
+}
+
+impl<V: Vendor> Planned<V> {
+    /// All kernels.
+    pub(crate) fn kernels(&self) -> impl Iterator<Item = &PlannedKernel<V::Driver>> {
+        let short = self.short.as_ref().map(|(kernel, _)| kernel);
+        std::iter::once(&self.forward).chain(&self.combine).chain(short)
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.kernels().all(|kernel| kernel.module.get().is_some())
+    }
+}
+
+impl<D: Driver> PlannedKernel<D> {
+    fn new(kernel: Kernel, entry: &'static str, launch: Launch) -> Self {
+        PlannedKernel { kernel, entry, launch, module: OnceLock::new() }
+    }
+
+    /// The kernel, loaded anew.
+    pub(crate) fn module(&self, driver: &Arc<D>) -> Result<Module<D>> {
+        Module::load(driver, &self.kernel.image, self.entry, self.launch.shared_memory_bytes)
+    }
+
+    /// Loads the kernel unless it is loaded.
+    pub(crate) fn load(&self, launch: &StreamUse<'_, D>) -> Result<()> {
+        if self.module.get().is_none() {
+            launch.check_may_allocate("the first launch of a plan")?;
+            let module = self.module(launch.driver)?;
+            self.module.get_or_init(|| module);
+        }
+        Ok(())
+    }
+
+    /// Enqueues the kernel, which has been loaded.
+    ///
+    /// # Safety
+    /// Those of [`Module::launch`].
+    pub(crate) unsafe fn enqueue(&self, arguments: &[&[u8]], stream: &Stream) -> Result<()> {
+        let module = self.module.get().expect("loaded before it is enqueued");
+        // SAFETY: the caller's duties.
+        unsafe { module.launch(&self.launch, arguments, stream) }
+    }
+}
+
+/// The sizes that grids and workspaces depend on.
+fn sizes<K: KernelInstance>(shape: &ProblemShape, choice: &Choice<K>) -> AttentionParameters {
+    AttentionParameters {
+        total_q: shape.total_q as i64,
+        batch: shape.batch as u32,
+        num_heads: shape.num_heads as u32,
+        value_dim: shape.value_dim as u32,
+        seqlen_q: shape.seqlen_q as u32,
+        heads_per_tile: choice.heads_per_tile as u32,
+        num_row_tiles: choice.kernel.num_row_tiles(shape.seqlen_q, choice.heads_per_tile),
+        section: choice.section as u32,
+        num_partitions: choice.num_partitions as u32,
+        num_workers: choice.workers as u32,
+        least_q_len: choice.least_q_len as u32,
+        ..AttentionParameters::default()
+    }
+}
+
+fn cut(sizes: &AttentionParameters) -> Cut {
+    Cut {
+        heads_per_tile: sizes.heads_per_tile as usize,
+        num_row_tiles: sizes.num_row_tiles,
+        section: sizes.section as usize,
+        num_partitions: sizes.num_partitions as usize,
+        num_workers: sizes.num_workers,
+        least_q_len: sizes.least_q_len,
+    }
+}
