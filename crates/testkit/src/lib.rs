@@ -2,7 +2,7 @@
 //!
 //! A [`Spec`] describes a case in one expression; [`Spec::build`] makes a [`Case`], host memory with NaN wherever
 //! nothing may look; [`Oracle`] knows its answer in float64 and how near an honest computation
-//! comes; [`conformance::run`] takes the table through a backend and reports.
+//! comes; [`conformance::run`] takes the table through a backend and reports. [`kernel`] tries kernels by themselves.
 //!
 //! ```
 //! use omniflash_core::ReferenceBackend;
@@ -16,7 +16,7 @@ pub mod conformance;
 pub mod expectations;
 pub mod generators;
 pub mod golden;
-
+pub mod kernel;
 pub mod memory;
 pub mod naive;
 mod random;

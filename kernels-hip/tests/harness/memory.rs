@@ -1,8 +1,8 @@
 //! The memory of an emulated device, and what of the host lies where in it.
 
-use omniflash_device::parameters::{AttentionParameters, DeviceAddress};
 use omniflash_hip_emulator::{Configuration, Device, Dimensions};
 use omniflash_kernels_hip::{Architecture, Launch};
+use omniflash_testkit::kernel::KernelDevice;
 
 use super::module::Module;
 
@@ -13,8 +13,8 @@ pub(crate) struct Memory {
     allocations: Vec<u64>,
 }
 
-fn address_of<T>(values: &[T]) -> u64 {
-    values.as_ptr().expose_provenance() as u64
+fn address_of(bytes: &[u8]) -> u64 {
+    bytes.as_ptr().expose_provenance() as u64
 }
 
 impl Memory {
@@ -29,56 +29,9 @@ impl Memory {
         address
     }
 
-    pub(crate) fn upload<T>(&mut self, values: &[T]) -> u64 {
-        // SAFETY: numbers without padding, read as bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        self.upload_bytes(bytes)
-    }
-
-    pub(crate) fn upload_bytes(&mut self, bytes: &[u8]) -> u64 {
-        let address = self.allocate(bytes.len());
-        self.device.write(address, bytes).unwrap();
-        self.regions.push((address_of(bytes), bytes.len(), address));
-        address
-    }
-
-    /// Fills what was uploaded from here.
-    pub(crate) fn download<T>(&self, values: &mut [T]) {
-        let Some(address) = self.find(address_of(values)) else { return };
-        let bytes = self.device.read(address, size_of_val(values)).unwrap();
-        // SAFETY: as many bytes of numbers, any of which are valid.
-        unsafe { values.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-    }
-
     fn find(&self, address: u64) -> Option<u64> {
         let inside = |&&(host, bytes, _): &&(u64, usize, u64)| (host..host + bytes as u64).contains(&address);
         self.regions.iter().find(inside).map(|(host, _, device)| device + (address - host))
-    }
-
-    /// Addresses of the host become those of the device.
-    pub(crate) fn translate(&self, p: &mut AttentionParameters) {
-        for address in [
-            &mut p.q.data,
-            &mut p.k.data,
-            &mut p.v.data,
-            &mut p.out.data,
-            &mut p.lse.data,
-            &mut p.query_lengths.data,
-            &mut p.key_lengths.data,
-            &mut p.block_table.data,
-            &mut p.sinks.data,
-        ] {
-            *address = DeviceAddress(self.find(address.0).unwrap_or(0));
-        }
-    }
-
-    /// The same for every word of packed parameters that is an address.
-    pub(crate) fn translate_words(&self, bytes: &mut [u8]) {
-        for word in bytes.as_chunks_mut::<8>().0 {
-            if let Some(address) = self.find(u64::from_ne_bytes(*word)) {
-                *word = address.to_ne_bytes();
-            }
-        }
     }
 
     pub(crate) fn run(&mut self, module: &Module, launch: Launch, parameters: &[u8], functors: &[u8]) {
@@ -98,11 +51,37 @@ impl Memory {
             .unwrap_or_else(|error| panic!("{}: {error}", self.device.target()));
         self.device.unload(loaded).unwrap();
     }
+}
 
-    /// Frees everything, and with it checks that nothing was written beside it.
-    pub(crate) fn free(mut self) {
+impl KernelDevice for Memory {
+    fn upload(&mut self, bytes: &[u8]) -> u64 {
+        let address = self.allocate(bytes.len());
+        self.device.write(address, bytes).unwrap();
+        self.regions.push((address_of(bytes), bytes.len(), address));
+        address
+    }
+
+    fn download(&mut self, bytes: &mut [u8]) {
+        if let Some(address) = self.find(address_of(bytes)) {
+            bytes.copy_from_slice(&self.device.read(address, bytes.len()).unwrap());
+        }
+    }
+
+    fn translate(&self, words: &mut [u8]) {
+        for word in words.as_chunks_mut::<8>().0 {
+            if let Some(address) = self.find(u64::from_ne_bytes(*word)) {
+                *word = address.to_ne_bytes();
+            }
+        }
+    }
+}
+
+/// Frees everything, and with it checks that nothing was written beside it.
+impl Drop for Memory {
+    fn drop(&mut self) {
         for address in std::mem::take(&mut self.allocations) {
-            self.device.free(address).unwrap();
+            let freed = self.device.free(address);
+            assert!(freed.is_ok() || std::thread::panicking(), "{freed:?}");
         }
     }
 }
