@@ -6,13 +6,10 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with an example")]
 mod support;
 
-#[path = "support/append.rs"]
-#[allow(unreachable_pub, reason = "shared with the tests of the fake driver")]
-mod append;
-
 use omniflash_core::{
     Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor,
 };
+use omniflash_testkit::append;
 use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
 
 macro_rules! gpu_or_return {

@@ -11,6 +11,7 @@
 //! summary.assert_clean();
 //! ```
 
+pub mod append;
 pub mod case;
 pub mod conformance;
 pub mod expectations;

@@ -5,16 +5,13 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests of a GPU")]
 mod support;
 
-#[path = "../../tests/support/append.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests of a GPU")]
-mod append;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use omniflash_core::{Algorithm, DType};
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
+use omniflash_testkit::append;
 
 use super::fake::Fake;
 use support::{Case, Keys, MaskKind, ScoreKind, errors};

@@ -10,8 +10,10 @@ use omniflash_core::{
     run,
 };
 
+use omniflash_testkit::append;
+
 use crate::probe::Absent;
-use crate::{HipBackend, interop};
+use crate::{Architecture, HipBackend, interop};
 use emulator::Emulator;
 
 /// One machine of each matrix unit.
@@ -275,6 +277,20 @@ fn a_bad_page_is_found_and_named() {
                 (Err(error), Some(name)) => assert!(error.to_string().contains(name), "{error}"),
                 (checked, expected) => panic!("{checked:?}, expected {expected:?}"),
             }
+        }
+    }
+}
+
+#[test]
+fn appended_rows_land_where_the_reference_puts_them() {
+    let devices = Architecture::ALL.map(Architecture::name).join(",");
+    let Some(emulator) = Emulator::with(&devices) else { return };
+    for (device, backend) in emulator.backends().iter().enumerate() {
+        // Every form on one device of each matrix unit, some on the others: the kernel is the same.
+        let is_whole = DEVICES.split(',').any(|arch| arch == backend.info().arch);
+        let appends = append::appends().into_iter().enumerate();
+        for (_, append) in appends.filter(|(i, _)| is_whole || i % 7 == device) {
+            assert!(append::agrees(backend, &append).unwrap(), "{append:?} on {}", backend.info().arch);
         }
     }
 }

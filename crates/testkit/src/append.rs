@@ -1,6 +1,6 @@
 //! Appends of many forms on a backend, bit by bit beside the reference.
 
-use half::bf16;
+use half::{bf16, f16};
 use omniflash_core::backend::run_kv_append;
 use omniflash_core::{
     AppendAt, Backend, Element, KvAppend, KvCacheMut, NewKv, ReferenceBackend, Result, Stream, Tensor,
@@ -9,17 +9,24 @@ use omniflash_core::{
 /// Where keys are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Room {
+    /// A batch of sequences.
     Dense,
+    /// Blocks by a lookup table.
     Continuous,
+    /// Pages of so many keys by a page table.
     Paged(usize),
 }
 
 /// One append: three sequences with 4, 0 and 2 new rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Append {
+    /// Where keys are kept.
     pub room: Room,
+    /// Whether new rows lie one after another.
     pub ragged: bool,
+    /// Whether positions are those of the end, with the new rows.
     pub at_end: bool,
+    /// Columns of keys and of values.
     pub dims: (usize, usize),
 }
 
@@ -41,12 +48,17 @@ pub fn appends() -> Vec<Append> {
     appends
 }
 
-/// Whether a backend leaves the bits that the reference leaves, in f32 and in bf16.
+/// Whether a backend leaves the bits that the reference leaves, in every dtype.
+///
+/// # Errors
+/// Those of the backend.
 pub fn agrees(backend: &dyn Backend, append: &Append) -> Result<bool> {
     let reference = ReferenceBackend::new();
     let (stream, host) = (backend.stream()?, Stream::host());
     let f32s = |x: f32| x;
+    let f16s = f16::from_f32;
     Ok(caches(backend, append, &stream, f32s)? == caches(&reference, append, &host, f32s)?
+        && caches(backend, append, &stream, f16s)? == caches(&reference, append, &host, f16s)?
         && caches(backend, append, &stream, bf16::from_f32)?
             == caches(&reference, append, &host, bf16::from_f32)?)
 }
