@@ -13,11 +13,13 @@
 //! | `kv_append` | new rows of a cache |
 //! | `measure` | times by the device's clock, and its peaks |
 //! | `stream_state`, `mask_table` | what is kept for a stream |
+//! | [`compiler`], [`library`] | calls compilers, loads libraries |
 //! | [`plan`], [`split`], [`check`] | the pure parts of planning |
 //! | `memory`, `stream`, `event`, `graph`, `module` | own what the driver made, and give it back |
 
 mod backend;
 pub mod check;
+pub mod compiler;
 pub mod driver;
 mod event;
 mod graph;

@@ -1,9 +1,9 @@
 //! The toolkit's compiler, a program.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use omniflash_gpu::compiler::compile_by_program;
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 
 /// nvcc: on PATH, else in `CUDA_HOME` or `CUDA_PATH`.
@@ -46,27 +46,9 @@ impl Compiler for Nvcc {
     }
 
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
-        let unusable = |error: std::io::Error| CompileError::Unusable(error.to_string());
         let (program, _) = self.present().map_err(CompileError::Unusable)?;
-        let folder = tempfile::tempdir().map_err(unusable)?;
-        let (input, output) = (folder.path().join("kernel.cu"), folder.path().join("kernel.cubin"));
-        fs::write(&input, source.source).map_err(unusable)?;
-        let run = Command::new(program)
-            .arg("-cubin")
-            .arg(format!("-arch={}", source.arch))
-            .args(source.options)
-            .arg("-o")
-            .arg(&output)
-            .arg(&input)
-            .output()
-            .map_err(unusable)?;
-        if !run.status.success() {
-            let log = [run.stdout, run.stderr].concat();
-            return Err(CompileError::Source {
-                code: i64::from(run.status.code().unwrap_or(-1)),
-                log: String::from_utf8_lossy(&log).trim().to_owned(),
-            });
-        }
-        fs::read(&output).map_err(unusable)
+        let mut arguments = vec!["-cubin".to_owned(), format!("-arch={}", source.arch)];
+        arguments.extend(source.options.iter().map(|option| (*option).to_owned()));
+        compile_by_program(program, &arguments, source, "kernel.cu")
     }
 }

@@ -1,14 +1,25 @@
 //! The run-time compiler, a library that needs no toolkit: about 90 MB, loaded only when a kernel must be compiled.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::ptr;
 use std::sync::OnceLock;
 
 use libloading::Library;
+use omniflash_gpu::compiler::{RuntimeCompiler, RuntimeSymbols};
 use omniflash_gpu::library::open_first;
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
+
+const SYMBOLS: RuntimeSymbols = RuntimeSymbols {
+    version: "nvrtcVersion",
+    error_string: "nvrtcGetErrorString",
+    create_program: "nvrtcCreateProgram",
+    destroy_program: "nvrtcDestroyProgram",
+    compile_program: "nvrtcCompileProgram",
+    code_size: "nvrtcGetCUBINSize",
+    code: "nvrtcGetCUBIN",
+    log_size: "nvrtcGetProgramLogSize",
+    log: "nvrtcGetProgramLog",
+};
 
 /// Names another run-time compiler library than the system's.
 pub const NVRTC_VARIABLE: &str = "OMNIFLASH_NVRTC_LIBRARY";
@@ -17,7 +28,7 @@ pub const NVRTC_VARIABLE: &str = "OMNIFLASH_NVRTC_LIBRARY";
 #[derive(Debug)]
 pub struct Nvrtc {
     candidates: Vec<PathBuf>,
-    loaded: OnceLock<Result<Functions, String>>,
+    loaded: OnceLock<Result<Loaded, String>>,
 }
 
 impl Nvrtc {
@@ -43,8 +54,8 @@ impl Nvrtc {
         Nvrtc { candidates, loaded: OnceLock::new() }
     }
 
-    fn functions(&self) -> Result<&Functions, &str> {
-        self.loaded.get_or_init(|| Functions::load(&self.candidates)).as_ref().map_err(String::as_str)
+    fn loaded(&self) -> Result<&Loaded, &str> {
+        self.loaded.get_or_init(|| Loaded::of(&self.candidates)).as_ref().map_err(String::as_str)
     }
 }
 
@@ -54,105 +65,32 @@ impl Compiler for Nvrtc {
     }
 
     fn version(&self) -> Result<String, String> {
-        let functions = self.functions()?;
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: both are writable.
-        match unsafe { (functions.version)(&raw mut major, &raw mut minor) } {
-            SUCCESS => Ok(format!("{major}.{minor}")),
-            code => Err(format!("nvrtcVersion failed with {code}: {}", functions.describe(code))),
-        }
+        self.loaded()?.compiler.version()
     }
 
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
-        let functions = self.functions().map_err(|reason| CompileError::Unusable(reason.into()))?;
-        let program = Program::new(functions, source)?;
-        let options: Vec<CString> = std::iter::once(format!("--gpu-architecture={}", source.arch))
+        let loaded = self.loaded().map_err(|reason| CompileError::Unusable(reason.into()))?;
+        let options: Vec<String> = std::iter::once(format!("--gpu-architecture={}", source.arch))
             .chain(source.options.iter().map(|option| (*option).to_owned()))
-            .map(|option| c_string(&option))
-            .collect::<Result<_, _>>()?;
-        let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        // SAFETY: the program is alive, and so are the zero-terminated options.
-        let code = unsafe { (functions.compile)(program.raw, pointers.len() as c_int, pointers.as_ptr()) };
-        match code {
-            SUCCESS => program.bytes(functions.cubin_size, functions.cubin),
-            COMPILATION | INVALID_OPTION => {
-                let log = program.bytes(functions.log_size, functions.log)?;
-                let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_owned();
-                let log = if log.is_empty() { functions.describe(code) } else { log };
-                Err(CompileError::Source { code: i64::from(code), log })
-            }
-            code => Err(functions.unusable("nvrtcCompileProgram", code)),
-        }
+            .collect();
+        loaded.compiler.compile(source, &options)
     }
 }
-
-const SUCCESS: c_int = 0;
-/// `NVRTC_ERROR_INVALID_OPTION`, also for an architecture that this version does not know.
-const INVALID_OPTION: c_int = 5;
-/// `NVRTC_ERROR_COMPILATION`.
-const COMPILATION: c_int = 6;
-
-type RawProgram = *mut c_void;
-type SizeOf = unsafe extern "C" fn(RawProgram, *mut usize) -> c_int;
-type BytesOf = unsafe extern "C" fn(RawProgram, *mut c_char) -> c_int;
 
 #[derive(Debug)]
-struct Functions {
-    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
-    error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    create: unsafe extern "C" fn(
-        *mut RawProgram,
-        *const c_char,
-        *const c_char,
-        c_int,
-        *const *const c_char,
-        *const *const c_char,
-    ) -> c_int,
-    destroy: unsafe extern "C" fn(*mut RawProgram) -> c_int,
-    compile: unsafe extern "C" fn(RawProgram, c_int, *const *const c_char) -> c_int,
-    cubin_size: SizeOf,
-    cubin: BytesOf,
-    log_size: SizeOf,
-    log: BytesOf,
-    /// Keep the functions loaded.
-    _libraries: Vec<Library>,
+struct Loaded {
+    compiler: RuntimeCompiler,
+    /// Keeps it loaded: the compiler finds it by name.
+    _builtins: Option<Library>,
 }
 
-impl Functions {
-    fn load(candidates: &[PathBuf]) -> Result<Self, String> {
+impl Loaded {
+    fn of(candidates: &[PathBuf]) -> Result<Self, String> {
         let (library, path) = open_first(candidates)?;
-        macro_rules! function {
-            ($name:literal) => {
-                // SAFETY: the field's type is that of the library's documentation.
-                *unsafe { library.get($name) }.map_err(|error| format!("{}: {error}", $name))?
-            };
-        }
-        Ok(Functions {
-            version: function!("nvrtcVersion"),
-            error_string: function!("nvrtcGetErrorString"),
-            create: function!("nvrtcCreateProgram"),
-            destroy: function!("nvrtcDestroyProgram"),
-            compile: function!("nvrtcCompileProgram"),
-            cubin_size: function!("nvrtcGetCUBINSize"),
-            cubin: function!("nvrtcGetCUBIN"),
-            log_size: function!("nvrtcGetProgramLogSize"),
-            log: function!("nvrtcGetProgramLog"),
-            _libraries: [library].into_iter().chain(builtins_beside(path)).collect(),
-        })
-    }
-
-    fn describe(&self, code: c_int) -> String {
-        // SAFETY: takes any code and returns a static string or null.
-        let text = unsafe { (self.error_string)(code) };
-        if text.is_null() {
-            return format!("error {code}");
-        }
-        // SAFETY: a static, zero-terminated string.
-        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-    }
-
-    fn unusable(&self, function: &str, code: c_int) -> CompileError {
-        CompileError::Unusable(format!("{function} failed with {code}: {}", self.describe(code)))
+        let builtins = builtins_beside(path);
+        // SAFETY: these are NVRTC's functions.
+        let compiler = unsafe { RuntimeCompiler::from_library(library, SYMBOLS) }?;
+        Ok(Loaded { compiler, _builtins: builtins })
     }
 }
 
@@ -165,53 +103,4 @@ fn builtins_beside(library: &Path) -> Option<Library> {
         name.starts_with("libnvrtc-builtins.so") || name.starts_with("nvrtc-builtins64")
     })?;
     Some(open_first(&[path]).ok()?.0)
-}
-
-/// One source text, destroyed on drop.
-struct Program<'f> {
-    functions: &'f Functions,
-    raw: RawProgram,
-}
-
-impl<'f> Program<'f> {
-    fn new(functions: &'f Functions, source: &KernelSource<'_>) -> Result<Self, CompileError> {
-        let (text, name) = (c_string(source.source)?, c_string(source.id)?);
-        let mut raw = ptr::null_mut();
-        // SAFETY: `raw` is writable, the strings are zero-terminated, and there are no headers.
-        let code = unsafe {
-            (functions.create)(&raw mut raw, text.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null())
-        };
-        match code {
-            SUCCESS => Ok(Program { functions, raw }),
-            code => Err(functions.unusable("nvrtcCreateProgram", code)),
-        }
-    }
-
-    /// What the program holds by a pair of functions.
-    fn bytes(&self, size_of: SizeOf, bytes_of: BytesOf) -> Result<Vec<u8>, CompileError> {
-        let mut size = 0;
-        // SAFETY: the program is alive and `size` writable.
-        let code = unsafe { size_of(self.raw, &raw mut size) };
-        if code != SUCCESS {
-            return Err(self.functions.unusable("reading a result's size", code));
-        }
-        let mut bytes = vec![0u8; size];
-        // SAFETY: the program is alive and `bytes` has the size that it asked for.
-        match unsafe { bytes_of(self.raw, bytes.as_mut_ptr().cast()) } {
-            SUCCESS => Ok(bytes),
-            code => Err(self.functions.unusable("reading a result", code)),
-        }
-    }
-}
-
-impl Drop for Program<'_> {
-    fn drop(&mut self) {
-        // SAFETY: created in `new`, destroyed only here; its only failure is a program that does not exist.
-        unsafe { (self.functions.destroy)(&raw mut self.raw) };
-    }
-}
-
-fn c_string(text: &str) -> Result<CString, CompileError> {
-    CString::new(text)
-        .map_err(|_| CompileError::Source { code: 0, log: "the source holds a zero byte".into() })
 }

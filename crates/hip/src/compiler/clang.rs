@@ -1,9 +1,9 @@
 //! The compiler as a program: ROCm's, or any clang with the AMDGPU target and lld.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use omniflash_gpu::compiler::compile_by_program;
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 
 /// Names another clang than those on PATH and in ROCm.
@@ -61,26 +61,9 @@ impl Compiler for Clang {
     }
 
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
-        let unusable = |error: std::io::Error| CompileError::Unusable(error.to_string());
         let (program, _) = self.present().map_err(CompileError::Unusable)?;
-        let folder = tempfile::tempdir().map_err(unusable)?;
-        let (input, output) = (folder.path().join("kernel.hip"), folder.path().join("kernel.co"));
-        fs::write(&input, source.source).map_err(unusable)?;
-        let run = Command::new(program)
-            .args(source.options)
-            .arg(format!("--offload-arch={}", source.arch))
-            .arg("-o")
-            .arg(&output)
-            .arg(&input)
-            .output()
-            .map_err(unusable)?;
-        if !run.status.success() {
-            let log = [run.stdout, run.stderr].concat();
-            return Err(CompileError::Source {
-                code: i64::from(run.status.code().unwrap_or(-1)),
-                log: String::from_utf8_lossy(&log).trim().to_owned(),
-            });
-        }
-        fs::read(&output).map_err(unusable)
+        let mut arguments: Vec<String> = source.options.iter().map(|option| (*option).to_owned()).collect();
+        arguments.push(format!("--offload-arch={}", source.arch));
+        compile_by_program(program, &arguments, source, "kernel.hip")
     }
 }
