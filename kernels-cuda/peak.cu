@@ -1,43 +1,17 @@
 // What a device can do at most, for benchmarks to be measured against: matrix products whose operands never leave the
-// multiprocessor, multiply-adds in registers, and loops that only read or copy memory.
+// multiprocessor, and what omniflash/peak.hpp has for both vendors.
 //
-// The instance chooses kWork, and where it is a product kOperand. Products: a warp has 8 independent 16 x 8 accumulators
-// (mma.sync); on sm_90a a group of four warps has one of 64 x 128, with operands in shared memory (wgmma). What is
-// computed is written where a condition that never holds says so, so that no compiler can leave it out. Accumulators run
-// to infinity or not: the units take the same time.
+// The instance chooses kWork, and where it is a product kOperand. A warp has 8 independent 16 x 8 accumulators (mma.sync);
+// on sm_90a a group of four warps has one of 64 x 128, with operands in shared memory (wgmma). f32 is TF32.
 
-#include "omniflash/functor.hpp"
+#include "omniflash/peak.hpp"
 #include "instance.hpp"
 
 namespace omniflash {
 
-using namespace instance;
-
 constexpr int kThreads = 256;
-
-enum Work { kProduct = 0, kMultiplyAdd = 1, kFill = 2, kRead = 3, kCopy = 4 };
-enum Operand { kBFloat16 = 0, kFloat16 = 1, kTensorFloat32 = 2 };
-
-struct PeakParameters {
-  const uint4* source;
-  uint4* target;
-  long long vectors;
-  int rounds;
-  int unused;
-};
-
-OMNIFLASH_DEVICE unsigned scramble(unsigned x) {
-  x ^= x >> 15;
-  x *= 0x85ebca6bu;
-  return x ^ (x >> 13);
-}
-
-// Two 16-bit numbers, or one of 32 bits, of either sign and about 1.
-OMNIFLASH_DEVICE unsigned operand_bits(unsigned seed) {
-  constexpr unsigned kOne = kOperand == kBFloat16 ? 0x3f803f80u : kOperand == kFloat16 ? 0x3c003c00u : 0x3f800000u;
-  constexpr unsigned kVaried = kOperand == kTensorFloat32 ? 0x807fe000u : kOperand == kBFloat16 ? 0x807f807fu : 0x83ff83ffu;
-  return kOne ^ (scramble(seed * 2654435761u) & kVaried);
-}
+constexpr PeakWork kWork = static_cast<PeakWork>(instance::kWork);
+constexpr PeakOperand kOperand = static_cast<PeakOperand>(instance::kOperand);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -74,9 +48,9 @@ OMNIFLASH_DEVICE unsigned long long descriptor(unsigned address) {
       : "l"(a), "l"(b))
 
 OMNIFLASH_DEVICE void product(float (&sum)[64], unsigned long long a, unsigned long long b) {
-  if constexpr (kOperand == kBFloat16) {
+  if constexpr (kOperand == PeakOperand::BFloat16) {
     OMNIFLASH_WGMMA("m64n128k16.f32.bf16.bf16", ", 0, 0");
-  } else if constexpr (kOperand == kFloat16) {
+  } else if constexpr (kOperand == PeakOperand::Float16) {
     OMNIFLASH_WGMMA("m64n128k16.f32.f16.f16", ", 0, 0");
   } else {
     OMNIFLASH_WGMMA("m64n128k8.f32.tf32.tf32", "");
@@ -87,7 +61,7 @@ OMNIFLASH_DEVICE float products(int rounds) {
   // Four steps of k: 64 rows of A for each group of four warps, then 128 rows of B, of 32 bytes each.
   constexpr int kSteps = 4, kOfA = 64 * 32, kOfB = 128 * 32;
   __shared__ __align__(128) unsigned operands[kSteps * (2 * kOfA + kOfB) / 4];
-  for (int i = threadIdx.x; i < kSteps * (2 * kOfA + kOfB) / 4; i += kThreads) operands[i] = operand_bits(i);
+  for (int i = threadIdx.x; i < kSteps * (2 * kOfA + kOfB) / 4; i += kThreads) operands[i] = operand_bits<kOperand>(i);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
   const unsigned base = static_cast<unsigned>(__cvta_generic_to_shared(operands));
@@ -118,9 +92,9 @@ OMNIFLASH_DEVICE void product(float (&sum)[4], const unsigned (&a)[4], const uns
   asm volatile("mma.sync.aligned." SHAPE " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                          \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-  if constexpr (kOperand == kBFloat16) {
+  if constexpr (kOperand == PeakOperand::BFloat16) {
     OMNIFLASH_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
-  } else if constexpr (kOperand == kFloat16) {
+  } else if constexpr (kOperand == PeakOperand::Float16) {
     OMNIFLASH_MMA("m16n8k16.row.col.f32.f16.f16.f32");
   } else {
     OMNIFLASH_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
@@ -131,11 +105,11 @@ OMNIFLASH_DEVICE float products(int rounds) {
   constexpr int kTiles = 8;
   unsigned a[4], b[kTiles][2];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) a[i] = operand_bits(threadIdx.x * 4 + i);
+  for (int i = 0; i < 4; ++i) a[i] = operand_bits<kOperand>(threadIdx.x * 4 + i);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    b[tile][0] = operand_bits(threadIdx.x * 64 + tile);
-    b[tile][1] = operand_bits(threadIdx.x * 64 + tile + 32);
+    b[tile][0] = operand_bits<kOperand>(threadIdx.x * 64 + tile);
+    b[tile][1] = operand_bits<kOperand>(threadIdx.x * 64 + tile + 32);
   }
   float sum[kTiles][4] = {};
   for (int round = 0; round < rounds; ++round) {
@@ -150,59 +124,17 @@ OMNIFLASH_DEVICE float products(int rounds) {
 
 #endif
 
-OMNIFLASH_DEVICE float multiply_adds(int rounds) {
-  constexpr int kChains = 16;
-  const float a = 0.999f + 1e-6f * threadIdx.x, b = 1.0f - a;
-  float sum[kChains];
-#pragma unroll
-  for (int i = 0; i < kChains; ++i) sum[i] = 1.0f + i;
-  for (int round = 0; round < rounds; ++round) {
-#pragma unroll
-    for (int i = 0; i < kChains; ++i) sum[i] = fmaf(sum[i], a, b);
-  }
-  float all = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kChains; ++i) all += sum[i];
-  return all;
-}
-
-// Each thread takes every (number of threads)-th vector, four at a time.
-OMNIFLASH_DEVICE unsigned stream(const PeakParameters& parameters) {
-  constexpr int kAtOnce = 4;
-  const long long threads = static_cast<long long>(gridDim.x) * kThreads;
-  const long long first = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x;
-  unsigned all = 0;
-  for (long long i = first; i + (kAtOnce - 1) * threads < parameters.vectors; i += kAtOnce * threads) {
-    uint4 values[kAtOnce];
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const unsigned at = static_cast<unsigned>(i + j * threads);
-      values[j] = kWork == kFill ? make_uint4(scramble(at), scramble(at + 1), scramble(at + 2), scramble(at + 3))
-                                 : parameters.source[i + j * threads];
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (kWork == kRead) {
-        all ^= values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;
-      } else {
-        parameters.target[i + j * threads] = values[j];
-      }
-    }
-  }
-  return all;
-}
-
 }  // namespace omniflash
 
 OMNIFLASH_KERNEL(omniflash::kThreads) omniflash_peak(OMNIFLASH_PARAMETER omniflash::PeakParameters parameters) {
   using namespace omniflash;
   unsigned answer;
-  if constexpr (kWork == kProduct) {
+  if constexpr (kWork == PeakWork::Product) {
     answer = __float_as_uint(products(parameters.rounds));
-  } else if constexpr (kWork == kMultiplyAdd) {
+  } else if constexpr (kWork == PeakWork::MultiplyAdd) {
     answer = __float_as_uint(multiply_adds(parameters.rounds));
   } else {
-    answer = stream(parameters);
+    answer = stream<kWork, kThreads>(parameters);
   }
-  if (parameters.unused != 0) parameters.target[threadIdx.x].x = answer;
+  if (parameters.unused != 0) parameters.target[thread_index()].words[0] = answer;
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libloading::{Library, Symbol};
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, DeviceSource, Mask, MaskFunction, ScoreMod, TensorRef};
-use omniflash_device::TranslationUnit;
+use omniflash_device::{PeakWork, TranslationUnit};
 use omniflash_kernels_cuda::{
     ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table,
 };
@@ -135,6 +135,13 @@ fn every_kernel_compiles_at_run_time_without_headers() {
     for unit in [naive.translation_unit(&functors), combine(DType::F32), verify_page_table()] {
         for architecture in ["sm_80", "sm_90", "sm_120"] {
             nvrtc.compile(&unit, architecture).unwrap();
+        }
+    }
+    let products = [DType::BF16, DType::F16, DType::F32].map(PeakWork::Product);
+    for work in products.into_iter().chain([PeakWork::MultiplyAdd, PeakWork::Fill, PeakWork::Copy]) {
+        for architecture in ["sm_80", "sm_90"] {
+            let kernel = peak(work, architecture);
+            nvrtc.compile(&kernel.unit, &kernel.arch).unwrap();
         }
     }
 }

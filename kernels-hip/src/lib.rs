@@ -8,12 +8,14 @@
 mod architecture;
 mod forward;
 mod manifest;
+mod peak;
 mod simple;
 
 pub use architecture::{Architecture, COMPILER_OPTIONS};
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use manifest::{Instance, Manifest};
 pub use omniflash_device::Launch;
+pub use peak::peak;
 pub use simple::{
     KV_APPEND_UNITS, NaiveConfig, combine, combine_launch, kv_append, kv_append_launch, verify_page_table,
     verify_page_table_launch,
@@ -33,6 +35,7 @@ pub const LIBRARY: &[SourceFile] =
 
 const FORWARD: SourceFile = source_file!("forward.hip");
 const KV_APPEND: SourceFile = source_file!("kv_append.hip");
+const PEAK: SourceFile = source_file!("peak.hip");
 
 /// The C++ name of an element type.
 fn element_type(dtype: omniflash_core::DType) -> &'static str {

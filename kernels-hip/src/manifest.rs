@@ -5,7 +5,9 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::TranslationUnit;
 use serde::Deserialize;
 
-use crate::{Architecture, ForwardConfig, NaiveConfig, combine, verify_page_table};
+use crate::{
+    Architecture, ForwardConfig, KV_APPEND_UNITS, NaiveConfig, combine, kv_append, verify_page_table,
+};
 
 const TEXT: &str = include_str!("../manifest.toml");
 
@@ -98,6 +100,9 @@ impl Manifest {
         }
         for dtype in &self.combine.dtypes {
             instances.push(simple(format!("combine-{dtype}"), combine(dtype.parse()?)));
+        }
+        for unit_bytes in KV_APPEND_UNITS {
+            instances.push(simple(format!("kv_append-{unit_bytes}"), kv_append(unit_bytes)));
         }
         instances.push(simple("verify_page_table".into(), verify_page_table()));
         Ok(instances)

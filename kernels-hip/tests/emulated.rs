@@ -6,10 +6,12 @@
 mod harness;
 
 use half::{bf16, f16};
-use harness::{Case, KvForm, Module, QForm, check, compiler_is_missing};
+use harness::{Case, KvForm, Memory, Module, QForm, check, compiler_is_missing};
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Mask, ScoreMod, TensorRef};
-use omniflash_kernels_hip::{Architecture, ForwardConfig};
+use omniflash_device::{PeakParameters, PeakWork};
+use omniflash_kernels_hip::{Architecture, ForwardConfig, peak};
+use omniflash_testkit::kernel::KernelDevice as _;
 
 /// Two waves a block, so that small problems have several blocks.
 fn config(architecture: Architecture, dtype: DType, head_dim: usize, value_dim: usize) -> ForwardConfig {
@@ -152,3 +154,56 @@ fn the_naive_kernel_agrees_and_sees_no_hidden_value() {
 fn bad_page_tables_and_lengths_are_reported() {
     on_every_architecture(harness::check_verify_page_table);
 }
+
+#[test]
+fn products_of_the_peak_kernel_are_as_many_as_its_host_says() {
+    on_every_architecture(|architecture| {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let Some(kernel) = peak(PeakWork::Product(dtype), architecture) else {
+                assert!(dtype == DType::F32 && !architecture.is_cdna());
+                continue;
+            };
+            let (rounds, blocks) = (5, 3);
+            let parameters = PeakParameters { rounds, ..NO_PEAK };
+            let mut memory = Memory::new(architecture);
+            let counters = memory.run_peak(&kernel, blocks, &parameters);
+            let expected = kernel.flops_of_round * f64::from(rounds) * f64::from(blocks);
+            assert_eq!(counters.matrix_operations as f64, expected, "{dtype} on {architecture}");
+            // Waves load their arguments, and nothing else.
+            assert!(counters.bytes_loaded <= ARGUMENTS * counters.waves && counters.bytes_stored == 0);
+        }
+    });
+}
+
+#[test]
+fn the_peak_kernel_fills_reads_and_copies_all_of_its_memory() {
+    const VECTORS: usize = 8 * 2 * 256;
+    on_every_architecture(|architecture| {
+        let kernel = |work| peak(work, architecture).unwrap();
+        let mut memory = Memory::new(architecture);
+        let (mut source, mut target) = (vec![0u8; 16 * VECTORS], vec![0u8; 16 * VECTORS]);
+        let (from, to) = (memory.upload(&source), memory.upload(&target));
+        let parameters = PeakParameters { vectors: VECTORS as i64, blocks: 2, ..NO_PEAK };
+        let fill = PeakParameters { source: from, target: from, ..parameters };
+        memory.run_peak(&kernel(PeakWork::Fill), 2, &fill);
+        let parameters = PeakParameters { source: from, target: to, ..parameters };
+        let read = memory.run_peak(&kernel(PeakWork::Read), 2, &parameters);
+        let memory_bytes = 16 * VECTORS as u64;
+        let possible = memory_bytes..=memory_bytes + ARGUMENTS * read.waves;
+        assert!(possible.contains(&read.bytes_loaded), "{} on {architecture}", read.bytes_loaded);
+        assert_eq!(read.bytes_stored, 0, "{architecture}");
+        memory.run_peak(&kernel(PeakWork::Copy), 2, &parameters);
+        memory.download(&mut source);
+        memory.download(&mut target);
+        assert!(source.chunks(16).all(|vector| vector != [0; 16]) && source == target, "{architecture}");
+        let rounds = PeakParameters { rounds: 100, ..NO_PEAK };
+        let adds = memory.run_peak(&kernel(PeakWork::MultiplyAdd), 2, &rounds);
+        // CDNA adds two chains by one instruction.
+        assert!(adds.total_instructions() >= 100 * 8 * adds.waves, "{architecture}");
+        assert_eq!(adds.matrix_operations, 0, "{architecture}");
+    });
+}
+
+const ARGUMENTS: u64 = size_of::<PeakParameters>() as u64;
+const NO_PEAK: PeakParameters =
+    PeakParameters { source: 0, target: 0, vectors: 0, rounds: 0, blocks: 0, unused: 0 };

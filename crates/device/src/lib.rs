@@ -33,6 +33,7 @@ pub const HEADERS: &[SourceFile] = &[
     header!("numeric.hpp"),
     header!("online_softmax.hpp"),
     header!("parameters.hpp"),
+    header!("peak.hpp"),
     header!("schedule.hpp"),
     header!("score_mods.hpp"),
     header!("sequence.hpp"),

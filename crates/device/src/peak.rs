@@ -32,8 +32,10 @@ pub struct PeakParameters {
     pub vectors: i64,
     /// Rounds of products or multiply-adds.
     pub rounds: i32,
+    /// Blocks of the launch.
+    pub blocks: u32,
     /// 0.
-    pub unused: i32,
+    pub unused: i64,
 }
 
 /// A kernel that does one thing over and over.

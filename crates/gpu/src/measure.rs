@@ -59,6 +59,7 @@ impl<V: Vendor> GpuBackend<V> {
             target: source.address(),
             vectors: (bytes / 16) as i64,
             rounds: 0,
+            blocks: self.peak_blocks(),
             unused: 0,
         };
         self.fastest_of(PeakWork::Fill, &parameters, stream, Duration::ZERO)?;
@@ -80,16 +81,16 @@ impl<V: Vendor> GpuBackend<V> {
     /// Operations a second, all multiprocessors at work; `None` for work that the device has no instructions for.
     fn arithmetic(&self, work: PeakWork, stream: &Stream, budget: Duration) -> Result<Option<f64>> {
         let Some((peak, module)) = self.peak(work)? else { return Ok(None) };
+        let blocks = self.peak_blocks();
         let mut parameters =
-            PeakParameters { source: 0, target: 0, vectors: 0, rounds: FEW_ROUNDS, unused: 0 };
+            PeakParameters { source: 0, target: 0, vectors: 0, rounds: FEW_ROUNDS, blocks, unused: 0 };
         let launch = self.peak_launch(&peak);
         let short = self.fastest(&module, &launch, &parameters, stream, Duration::ZERO)?;
         // Launches of some milliseconds, beside which starting one is nothing.
         let rounds = f64::from(FEW_ROUNDS) * (5e-3 / short).clamp(1.0, 1000.0);
         parameters.rounds = rounds as i32;
         let seconds = self.fastest(&module, &launch, &parameters, stream, budget)?;
-        let blocks = f64::from(launch.grid[0]);
-        Ok(Some(blocks * f64::from(parameters.rounds) * peak.flops_of_round / seconds))
+        Ok(Some(f64::from(blocks) * f64::from(parameters.rounds) * peak.flops_of_round / seconds))
     }
 
     /// Seconds of the fastest launch of some work in about `budget`.
@@ -134,12 +135,12 @@ impl<V: Vendor> GpuBackend<V> {
         Ok(Some((peak, module)))
     }
 
+    fn peak_blocks(&self) -> u32 {
+        self.info().units as u32 * BLOCKS_PER_MULTIPROCESSOR
+    }
+
     fn peak_launch(&self, peak: &PeakKernel) -> Launch {
-        Launch {
-            grid: [self.info().units as u32 * BLOCKS_PER_MULTIPROCESSOR, 1, 1],
-            block_threads: peak.block_threads,
-            shared_memory_bytes: 0,
-        }
+        Launch { grid: [self.peak_blocks(), 1, 1], block_threads: peak.block_threads, shared_memory_bytes: 0 }
     }
 }
 

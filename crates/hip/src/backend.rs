@@ -132,7 +132,7 @@ impl Vendor for Hip {
         kernels::kv_append_launch(parameters)
     }
 
-    fn peak(_facts: &DeviceFacts, _work: PeakWork) -> Option<PeakKernel> {
-        None
+    fn peak(facts: &DeviceFacts, work: PeakWork) -> Option<PeakKernel> {
+        kernels::peak(work, facts.architecture)
     }
 }

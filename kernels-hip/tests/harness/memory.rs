@@ -1,6 +1,7 @@
 //! The memory of an emulated device, and what of the host lies where in it.
 
-use omniflash_hip_emulator::{Configuration, Device, Dimensions};
+use omniflash_device::{PeakKernel, PeakParameters};
+use omniflash_hip_emulator::{Configuration, Counters, Device, Dimensions};
 use omniflash_kernels_hip::{Architecture, Launch};
 use omniflash_testkit::kernel::KernelDevice;
 
@@ -27,6 +28,21 @@ impl Memory {
         let address = self.device.allocate(bytes).unwrap();
         self.allocations.push(address);
         address
+    }
+
+    /// Runs a peak kernel, and says what that took.
+    pub(crate) fn run_peak(
+        &mut self,
+        kernel: &PeakKernel,
+        blocks: u32,
+        parameters: &PeakParameters,
+    ) -> Counters {
+        let module = Module::build(kernel.arch.parse().unwrap(), &kernel.unit);
+        let launch =
+            Launch { grid: [blocks, 1, 1], block_threads: kernel.block_threads, shared_memory_bytes: 0 };
+        self.device.reset_counters();
+        self.run(&module, launch, bytemuck::bytes_of(parameters), &[]);
+        self.device.counters()
     }
 
     fn find(&self, address: u64) -> Option<u64> {

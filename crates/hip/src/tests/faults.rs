@@ -1,8 +1,10 @@
 //! Every function of the driver fails once, at several of its calls: the error is typed, names the function, and
 //! leaves nothing behind.
 
+use omniflash_core::backend::run_kv_append;
 use omniflash_core::{
-    AttentionOptions, AttentionProblem, Backend, DType, Error, KvCache, Mask, Query, Result, Tensor,
+    AppendAt, AttentionOptions, AttentionProblem, Backend, DType, Error, KvAppend, KvCache, KvCacheMut, Mask,
+    NewKv, Query, Result, Stream, Tensor,
 };
 
 use super::emulator::{Emulator, STORE};
@@ -47,10 +49,22 @@ fn scenario(emulator: &Emulator, has_memory_pools: bool) -> Result<()> {
     backend.occupancy(&backend.plan(&problem)?)?;
     drop(problem);
     tensors.out.to_vec::<half::bf16>(backend, &stream)?;
+    append(backend, &stream)?;
     check_pages(backend, &stream)
 }
 
-fn check_pages(backend: &HipBackend, stream: &omniflash_core::Stream) -> Result<()> {
+fn append(backend: &HipBackend, stream: &Stream) -> Result<()> {
+    let new = Tensor::zeros(backend, DType::F16, &[1, 1, 1, 16], stream)?;
+    let cache = || Tensor::zeros(backend, DType::F16, &[1, 8, 1, 16], stream);
+    let (mut k, mut v) = (cache()?, cache()?);
+    let positions = Tensor::from_slice(backend, &[3i32], &[1], stream)?;
+    let cache = KvCacheMut::Dense { k: k.view_mut(), v: v.view_mut() };
+    let append =
+        KvAppend::new(NewKv::padded(new.view(), new.view()), cache, AppendAt::Start(positions.view()))?;
+    run_kv_append(backend, &append, stream)
+}
+
+fn check_pages(backend: &HipBackend, stream: &Stream) -> Result<()> {
     let pages = Tensor::zeros(backend, DType::BF16, &[2, 16, 1, 16], stream)?;
     let q = Tensor::zeros(backend, DType::BF16, &[1, 1, 1, 16], stream)?;
     let mut out = Tensor::zeros(backend, DType::BF16, &[1, 1, 1, 16], stream)?;

@@ -3,6 +3,7 @@
 mod emulator;
 mod faults;
 mod kernels;
+mod rocm;
 
 use omniflash_core::{
     Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, Buffer, DType, DeviceId, Error,
@@ -245,6 +246,22 @@ fn events_measure_and_streams_of_other_devices_are_refused() {
     assert!(begin.elapsed_ms(&end).unwrap() >= 0.0);
     assert!(matches!(backends[1].synchronize(&stream), Err(Error::Device { .. })));
     assert!(matches!(backends[1].alloc(8, &stream), Err(Error::Device { .. })));
+}
+
+#[test]
+fn launches_are_timed_one_by_one_and_leave_their_answer() {
+    let Some(emulator) = Emulator::with(DEVICES) else { return };
+    for backend in emulator.backends() {
+        let stream = backend.stream().unwrap();
+        let mut tensors = Tensors::new(&backend, &stream, (1, 100), 7);
+        let options = AttentionOptions::new().num_partitions(2);
+        let problem = tensors.problem(&options);
+        let times = omniflash_core::measure::time_on_device(&backend, &problem, &stream, 3).unwrap();
+        drop(problem);
+        let times = times.expect("the device has a clock");
+        assert!(times.len() == 3 && times.iter().all(|time| *time >= 0.0), "{times:?}");
+        tensors.assert_right(&backend, &stream, 7, &options);
+    }
 }
 
 #[test]
