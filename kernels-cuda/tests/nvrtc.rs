@@ -12,7 +12,7 @@ use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, DeviceSource, Mask, MaskFunction, ScoreMod, TensorRef};
 use omniflash_device::{PeakWork, TranslationUnit};
 use omniflash_kernels_cuda::{
-    ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, verify_page_table,
+    ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, peak, verify_page_table,
 };
 
 struct Nvrtc {

@@ -141,7 +141,9 @@ OMNIFLASH_DEVICE float shuffle_xor(float value, int lane_mask) {
   return shuffle(value, lane ^ lane_mask);
 }
 OMNIFLASH_DEVICE bool warp_any(bool value) {
-#if defined(__GFX9__)
+#if defined(__GFX9__) && __clang_major__ < 17
+  return __builtin_amdgcn_uicmp(value, 0, 33) != 0;  // 33: not equal
+#elif defined(__GFX9__)
   return __builtin_amdgcn_ballot_w64(value) != 0;
 #else
   return __builtin_amdgcn_ballot_w32(value) != 0;
@@ -161,8 +163,14 @@ OMNIFLASH_DEVICE void atomic_min(unsigned long long* address, unsigned long long
   __hip_atomic_fetch_min(address, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 
+#if __clang_major__ < 17
+// There these are the instructions themselves.
+OMNIFLASH_DEVICE float exp2(float x) { return __builtin_exp2f(x); }
+OMNIFLASH_DEVICE float log2(float x) { return __builtin_log2f(x); }
+#else
 OMNIFLASH_DEVICE float exp2(float x) { return __builtin_amdgcn_exp2f(x); }
 OMNIFLASH_DEVICE float log2(float x) { return __builtin_amdgcn_logf(x); }
+#endif
 OMNIFLASH_DEVICE float reciprocal(float x) { return __builtin_amdgcn_rcpf(x); }
 
 OMNIFLASH_DEVICE float half_to_float(unsigned short bits) {
