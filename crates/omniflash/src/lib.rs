@@ -40,6 +40,11 @@
 //! - What lies beyond a sequence's length, or in unused pages, may hold NaN and is not seen.
 //! - Accumulation is in f32; the same plan gives the same bits on every run.
 
+// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 mod call;
 mod registry;
 pub mod seed;

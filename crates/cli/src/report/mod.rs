@@ -2,6 +2,7 @@
 
 mod chart;
 mod comparison;
+mod kernels;
 mod page;
 mod readme;
 
@@ -40,6 +41,12 @@ fn print(file: &Results) -> anyhow::Result<()> {
         terminal::heading(&file.name),
         terminal::faint(device.unwrap_or_default())
     ))?;
+    for architecture in kernels::architectures(file) {
+        print_architecture(&architecture)?;
+    }
+    if file.records.is_empty() && file.verifications.is_empty() {
+        return Ok(());
+    }
     let cells = cells(file);
     let has_peers = !cells.is_empty();
     let has_shares = file.records.iter().any(|record| record.is_ours() && record.share.is_some());
@@ -104,4 +111,19 @@ fn print(file: &Results) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// What the kernels of an architecture take of it.
+fn print_architecture(architecture: &kernels::Architecture) -> anyhow::Result<()> {
+    let mut table = terminal::table(&["kernel", "threads", "registers", "spilled", "shared", "image"]);
+    for row in &architecture.kernels {
+        let (threads, registers) = (row.threads.to_string(), row.registers.to_string());
+        table.add_row([&row.kernel, &threads, &registers, &row.spilled, &row.shared, &row.image]);
+    }
+    terminal::align_numbers(&mut table, 1..6);
+    terminal::print_line(format_args!(
+        "{}: {}\n{table}",
+        terminal::heading(&architecture.name),
+        architecture.summary
+    ))
 }

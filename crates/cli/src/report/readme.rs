@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::comparison::{Cell, cells};
+use super::kernels;
 use super::page::{self, Sized, Systems, charted};
 use crate::Verdict;
 use crate::results::{CaseName, Results};
@@ -116,6 +117,9 @@ fn measured(results: &[Results]) -> anyhow::Result<String> {
             origin("commit"),
             file.name
         )?;
+        for architecture in kernels::architectures(file) {
+            writeln!(text, "- {}: {}", architecture.name, architecture.summary)?;
+        }
         let cells: Vec<(usize, Cell)> = runs(file);
         for run in 0..=cells.iter().map(|(run, _)| *run).max().unwrap_or(0) {
             let of_run: Vec<&Cell> =

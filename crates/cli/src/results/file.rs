@@ -22,6 +22,22 @@ pub(crate) struct Verification {
     pub(crate) max_tolerance: f64,
 }
 
+/// What `cargo xtask kernels VENDOR --record` says of a compiled kernel.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub(crate) struct KernelResources {
+    pub(crate) kernel: String,
+    pub(crate) arch: String,
+    /// Of a block.
+    pub(crate) threads: u32,
+    /// Of a thread.
+    pub(crate) registers: u32,
+    /// Registers of a thread that go to memory.
+    pub(crate) spilled_bytes: u32,
+    /// Of a block.
+    pub(crate) shared_bytes: u64,
+    pub(crate) image_bytes: u64,
+}
+
 /// The lines of one file, by kind, each as whoever wrote it would have written it today.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Results {
@@ -32,6 +48,7 @@ pub(crate) struct Results {
     /// Of several lines for the same system and case in one run, the last.
     pub(crate) records: Vec<Record>,
     pub(crate) verifications: Vec<Verification>,
+    pub(crate) kernels: Vec<KernelResources>,
     /// Cases that a system could not do: what it says.
     pub(crate) skipped: Vec<String>,
 }
@@ -57,7 +74,7 @@ impl Results {
         }
         results.number_runs();
         anyhow::ensure!(
-            !results.records.is_empty() || !results.verifications.is_empty(),
+            !(results.records.is_empty() && results.verifications.is_empty() && results.kernels.is_empty()),
             "holds no result, expected JSON lines of `omniflash bench` or `omniflash verify --json`"
         );
         Ok(results)
@@ -67,6 +84,8 @@ impl Results {
         let value: Value = serde_json::from_str(line).context("is no JSON")?;
         if value.get("rms_tolerance").is_some() {
             self.verifications.push(serde_json::from_value(value)?);
+        } else if value.get("registers").is_some() {
+            self.kernels.push(serde_json::from_value(value)?);
         } else if let Some(reason) = value.get("skip").or_else(|| value.get("absent")) {
             let of =
                 value.get("case").or_else(|| value.get("system")).and_then(Value::as_str).unwrap_or_default();
@@ -124,13 +143,15 @@ mod tests {
 {"system": "torch", "case": "dec4k", "dtype": "f32", "ms": 1.0, "gbps": 8.0}
 
 {"case": "B1_S8_H1_1_D8_full", "dtype": "float32", "skip": "too small"}
-{"case": "a", "passed": true, "rms_error": 0.1, "rms_tolerance": 1.0, "max_error": 0.1, "max_tolerance": 2.0}"#;
+{"case": "a", "passed": true, "rms_error": 0.1, "rms_tolerance": 1.0, "max_error": 0.1, "max_tolerance": 2.0}
+{"kernel": "fwd", "arch": "sm_90", "threads": 128, "registers": 255, "spilled_bytes": 0, "shared_bytes": 9, "image_bytes": 7}"#;
         let results = Results::parse("a".into(), text).unwrap();
         assert_eq!(results.records.len(), 1);
         assert_eq!((results.records[0].ms, results.records[0].tbps), (Some(1.0), Some(0.008)));
         assert_eq!(results.records[0].device.as_deref(), Some("a box"));
         assert_eq!(results.skipped, ["B1_S8_H1_1_D8_full: too small"]);
         assert!(results.verifications[0].passed);
+        assert_eq!((results.kernels[0].kernel.as_str(), results.kernels[0].registers), ("fwd", 255));
     }
 
     #[test]
