@@ -53,10 +53,10 @@ fn closure_with_query_start() -> Error {
         let q = TensorRef::from_slice(&q, &shape)?;
         let query = Query::padded(q.clone());
         let start = TensorRef::from_slice(&start, &[1])?;
-        let options =
-            AttentionOptions::new().mask(Mask::from_fn(|_, _, q, k| k <= q)).query_start(start);
+        let options = AttentionOptions::new().mask(Mask::from_fn(|_, _, q, k| k <= q)).query_start(start);
         let out = TensorMut::from_slice(out, &shape)?;
-        let problem = omniflash::AttentionProblem::new(query, KvCache::dense(q.clone(), q), out, None, &options)?;
+        let problem =
+            omniflash::AttentionProblem::new(query, KvCache::dense(q.clone(), q), out, None, &options)?;
         omniflash_cuda::OfflinePlanner::new("sm_90", Arc::new(omniflash_cuda::kernel_store()))?.plan(&problem)
     };
     plan(&mut out).unwrap_err()
@@ -93,7 +93,8 @@ fn quotes(quotation: &str, text: &str) -> bool {
 
 #[test]
 fn every_error_that_the_readme_explains_is_printed_as_it_is_quoted() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
     let (_, section) = readme.split_once("## Errors").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let quotations: Vec<&str> =

@@ -37,6 +37,7 @@ impl Records {
     pub(super) fn add(&self, record: &Record<'_>) -> anyhow::Result<()> {
         let Some(file) = &self.0 else { return Ok(()) };
         let line = serde_json::to_string(record)?;
-        writeln!(file.lock().expect("no thread panics while it writes a line"), "{line}").context("writing a record")
+        writeln!(file.lock().expect("no thread panics while it writes a line"), "{line}")
+            .context("writing a record")
     }
 }
