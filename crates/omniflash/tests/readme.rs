@@ -41,7 +41,7 @@ fn refusal(
         };
         attention_into(&ReferenceBackend::new(), Query::padded(q), kv_cache, out, None, options)
     };
-    attend(&mut out).unwrap_err()
+    attend(&mut out).expect_err("it is refused")
 }
 
 /// What a GPU without the closure's positions says, planned for one that is not here.
@@ -59,7 +59,7 @@ fn closure_with_query_start() -> Error {
             omniflash::AttentionProblem::new(query, KvCache::dense(q.clone(), q), out, None, &options)?;
         omniflash_cuda::OfflinePlanner::new("sm_90", Arc::new(omniflash_cuda::kernel_store()))?.plan(&problem)
     };
-    plan(&mut out).unwrap_err()
+    plan(&mut out).expect_err("it is refused")
 }
 
 fn errors() -> Vec<Error> {
