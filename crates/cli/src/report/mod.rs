@@ -6,6 +6,8 @@ mod kernels;
 mod page;
 mod readme;
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 
 use crate::Verdict;
@@ -19,7 +21,7 @@ pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<Verdict> {
         return readme::run(path, &arguments.files, arguments.check);
     }
     anyhow::ensure!(!arguments.files.is_empty(), "FILES are missing: the JSON lines of `omniflash bench`");
-    let files = arguments.files.iter().map(|path| Results::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let files = read(&arguments.files)?;
     if let Some(path) = &arguments.out {
         let html = page::html(&files)?;
         std::fs::write(path, &html).with_context(|| format!("cannot write {}", path.display()))?;
@@ -28,6 +30,12 @@ pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<Verdict> {
     }
     files.iter().try_for_each(print)?;
     Ok(Verdict::Passed)
+}
+
+/// The files, a part for each device.
+fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Results>> {
+    let files = paths.iter().map(|path| Results::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(files.into_iter().flat_map(Results::by_device).collect())
 }
 
 /// A file as a table: ours beside the best of the others where there is one, else ours by itself.

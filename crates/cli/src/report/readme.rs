@@ -27,7 +27,7 @@ const HEAD_DIM: &str = "head_dim 128";
 pub(super) fn run(readme: &Path, files: &[PathBuf], check: bool) -> anyhow::Result<Verdict> {
     let root = readme.parent().unwrap_or(Path::new(""));
     let files = if files.is_empty() { result_files(&root.join(RESULTS))? } else { files.to_vec() };
-    let results = files.iter().map(|path| Results::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let results = super::read(&files)?;
     let mut outputs = charts(&results)?
         .into_iter()
         .map(|(name, svg)| (root.join(CHARTS).join(name), svg))
@@ -93,14 +93,16 @@ fn charts(results: &[Results]) -> anyhow::Result<Vec<(String, String)>> {
                 .filter(|word| !word.is_empty())
                 .map(str::to_lowercase)
                 .collect();
-            pictures.push((format!("{}-{}.svg", stem(&file.name), words.join("-")), page::svg(&chart)?));
+            pictures.push((format!("{}-{}.svg", stem(file), words.join("-")), page::svg(&chart)?));
         }
     }
     Ok(pictures)
 }
 
-fn stem(name: &str) -> &str {
-    name.strip_suffix(".jsonl").unwrap_or(name)
+/// What the names of a file's pictures begin with.
+fn stem(file: &Results) -> String {
+    let name = file.name.strip_suffix(".jsonl").unwrap_or(&file.name);
+    if file.part == 0 { name.into() } else { format!("{name}-{}", file.part) }
 }
 
 /// How each file stands against the best others, and under it, folded, its tables.

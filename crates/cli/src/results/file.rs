@@ -43,6 +43,8 @@ pub(crate) struct KernelResources {
 pub(crate) struct Results {
     /// The file's name without its folder.
     pub(crate) name: String,
+    /// Which of the file's devices it is about, from 0.
+    pub(crate) part: usize,
     /// Device, date, commit and command, where a line says so.
     pub(crate) origin: Vec<(String, String)>,
     /// Of several lines for the same system and case in one run, the last.
@@ -126,6 +128,34 @@ impl Results {
         self.records = kept;
     }
 
+    /// The measurements of each device apart, in the order of the file: they have nothing to do with each other. What is
+    /// of no device stays with the first.
+    pub(crate) fn by_device(mut self) -> Vec<Results> {
+        let mut devices: Vec<Option<String>> = Vec::new();
+        for record in &self.records {
+            if !devices.contains(&record.device) {
+                devices.push(record.device.clone());
+            }
+        }
+        if devices.len() < 2 {
+            return vec![self];
+        }
+        let records = std::mem::take(&mut self.records);
+        let origin = self.origin.clone();
+        let parts = devices.into_iter().enumerate().map(|(part, device)| {
+            let mut of_device = std::mem::take(&mut self);
+            self.name = of_device.name.clone();
+            of_device.part = part;
+            of_device.origin = origin.clone();
+            for (_, value) in of_device.origin.iter_mut().filter(|(name, _)| name == "device") {
+                *value = device.clone().unwrap_or_default();
+            }
+            of_device.records = records.iter().filter(|record| record.device == device).cloned().collect();
+            of_device
+        });
+        parts.collect()
+    }
+
     /// What the file says of its origin.
     pub(crate) fn origin(&self, name: &str) -> Option<&str> {
         self.origin.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
@@ -167,6 +197,30 @@ mod tests {
         // One line of ours is compared with all, wherever it stands.
         let text = [line("omniflash", 2.0), line("torch", 1.0)].concat();
         assert!(Results::parse("a".into(), &text).unwrap().records.iter().all(|record| record.run == 0));
+    }
+
+    #[test]
+    fn devices_of_one_file_are_taken_apart() {
+        let line = |system: &str, device: &str| {
+            format!("{{\"system\": \"{system}\", \"case\": \"a\", \"ms\": 1.0, \"device\": \"{device}\"}}\n")
+        };
+        let text = [
+            "{\"device\": \"a box\", \"date\": \"d\"}\n{\"system\": \"fa3\", \"absent\": \"why\"}\n".into(),
+            line("omniflash-cuda", "gpu"),
+            line("omniflash-cpu", "cpu"),
+            line("torch-flash2", "gpu"),
+        ];
+        let parts = Results::parse("f".into(), &text.concat()).unwrap().by_device();
+        let found: Vec<(&str, &str, usize, usize, usize)> = parts
+            .iter()
+            .map(|p| {
+                let device = p.origin("device").unwrap();
+                (p.name.as_str(), device, p.part, p.records.len(), p.skipped.len())
+            })
+            .collect();
+        assert_eq!(found, [("f", "gpu", 0, 2, 1), ("f", "cpu", 1, 1, 0)]);
+        let one = Results::parse("f".into(), &line("omniflash-cpu", "cpu")).unwrap();
+        assert_eq!(one.clone().by_device(), [one]);
     }
 
     #[test]
