@@ -105,7 +105,7 @@ fn stem(file: &Results) -> String {
     if file.part == 0 { name.into() } else { format!("{name}-{}", file.part) }
 }
 
-/// How each file stands against the best others, and under it, folded, its tables.
+/// How each file with others stands against the best of them, and under it, folded, its tables; what kernels take.
 fn measured(results: &[Results]) -> anyhow::Result<String> {
     let pictures = charts(results)?;
     let mut text = String::new();
@@ -113,13 +113,16 @@ fn measured(results: &[Results]) -> anyhow::Result<String> {
         writeln!(text, "<img src=\"{CHARTS}/{name}\" width=\"49%\" alt=\"throughput by length\">")?;
     }
     for file in results {
+        let cells: Vec<(usize, Cell)> = runs(file);
+        if cells.is_empty() && file.kernels.is_empty() {
+            continue;
+        }
         let origin = |name| file.origin(name).unwrap_or("unknown");
         let (device, date, commit) = (origin("device"), origin("date"), origin("commit"));
         writeln!(text, "\n**{device}**, {date}, commit {commit}: `{RESULTS}/{}`\n", file.name)?;
         for architecture in kernels::architectures(file) {
             writeln!(text, "- {}: {}", architecture.name, architecture.summary)?;
         }
-        let cells: Vec<(usize, Cell)> = runs(file);
         let last = cells.iter().map(|(run, _)| *run).max().unwrap_or(0);
         for run in 0..=last {
             let of_run: Vec<&Cell> =
