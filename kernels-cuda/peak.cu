@@ -136,5 +136,5 @@ OMNIFLASH_KERNEL(omniflash::kThreads) omniflash_peak(OMNIFLASH_PARAMETER omnifla
   } else {
     answer = stream<kWork, kThreads>(parameters);
   }
-  if (parameters.unused != 0) parameters.target[thread_index()].words[0] = answer;
+  if (answer == parameters.never) parameters.target[thread_index()].words[0] = answer;
 }

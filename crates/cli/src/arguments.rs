@@ -142,7 +142,8 @@ pub(crate) struct ClearArguments {
 
 #[derive(Args, Debug)]
 pub(crate) struct ReportArguments {
-    /// JSON lines of `omniflash bench`, of the peers' scripts and of `omniflash verify --json`
+    /// JSON lines of `omniflash bench`, of the peers' scripts, of `omniflash verify --json` and of `cargo xtask kernels
+    /// VENDOR --record`
     #[arg(value_name = "FILES")]
     pub(crate) files: Vec<PathBuf>,
     /// The HTML page to write, which needs nothing beside itself; without it, tables are printed

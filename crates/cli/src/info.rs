@@ -8,10 +8,15 @@ use crate::arguments::InfoArguments;
 use crate::terminal;
 
 /// The variables that change what omniflash does, and how.
-const VARIABLES: [(&str, &str); 4] = [
+const VARIABLES: [(&str, &str); 9] = [
     ("OMNIFLASH_BACKEND", "the backend that `auto` stands for"),
     ("OMNIFLASH_CPU_ISA", "the instruction set of cpu, for tests"),
     ("OMNIFLASH_KERNELS", "a directory of compiled GPU kernels, asked first"),
+    ("OMNIFLASH_CACHE", "the directory where kernels compiled here are kept"),
+    ("OMNIFLASH_CUDA_LIBRARY", "the CUDA driver, where it is not found by itself"),
+    ("OMNIFLASH_NVRTC_LIBRARY", "the same of the CUDA run-time compiler"),
+    ("OMNIFLASH_HIP_LIBRARY", "the same of the HIP driver"),
+    ("OMNIFLASH_HIPRTC_LIBRARY", "the same of the HIP run-time compiler"),
     ("RAYON_NUM_THREADS", "threads that compute on a CPU"),
 ];
 
@@ -58,7 +63,7 @@ fn print(registry: &Registry, best: &Best) -> anyhow::Result<()> {
     terminal::print_line(format_args!("\n{}", terminal::heading("environment")))?;
     for (name, meaning) in VARIABLES {
         let value = variable(name).map_or_else(|| "not set".into(), |value| format!("= {value}"));
-        terminal::print_line(format_args!("  {name:<18} {value:<10} {}", terminal::faint(meaning)))?;
+        terminal::print_line(format_args!("  {name:<24} {value:<10} {}", terminal::faint(meaning)))?;
     }
     Ok(())
 }

@@ -4,6 +4,9 @@
 //! operations, is compiled for every instruction set of [`Isa`]; which one runs is decided once, from what the
 //! processor says or the variable `OMNIFLASH_CPU_ISA` asks for.
 //!
+//! [`CpuBackend`] has a first call; most programs reach it through the crate `omniflash`, by name or as the best of the
+//! machine.
+//!
 //! | module | what |
 //! |---|---|
 //! | `simd` | the vector operations of each instruction set, as proof tokens |

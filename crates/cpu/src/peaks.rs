@@ -17,8 +17,11 @@ use crate::simd::{Kernel, Simd, dispatch};
 
 /// Independent chains: more than the latency of a multiply-add times how many start in a cycle.
 const CHAINS: usize = 12;
-/// Multiply-adds of a chain in one round: tenths of a millisecond.
-const ROUNDS: usize = 50_000;
+/// Multiply-adds of a chain in one piece of work: some tens of microseconds.
+const ROUNDS: usize = 10_000;
+/// Pieces of work for each thread in one round, which threads take as they come to them: one that is held up by others,
+/// or shares its core, takes fewer, as in attention.
+const PIECES: usize = 32;
 /// Bytes of the buffer that is read, and of each of the two of a copy: beyond any cache of a core's share.
 const BUFFER_BYTES: usize = 128 << 20;
 const FEWEST_ROUNDS: usize = 3;
@@ -26,9 +29,9 @@ const FEWEST_ROUNDS: usize = 3;
 /// The peaks of a processor with `isa`, in about `budget` each.
 pub(crate) fn measure(isa: Isa, budget: Duration) -> Result<Peaks> {
     let threads = rayon::current_num_threads();
-    let of_f32 = threads as f64 * fastest(budget, || multiply_adds(isa, threads));
+    let of_f32 = fastest(budget, || multiply_adds(isa, threads));
     let of_bf16 = match isa {
-        Isa::Avx512Bf16 => threads as f64 * fastest(budget, || pair_products(threads)),
+        Isa::Avx512Bf16 => fastest(budget, || pair_products(threads)),
         // Widened to f32, as f16 is.
         _ => of_f32,
     };
@@ -57,24 +60,25 @@ fn fastest(budget: Duration, mut round: impl FnMut() -> f64) -> f64 {
     best
 }
 
-/// Operations a second of one thread while `threads` of them multiply and add.
+/// Operations a second of all threads.
 fn multiply_adds(isa: Isa, threads: usize) -> f64 {
-    slowest(threads, || {
-        let start = Instant::now();
-        let lanes = dispatch(isa, Chains { value: black_box(0.999) });
-        2.0 * (lanes * CHAINS * ROUNDS) as f64 / start.elapsed().as_secs_f64()
-    })
+    let lanes = dispatch(isa, Chains { value: black_box(0.999) });
+    let operations = 2.0 * (lanes * CHAINS * ROUNDS) as f64;
+    operations
+        * pieces_a_second(threads, || {
+            dispatch(isa, Chains { value: black_box(0.999) });
+        })
 }
 
 /// The same for dot products of bf16 pairs.
 #[cfg(target_arch = "x86_64")]
 fn pair_products(threads: usize) -> f64 {
-    slowest(threads, || {
-        let start = Instant::now();
-        // SAFETY: only called where the instruction set is the one with bf16 pairs, which was checked.
-        unsafe { Avx512::<true>::new() }.vectorize_pairs(PairChains { bits: black_box(0x3a80_3a80) });
-        2.0 * (2 * 16 * CHAINS * ROUNDS) as f64 / start.elapsed().as_secs_f64()
-    })
+    let operations = 2.0 * (2 * 16 * CHAINS * ROUNDS) as f64;
+    operations
+        * pieces_a_second(threads, || {
+            // SAFETY: only called where the instruction set is the one with bf16 pairs, which was checked.
+            unsafe { Avx512::<true>::new() }.vectorize_pairs(PairChains { bits: black_box(0x3a80_3a80) });
+        })
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -82,10 +86,12 @@ fn pair_products(threads: usize) -> f64 {
     multiply_adds(Isa::best(), threads)
 }
 
-/// The rate of the slowest of `threads`, all at work at once: what a call that waits for all of them gets of each.
-fn slowest(threads: usize, rate: impl Fn() -> f64 + Sync) -> f64 {
-    let rates = rayon::broadcast(|_| rate());
-    rates.into_iter().take(threads).fold(f64::INFINITY, f64::min)
+/// How many pieces of work all threads together do in a second.
+fn pieces_a_second(threads: usize, piece: impl Fn() + Sync) -> f64 {
+    let pieces = PIECES * threads;
+    let start = Instant::now();
+    (0..pieces).into_par_iter().with_max_len(1).for_each(|_| piece());
+    pieces as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Chains of multiply-adds in registers; answers the lanes of a vector.

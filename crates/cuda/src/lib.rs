@@ -3,6 +3,15 @@
 //! No toolkit is needed to build it, and no GPU to run a program that contains it: [`discover`] answers with the GPUs
 //! or with [`Absent`], which says what is missing.
 //!
+//! ```
+//! match omniflash_cuda::discover() {
+//!     Ok(backends) => println!("{} GPUs", backends.len()),
+//!     Err(absent) => println!("no CUDA here: {absent}"),
+//! }
+//! ```
+//!
+//! Plans need no GPU either: [`OfflinePlanner`] makes them, and builds their kernels, for one that is elsewhere.
+//!
 //! | module | what it does |
 //! |---|---|
 //! | [`probe`] | looks for the driver and its devices |

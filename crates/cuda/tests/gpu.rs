@@ -308,3 +308,16 @@ fn tensors_and_streams_of_others_are_borrowed() {
         |stream: &Stream| with_problem(&backend, &case, stream, |p| launch(&backend, p, stream)).unwrap().1;
     assert_eq!(run(&owned), run(&foreign));
 }
+
+#[test]
+fn peaks_are_what_memory_and_units_can_do_and_bound_each_other() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let peaks = backend.measure_peaks(&stream, std::time::Duration::from_millis(50)).unwrap();
+    let (read, copy) = (peaks.read.unwrap(), peaks.copy.unwrap());
+    // A loop that a compiler has left out reads a hundred times what memory gives.
+    assert!((0.5..2.0).contains(&(read / copy)), "{peaks:?}");
+    let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(|dtype| peaks.flops_of(dtype).unwrap());
+    assert!(f32 < f16 && (0.8..1.25).contains(&(bf16 / f16)), "{peaks:?}");
+    assert!((5.0..500.0).contains(&(f32 / read)), "{peaks:?}");
+}

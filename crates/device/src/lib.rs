@@ -4,6 +4,14 @@
 //! clang compile them with nothing on disk. [`HEADERS`] embeds them. [`parameters`] is the one place where the
 //! structs between host and kernel are written. A [`TranslationUnit`] is a kernel file with its headers, the user's
 //! functors and the choices of one instance, as one flat text.
+//!
+//! ```
+//! use omniflash_device::{COMBINE, HEADERS, TranslationUnit};
+//!
+//! let unit = TranslationUnit::new(COMBINE, HEADERS, "omniflash_combine").with_type("Out", "float");
+//! let source = unit.source();
+//! assert!(source.contains("omniflash_combine") && !source.contains("#include \"omniflash"));
+//! ```
 
 mod launch;
 pub mod parameters;

@@ -26,7 +26,7 @@ pub enum PeakWork {
 pub struct PeakParameters {
     /// Address that is read from, aligned to 16 bytes.
     pub source: u64,
-    /// Address that is written to, aligned to 16 bytes.
+    /// Address that is written to, aligned to 16 bytes; memory for a piece a thread of a block in any case.
     pub target: u64,
     /// Pieces of 16 bytes to fill, read or copy.
     pub vectors: i64,
@@ -34,8 +34,10 @@ pub struct PeakParameters {
     pub rounds: i32,
     /// Blocks of the launch.
     pub blocks: u32,
+    /// A number that the answer of no thread is.
+    pub never: u32,
     /// 0.
-    pub unused: i64,
+    pub unused: u32,
 }
 
 /// A kernel that does one thing over and over.

@@ -2,7 +2,7 @@
 //! chosen.
 //!
 //! A backend is a [`Vendor`]: its [`Driver`], its kernels as [`KernelInstance`]s, its choice among them. From that,
-//! [`GpuBackend`] plans, compiles, launches, appends to caches and measures.
+//! [`GpuBackend`] plans, compiles, launches, appends to caches and measures. A caller of attention needs none of it.
 //!
 //! | module | what it does |
 //! |---|---|

@@ -21,6 +21,8 @@ const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
 /// Rounds of a first, short launch.
 const FEW_ROUNDS: i32 = 1000;
 const FEWEST_LAUNCHES: usize = 3;
+/// A NaN that no arithmetic gives, and that memory without a pattern does not add up to.
+const NEVER: u32 = 0xffb1_a5e5;
 
 impl<V: Vendor> GpuBackend<V> {
     /// Milliseconds of each of `repeats` runs of what `replay` enqueues, the second-level cache overwritten before each.
@@ -60,6 +62,7 @@ impl<V: Vendor> GpuBackend<V> {
             vectors: (bytes / 16) as i64,
             rounds: 0,
             blocks: self.peak_blocks(),
+            never: NEVER,
             unused: 0,
         };
         self.fastest_of(PeakWork::Fill, &parameters, stream, Duration::ZERO)?;
@@ -82,8 +85,16 @@ impl<V: Vendor> GpuBackend<V> {
     fn arithmetic(&self, work: PeakWork, stream: &Stream, budget: Duration) -> Result<Option<f64>> {
         let Some((peak, module)) = self.peak(work)? else { return Ok(None) };
         let blocks = self.peak_blocks();
-        let mut parameters =
-            PeakParameters { source: 0, target: 0, vectors: 0, rounds: FEW_ROUNDS, blocks, unused: 0 };
+        let target = DeviceMemory::new(self.driver(), 16 * peak.block_threads as usize, stream)?;
+        let mut parameters = PeakParameters {
+            source: 0,
+            target: target.address(),
+            vectors: 0,
+            rounds: FEW_ROUNDS,
+            blocks,
+            never: NEVER,
+            unused: 0,
+        };
         let launch = self.peak_launch(&peak);
         let short = self.fastest(&module, &launch, &parameters, stream, Duration::ZERO)?;
         // Launches of some milliseconds, beside which starting one is nothing.

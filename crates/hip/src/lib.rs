@@ -6,6 +6,13 @@
 //! It was never run on AMD hardware by its authors: the code objects that it would ship run in an emulator of the
 //! instruction set, behind this very backend. See `README.md` of `omniflash-kernels-hip`.
 //!
+//! ```
+//! match omniflash_hip::discover() {
+//!     Ok(backends) => println!("{} GPUs", backends.len()),
+//!     Err(absent) => println!("no HIP here: {absent}"),
+//! }
+//! ```
+//!
 //! | module | what it does |
 //! |---|---|
 //! | [`probe`] | looks for the driver and its devices |

@@ -5,6 +5,27 @@
 //! present. One compilation of a kernel runs at a time, in a process and among processes; what a cache holds is
 //! verified before it is used; a cache that cannot be written costs time, never an answer.
 //!
+//! ```
+//! use omniflash_kernel_store::{KernelSource, KernelStore, StoreOptions};
+//!
+//! // Nothing is built in, and there is neither a cache nor a compiler: the error says what to do.
+//! let store = KernelStore::new(StoreOptions {
+//!     embedded: &[],
+//!     advice: "install a compiler".into(),
+//!     ..StoreOptions::default()
+//! });
+//! let source = KernelSource {
+//!     id: "fwd",
+//!     arch: "sm_90",
+//!     functor: "Causal",
+//!     source: "extern \"C\" __global__ void fwd() {}",
+//!     options: &[],
+//!     prebuilt_tags: &[],
+//! };
+//! let error = store.kernel(&source).unwrap_err().to_string();
+//! assert!(error.contains("no kernel fwd for sm_90") && error.contains("install a compiler"));
+//! ```
+//!
 //! It is a crate of its own, below the GPU backends, because all of its logic is the same for each of them and can
 //! be tested with no GPU and no compiler: a backend adds its compilers and its advice.
 

@@ -39,6 +39,13 @@
 //! - A row that sees no key has output 0 and log-sum-exp minus infinity (the sink, if there is one); never NaN.
 //! - What lies beyond a sequence's length, or in unused pages, may hold NaN and is not seen.
 //! - Accumulation is in f32; the same plan gives the same bits on every run.
+//!
+#![doc = include_str!("tour.md")]
+
+// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
 
 mod call;
 mod registry;

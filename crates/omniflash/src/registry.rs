@@ -78,8 +78,9 @@ impl Registry {
     /// # Errors
     /// `Absent` or `Value` when the variable names a backend that is not there.
     pub fn best(&self) -> Result<Arc<dyn Backend>> {
-        let wanted = std::env::var(BACKEND_VARIABLE).unwrap_or_default();
-        self.choose(&wanted).map_err(|error| match error {
+        // A name that is no text is no backend's either.
+        let wanted = std::env::var_os(BACKEND_VARIABLE).unwrap_or_default();
+        self.choose(&wanted.to_string_lossy()).map_err(|error| match error {
             Error::Value { value, expected, .. } => Error::value(BACKEND_VARIABLE, value, expected),
             error => error,
         })
@@ -93,9 +94,12 @@ impl Registry {
         let fastest = self.backends.iter().find(|backend| backend.info().name != "reference");
         fastest.cloned().ok_or_else(|| Error::Absent {
             backend: "auto".into(),
-            reason: match self.absent.first() {
-                Some(absent) => format!("{}: {}", absent.name, absent.reason),
-                None => "this build has no backend but the reference; enable one of its features".into(),
+            reason: match &self.absent[..] {
+                [] => "this build has no backend but the reference; enable one of its features".into(),
+                absent => {
+                    let reasons = absent.iter().map(|absent| format!("{}: {}", absent.name, absent.reason));
+                    reasons.collect::<Vec<_>>().join("; ")
+                }
             },
         })
     }

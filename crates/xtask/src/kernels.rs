@@ -1,6 +1,7 @@
 //! `cargo xtask kernels cuda` and `cargo xtask kernels hip`.
 
 pub(crate) mod hip;
+mod record;
 mod resources;
 mod toolkit;
 
@@ -16,6 +17,7 @@ use omniflash_kernel_store::prebuilt_name;
 use omniflash_kernels_cuda::{Architecture, Instance, Manifest};
 
 use crate::codegen::workspace_root;
+use record::{Record, Records};
 use resources::Resources;
 use toolkit::Toolkit;
 
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Where compiled kernels go, in a folder for each architecture [default: target/kernels/VENDOR].
     #[arg(long)]
     pub(crate) output: Option<PathBuf>,
+    /// Write what each kernel takes of registers and memory to this file, as JSON lines for `omniflash report`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
     /// Compilers at a time [default: the processors].
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
@@ -55,11 +60,30 @@ struct Outcome {
     problems: Vec<String>,
 }
 
+impl Outcome {
+    fn shared_bytes(&self, task: &Task) -> usize {
+        self.resources.shared_bytes as usize + task.instance.shared_memory_bytes
+    }
+
+    fn record<'a>(&self, task: &'a Task) -> Record<'a> {
+        Record {
+            kernel: &task.instance.id,
+            arch: &task.architecture.name,
+            threads: task.instance.block_threads,
+            registers: self.resources.registers,
+            spilled_bytes: self.resources.spill_bytes,
+            shared_bytes: self.shared_bytes(task),
+            image_bytes: self.bytes,
+        }
+    }
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let toolkit = Toolkit::find(&workspace_root())?;
     let tasks = tasks(options)?;
     let default_output = || workspace_root().join("target/kernels/cuda");
     let output = options.output.clone().unwrap_or_else(default_output);
+    let records = Records::create(options.record.as_deref())?;
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
@@ -69,13 +93,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             scope.spawn(|| {
                 while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let name = format!("{} {}", task.architecture.name, task.instance.id);
-                    let problems = match build(&toolkit, task, &output, options.check) {
-                        Ok(outcome) => {
-                            println_row(task, &outcome);
-                            outcome.problems
-                        }
-                        Err(error) => vec![format!("{error:#}")],
-                    };
+                    let built = build(&toolkit, task, &output, options.check).and_then(|outcome| {
+                        println_row(task, &outcome);
+                        records.add(&outcome.record(task))?;
+                        Ok(outcome.problems)
+                    });
+                    let problems = built.unwrap_or_else(|error| vec![format!("{error:#}")]);
                     let problems = problems.into_iter().map(|problem| format!("{name}: {problem}"));
                     failures.lock().expect("no thread panics while it holds the list").extend(problems);
                 }
@@ -198,7 +221,7 @@ fn println_row(task: &Task, outcome: &Outcome) {
         outcome.resources.registers,
         outcome.resources.spill_bytes,
         outcome.resources.stack_bytes,
-        outcome.resources.shared_bytes as usize + task.instance.shared_memory_bytes,
+        outcome.shared_bytes(task),
         outcome.bytes,
         outcome.elapsed.as_secs_f64(),
         task.instance.id,

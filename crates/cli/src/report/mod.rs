@@ -2,8 +2,11 @@
 
 mod chart;
 mod comparison;
+mod kernels;
 mod page;
 mod readme;
+
+use std::path::PathBuf;
 
 use anyhow::Context;
 
@@ -18,7 +21,7 @@ pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<Verdict> {
         return readme::run(path, &arguments.files, arguments.check);
     }
     anyhow::ensure!(!arguments.files.is_empty(), "FILES are missing: the JSON lines of `omniflash bench`");
-    let files = arguments.files.iter().map(|path| Results::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let files = read(&arguments.files)?;
     if let Some(path) = &arguments.out {
         let html = page::html(&files)?;
         std::fs::write(path, &html).with_context(|| format!("cannot write {}", path.display()))?;
@@ -27,6 +30,12 @@ pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<Verdict> {
     }
     files.iter().try_for_each(print)?;
     Ok(Verdict::Passed)
+}
+
+/// The files, a part for each device.
+fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Results>> {
+    let files = paths.iter().map(|path| Results::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(files.into_iter().flat_map(Results::by_device).collect())
 }
 
 /// A file as a table: ours beside the best of the others where there is one, else ours by itself.
@@ -40,6 +49,12 @@ fn print(file: &Results) -> anyhow::Result<()> {
         terminal::heading(&file.name),
         terminal::faint(device.unwrap_or_default())
     ))?;
+    for architecture in kernels::architectures(file) {
+        print_architecture(&architecture)?;
+    }
+    if file.records.is_empty() && file.verifications.is_empty() {
+        return Ok(());
+    }
     let cells = cells(file);
     let has_peers = !cells.is_empty();
     let has_shares = file.records.iter().any(|record| record.is_ours() && record.share.is_some());
@@ -104,4 +119,19 @@ fn print(file: &Results) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// What the kernels of an architecture take of it.
+fn print_architecture(architecture: &kernels::Architecture) -> anyhow::Result<()> {
+    let mut table = terminal::table(&["kernel", "threads", "registers", "spilled", "shared", "image"]);
+    for row in &architecture.kernels {
+        let (threads, registers) = (row.threads.to_string(), row.registers.to_string());
+        table.add_row([&row.kernel, &threads, &registers, &row.spilled, &row.shared, &row.image]);
+    }
+    terminal::align_numbers(&mut table, 1..6);
+    terminal::print_line(format_args!(
+        "{}: {}\n{table}",
+        terminal::heading(&architecture.name),
+        architecture.summary
+    ))
 }

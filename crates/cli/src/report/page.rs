@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::chart::{BarValue, Bars, Chart, Plot, Scale, Series};
 use super::comparison::{Cell, cells, summary};
+use super::kernels::{Architecture, architectures};
 use crate::results::{CaseName, Record, Results};
 use crate::terminal::{milliseconds, three_digits};
 
@@ -38,6 +39,7 @@ struct Section {
     summary: Option<(String, String)>,
     has_threads: bool,
     steps: Vec<StepRow>,
+    architectures: Vec<Architecture>,
     skipped: Vec<String>,
 }
 
@@ -134,6 +136,7 @@ fn section(file: &Results) -> Section {
             .filter(|record| CaseName::parse(&record.case).is_none())
             .map(step_row)
             .collect(),
+        architectures: architectures(file),
         skipped: file.skipped.clone(),
     }
 }

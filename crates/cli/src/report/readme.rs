@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::comparison::{Cell, cells};
+use super::comparison::{Cell, cells, summary};
+use super::kernels;
 use super::page::{self, Sized, Systems, charted};
 use crate::Verdict;
 use crate::results::{CaseName, Results};
@@ -26,7 +27,7 @@ const HEAD_DIM: &str = "head_dim 128";
 pub(super) fn run(readme: &Path, files: &[PathBuf], check: bool) -> anyhow::Result<Verdict> {
     let root = readme.parent().unwrap_or(Path::new(""));
     let files = if files.is_empty() { result_files(&root.join(RESULTS))? } else { files.to_vec() };
-    let results = files.iter().map(|path| Results::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let results = super::read(&files)?;
     let mut outputs = charts(&results)?
         .into_iter()
         .map(|(name, svg)| (root.join(CHARTS).join(name), svg))
@@ -92,56 +93,72 @@ fn charts(results: &[Results]) -> anyhow::Result<Vec<(String, String)>> {
                 .filter(|word| !word.is_empty())
                 .map(str::to_lowercase)
                 .collect();
-            pictures.push((format!("{}-{}.svg", stem(&file.name), words.join("-")), page::svg(&chart)?));
+            pictures.push((format!("{}-{}.svg", stem(file), words.join("-")), page::svg(&chart)?));
         }
     }
     Ok(pictures)
 }
 
-fn stem(name: &str) -> &str {
-    name.strip_suffix(".jsonl").unwrap_or(name)
+/// What the names of a file's pictures begin with.
+fn stem(file: &Results) -> String {
+    let name = file.name.strip_suffix(".jsonl").unwrap_or(&file.name);
+    if file.part == 0 { name.into() } else { format!("{name}-{}", file.part) }
 }
 
-/// Tables of ours and the best other of the same run, a file at a time.
+/// How each file with others stands against the best of them, and under it, folded, its tables; what kernels take.
 fn measured(results: &[Results]) -> anyhow::Result<String> {
     let pictures = charts(results)?;
     let mut text = String::new();
+    for (name, _) in &pictures {
+        writeln!(text, "<img src=\"{CHARTS}/{name}\" width=\"49%\" alt=\"throughput by length\">")?;
+    }
     for file in results {
-        let origin = |name| file.origin(name).unwrap_or("unknown");
-        writeln!(
-            text,
-            "**{}**, {}, commit {}: `{RESULTS}/{}`\n",
-            origin("device"),
-            origin("date"),
-            origin("commit"),
-            file.name
-        )?;
         let cells: Vec<(usize, Cell)> = runs(file);
-        for run in 0..=cells.iter().map(|(run, _)| *run).max().unwrap_or(0) {
+        if cells.is_empty() && file.kernels.is_empty() {
+            continue;
+        }
+        let origin = |name| file.origin(name).unwrap_or("unknown");
+        let (device, date, commit) = (origin("device"), origin("date"), origin("commit"));
+        writeln!(text, "\n**{device}**, {date}, commit {commit}: `{RESULTS}/{}`\n", file.name)?;
+        for architecture in kernels::architectures(file) {
+            writeln!(text, "- {}: {}", architecture.name, architecture.summary)?;
+        }
+        let last = cells.iter().map(|(run, _)| *run).max().unwrap_or(0);
+        for run in 0..=last {
             let of_run: Vec<&Cell> =
                 cells.iter().filter(|(of, _)| *of == run).map(|(_, cell)| cell).collect();
-            if of_run.is_empty() {
-                continue;
+            if !of_run.is_empty() {
+                compared(&mut text, file, run, &of_run)?;
             }
-            let mut others: Vec<&str> = file
-                .records
-                .iter()
-                .filter(|record| record.run == run && !record.is_ours())
-                .filter(|record| of_run.iter().any(|cell| cell.case == record.case))
-                .map(|record| record.system.as_str())
-                .collect();
-            others.sort_unstable();
-            others.dedup();
-            writeln!(text, "Beside {}:\n", others.join(", "))?;
-            prefill(&mut text, &of_run)?;
-            decode(&mut text, &of_run)?;
         }
-        for (name, _) in pictures.iter().filter(|(name, _)| name.starts_with(stem(&file.name))) {
-            writeln!(text, "<img src=\"{CHARTS}/{name}\" width=\"49%\" alt=\"throughput by length\">")?;
-        }
-        writeln!(text)?;
     }
     Ok(text)
+}
+
+/// One run: what it says in a line, and its tables.
+fn compared(text: &mut String, file: &Results, run: usize, cells: &[&Cell]) -> anyhow::Result<()> {
+    let mut others: Vec<&str> = file
+        .records
+        .iter()
+        .filter(|record| record.run == run && !record.is_ours())
+        .filter(|record| cells.iter().any(|cell| cell.case == record.case))
+        .map(|record| record.system.as_str())
+        .collect();
+    others.sort_unstable();
+    others.dedup();
+    let owned: Vec<Cell> = cells.iter().map(|cell| (*cell).clone()).collect();
+    let (mean, smallest) = summary(&owned).unwrap_or((1.0, 1.0));
+    writeln!(
+        text,
+        "<details><summary>{} cells beside {}: <b>{mean:.2}</b> times the best other (geometric mean), {smallest:.2} at \
+         least</summary>\n",
+        cells.len(),
+        others.join(", ")
+    )?;
+    prefill(text, cells)?;
+    decode(text, cells)?;
+    writeln!(text, "</details>")?;
+    Ok(())
 }
 
 /// The cells of the most threads, with their runs.

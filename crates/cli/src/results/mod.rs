@@ -5,5 +5,5 @@ mod file;
 mod record;
 
 pub(crate) use case_name::CaseName;
-pub(crate) use file::{Results, Verification};
+pub(crate) use file::{KernelResources, Results, Verification};
 pub(crate) use record::{Key, Record, rounded};

@@ -1,7 +1,8 @@
 // What the kernels that measure a device share: multiply-adds in registers, and loops that only write, read or copy memory.
 // Products of the matrix unit are each vendor's own.
 //
-// What is computed is written where a condition that never holds says so, so that no compiler can leave it out.
+// What is computed is written where it is a number that it never is, so that no compiler can leave it out or put it off
+// until it is asked for.
 // Accumulators run to infinity or not: the units take the same time.
 #pragma once
 
@@ -23,7 +24,8 @@ struct PeakParameters {
   long long vectors;
   int rounds;
   unsigned blocks;
-  long long unused;
+  unsigned never;
+  unsigned unused;
 };
 
 OMNIFLASH_DEVICE unsigned scramble(unsigned x) {

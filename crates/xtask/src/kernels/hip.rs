@@ -12,6 +12,7 @@ use omniflash_kernel_store::prebuilt_name;
 use omniflash_kernels_hip::{Architecture, COMPILER_OPTIONS, Instance, Manifest};
 
 use super::Options;
+use super::record::{Record, Records};
 use crate::codegen::workspace_root;
 
 /// The metadata's version in code objects of version 5.
@@ -20,6 +21,7 @@ const METADATA_VERSION: [u32; 2] = [1, 2];
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let tasks = tasks(options)?;
     let output = options.output.clone().unwrap_or_else(|| workspace_root().join("target/kernels/hip"));
+    let records = Records::create(options.record.as_deref())?;
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
@@ -28,7 +30,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         for _ in 0..jobs.min(tasks.len()) {
             scope.spawn(|| {
                 while let Some((architecture, instance)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let problems = build(*architecture, instance, &output, options.check)
+                    let problems = build(*architecture, instance, &output, options.check, &records)
                         .unwrap_or_else(|error| vec![format!("{error:#}")]);
                     let name = format!("{architecture} {}", instance.id);
                     let problems = problems.into_iter().map(|problem| format!("{name}: {problem}"));
@@ -69,6 +71,7 @@ fn build(
     instance: &Instance,
     output: &Path,
     check: bool,
+    records: &Records,
 ) -> anyhow::Result<Vec<String>> {
     let folder = output.join(architecture.name());
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -95,14 +98,23 @@ fn build(
     let columns =
         [notes.registers, notes.scalar_spills, notes.scratch_bytes].map(|number| number.to_string());
     let [registers, spills, scratch] = &columns;
-    let shared = (notes.shared_bytes as usize + instance.shared_memory_bytes).to_string();
-    let bytes = fs::metadata(&object)?.len().to_string();
+    let shared_bytes = notes.shared_bytes as usize + instance.shared_memory_bytes;
+    let image_bytes = fs::metadata(&object)?.len();
     let suffix = if problems.is_empty() { "" } else { "  FAILS" };
     println_row(
         architecture.name(),
-        [registers, spills, scratch, &shared, &bytes],
+        [registers, spills, scratch, &shared_bytes.to_string(), &image_bytes.to_string()],
         &format!("{}{suffix}", instance.id),
     );
+    records.add(&Record {
+        kernel: &instance.id,
+        arch: architecture.name(),
+        threads: instance.block_threads,
+        registers: notes.registers,
+        spilled_bytes: notes.scratch_bytes,
+        shared_bytes,
+        image_bytes,
+    })?;
     fs::remove_file(&source)?;
     if check {
         fs::remove_file(&object)?;
