@@ -9,6 +9,8 @@
 //! gpu_smoke serve                   times the cases named on standard input, `NAME [block_m x block_n] [algorithm]` a line,
 //!                                   after 80 ms of idling each: to be interleaved with other systems
 //! gpu_smoke overhead                microseconds from the call to the end of a launch, on the host
+//! gpu_smoke jit                     milliseconds of calls with a mask that no cache has seen: first, after a new start,
+//!                                   and planned before
 //! ```
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command")]
@@ -23,7 +25,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use omniflash_core::{
-    AttentionConfig, AttentionOptions, Backend, Error, Mask, ReferenceBackend, Result, Stream,
+    Algorithm, AttentionConfig, AttentionOptions, Backend, DeviceSource, Error, Mask, MaskFunction,
+    ReferenceBackend, Result, Stream,
 };
 use omniflash_cuda::{CudaBackend, OfflinePlanner, kernel_store, probe};
 use support::{cases, errors, gpu, launch, with_dense_problem, with_host_problem};
@@ -73,7 +76,8 @@ fn main() -> ExitCode {
         ["time"] => with_gpu(time),
         ["serve"] => with_gpu(serve),
         ["overhead"] => with_gpu(overhead),
-        _ => Err("one of info, kernels ARCH, check, time, serve, overhead".into()),
+        ["jit"] => with_gpu(jit),
+        _ => Err("one of info, kernels ARCH, check, time, serve, overhead, jit".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -288,4 +292,52 @@ fn launch_only(
     let plan = backend.plan(problem)?;
     // SAFETY: the problem's tensors live until `with_dense_problem` has synchronised the stream.
     unsafe { backend.launch(&plan, problem, stream) }
+}
+
+/// A mask whose source no other process has compiled.
+struct Unseen(String);
+
+impl MaskFunction for Unseen {
+    fn visible(&self, _: usize, _: usize, q: i64, k: i64) -> bool {
+        k <= q
+    }
+    fn device_source(&self) -> Option<DeviceSource> {
+        Some(DeviceSource::new("Unseen", self.0.as_str(), &0i32))
+    }
+}
+
+fn jit(first: &CudaBackend) -> Result<(), String> {
+    let number = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    let source = format!(
+        "struct Unseen {{ int unused; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const {{ return at.k <= at.q; }} }};\n\
+         // {number}\n"
+    );
+    // Backends of their own have no module loaded and no plan made, as after a new start.
+    let second = gpu()?;
+    for (name, shape, algorithm) in [
+        ("portable", (1, (256, 256), (4, 4), 128), Algorithm::Flash2),
+        ("hopper", (1, (2048, 2048), (4, 4), 128), Algorithm::Flash3),
+        ("decode", (1, (1, 4096), (8, 2), 128), Algorithm::Auto),
+    ] {
+        for (what, backend) in [("first", first), ("from the cache on disk", &second), ("again", &second)] {
+            let stream = backend.stream().map_err(|error| error.to_string())?;
+            let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+            let options =
+                AttentionOptions::new().mask(Mask::custom(Unseen(source.clone()))).config(config);
+            let measured = with_dense_problem(backend, shape, &options, &stream, |problem| {
+                backend.synchronize(&stream)?;
+                let begin = Instant::now();
+                launch_only(backend, problem, &stream)?;
+                backend.synchronize(&stream)?;
+                Ok(begin.elapsed().as_secs_f64() * 1e3)
+            });
+            match measured {
+                Ok(milliseconds) => println!("{name}, {what}: {milliseconds:.3} ms"),
+                Err(error) => println!("{name}, {what}: {error}"),
+            }
+        }
+    }
+    Ok(())
 }
