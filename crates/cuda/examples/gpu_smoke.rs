@@ -324,8 +324,7 @@ fn jit(first: &CudaBackend) -> Result<(), String> {
         for (what, backend) in [("first", first), ("from the cache on disk", &second), ("again", &second)] {
             let stream = backend.stream().map_err(|error| error.to_string())?;
             let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
-            let options =
-                AttentionOptions::new().mask(Mask::custom(Unseen(source.clone()))).config(config);
+            let options = AttentionOptions::new().mask(Mask::custom(Unseen(source.clone()))).config(config);
             let measured = with_dense_problem(backend, shape, &options, &stream, |problem| {
                 backend.synchronize(&stream)?;
                 let begin = Instant::now();

@@ -8,7 +8,8 @@ mod support;
 
 use half::bf16;
 use omniflash_core::{
-    Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor,
+    Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, F32Arithmetic, Mask, MaskFunction,
+    Stream, Tensor,
 };
 use omniflash_testkit::append;
 use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
@@ -314,6 +315,27 @@ fn memory_that_cannot_be_had_is_a_typed_error() {
     let error = backend.alloc(1 << 46, &stream).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { bytes, .. } if bytes == 1 << 46), "{error}");
     assert!(Tensor::zeros(&backend, DType::F32, &[16], &stream).is_ok(), "the backend still works");
+}
+
+#[test]
+fn f32_is_as_precise_as_was_asked_for() {
+    let backend = gpu_or_return!();
+    for (seqlen, algorithm) in [((200, 300), Algorithm::Flash2), ((1, 700), Algorithm::Auto)] {
+        let case = Case { seqlen, algorithm, ..Case::new(DType::F32) };
+        for (f32_arithmetic, least, most) in [
+            (None, 0.0, 5e-6),
+            (Some(F32Arithmetic::Exact), 0.0, 2e-6),
+            (Some(F32Arithmetic::Tf32x3), 0.0, 5e-6),
+            (Some(F32Arithmetic::Tf32), 2e-5, 3e-3),
+        ] {
+            let (errors, plan) = errors(&backend, &Case { f32_arithmetic, ..case }).unwrap();
+            assert!(
+                (least..most).contains(&errors.relative_rms),
+                "{f32_arithmetic:?}: {}; {plan}",
+                errors.relative_rms
+            );
+        }
+    }
 }
 
 #[test]

@@ -110,8 +110,11 @@ fn tasks(options: &Options) -> anyhow::Result<Vec<Task>> {
         options.architectures.is_empty() || options.architectures.contains(&architecture.name)
     };
     // Hopper's own kernels are those of no other architecture.
-    let (own, shared): (Vec<&Architecture>, Vec<_>) =
-        manifest.architectures.iter().filter(chosen).partition(|architecture| architecture.name == HOPPER_ARCH);
+    let (own, shared): (Vec<&Architecture>, Vec<_>) = manifest
+        .architectures
+        .iter()
+        .filter(chosen)
+        .partition(|architecture| architecture.name == HOPPER_ARCH);
     let mut tasks = Vec::new();
     for group in [shared, own] {
         for (turn, &architecture) in group.iter().enumerate() {
