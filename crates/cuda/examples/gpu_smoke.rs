@@ -67,6 +67,19 @@ fn mask(is_causal: bool) -> Mask<'static> {
     if is_causal { Mask::Causal } else { Mask::None }
 }
 
+/// The mask that the end of a case's name stands for: `full`, `causal`, `closure` (causal, as a closure), `window1024`.
+fn named_mask(name: &str) -> Option<Mask<'static>> {
+    match name.rsplit('_').next()? {
+        "full" => Some(Mask::None),
+        "causal" => Some(Mask::Causal),
+        "closure" => Some(Mask::from_fn(|_, _, q, k| k <= q)),
+        window => {
+            let width: usize = window.strip_prefix("window")?.parse().ok()?;
+            Some(Mask::SlidingWindow { left: width.checked_sub(1)?, right: 0 })
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -169,7 +182,7 @@ fn check(backend: &CudaBackend) -> Result<(), String> {
 
 fn time(backend: &CudaBackend) -> Result<(), String> {
     for (name, shape, is_causal) in timed() {
-        match milliseconds(backend, shape, is_causal, AttentionConfig::default()) {
+        match milliseconds(backend, shape, mask(is_causal), AttentionConfig::default()) {
             Ok((ms, plan)) => println!("{}", line(&name, shape, is_causal, ms, &plan)),
             Err(error) => println!("{name}: {error}"),
         }
@@ -196,7 +209,8 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
         .filter(|digits| !digits.is_empty())
         .map(|digits| digits.parse().map_err(|_| "a number too large"))
         .collect::<Result<_, _>>()?;
-    let [batch, seqlen, heads, kv_heads, dim] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
+    let [batch, seqlen, heads, kv_heads, dim, ..] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
+    let mask = named_mask(name).ok_or("the case ends with none of full, causal, closure, window1024")?;
     let mut config = AttentionConfig::default();
     for word in words {
         match word.split_once('x') {
@@ -207,8 +221,9 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
         }
     }
     std::thread::sleep(std::time::Duration::from_millis(80));
-    let (shape, is_causal) = ((batch, (seqlen, seqlen), (heads, kv_heads), dim), name.ends_with("causal"));
-    let (ms, plan) = milliseconds(backend, shape, is_causal, config).map_err(|error| error.to_string())?;
+    let shape = (batch, (seqlen, seqlen), (heads, kv_heads), dim);
+    let is_causal = name.ends_with("causal") || name.ends_with("closure");
+    let (ms, plan) = milliseconds(backend, shape, mask, config).map_err(|error| error.to_string())?;
     Ok(line(name, shape, is_causal, ms, &plan))
 }
 
@@ -216,12 +231,12 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
 fn milliseconds(
     backend: &CudaBackend,
     shape: Shape,
-    is_causal: bool,
+    mask: Mask<'_>,
     config: AttentionConfig,
 ) -> Result<(f32, String)> {
     const REPLAYS: usize = 20;
     let stream = backend.stream()?;
-    let options = AttentionOptions::new().mask(mask(is_causal)).config(config);
+    let options = AttentionOptions::new().mask(mask).config(config);
     with_dense_problem(backend, shape, &options, &stream, |problem| {
         let plan = backend.plan(problem)?;
         backend.prepare(&plan, problem, &stream)?;
