@@ -143,6 +143,22 @@ struct Block {
   }
 };
 
+// ---- scores; templates, because only products of 16 bits keep queries
+
+template <class Product, class Queries>
+OMNIFLASH_DEVICE void keep_queries(Queries& queries, int first_row) {
+  if constexpr (kKeepsQueries) Product::load_queries(queries, query_tile(), first_row);
+}
+
+template <class Product, class Queries>
+OMNIFLASH_DEVICE void add_scores(Scores& s, const Queries& queries, int first_row, int slot) {
+  if constexpr (kKeepsQueries) {
+    Product::scores(s, queries, key_tile(slot));
+  } else {
+    Product::scores(s, query_tile(), first_row, key_tile(slot));
+  }
+}
+
 // ---- results
 
 // Rounds the tile's rows, turns them in shared memory and writes whole chunks.
@@ -284,20 +300,11 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     copy_commit();
   }
   unsigned queries[kFragments][kKeepsQueries ? kHeadDim / 16 : 1][4];
-  if constexpr (kKeepsQueries) {
-    if (tile < tiles.end) {
-      copy_wait<0>();
-      barrier();
-      Product::load_queries(queries, query_tile(), block.warp_row);
-    }
+  if (kKeepsQueries && tile < tiles.end) {
+    copy_wait<0>();
+    barrier();
+    keep_queries<Product>(queries, block.warp_row);
   }
-  const auto add_scores = [&](Scores& s, int slot) {
-    if constexpr (kKeepsQueries) {
-      Product::scores(s, queries, key_tile(slot));
-    } else {
-      Product::scores(s, query_tile(), block.warp_row, key_tile(slot));
-    }
-  };
   for (int slot = 0; tile < tiles.end;) {
     // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
     while (!hides_by_score<ScoreModType> && tile < tiles.end && status == TileStatus::Full && block.is_folded &&
@@ -313,7 +320,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       }
       copy_commit();
       Scores s = {};
-      add_scores(s, slot);
+      add_scores<Product>(s, queries, block.warp_row, slot);
       if constexpr (kStages == 1) {
         copy_wait<0>();
         barrier();  // the values have landed, and all warps have left the keys
@@ -345,7 +352,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     copy_commit();
 
     Scores s = {};
-    if (active) add_scores(s, slot);
+    if (active) add_scores<Product>(s, queries, block.warp_row, slot);
     if constexpr (kStages == 1) {
       copy_wait<0>();
       barrier();
