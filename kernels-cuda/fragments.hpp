@@ -95,33 +95,42 @@ OMNIFLASH_DEVICE float quad_sum(float x) {
 template <int kFragments, int kN, int kV>
 OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragments][2], float (&s)[kFragments][kN][4],
                                      float (&o)[kFragments][kV][4]) {
+  float rescale[kFragments][2];
+  bool rescales = false;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
-    float rescale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float row_max = -kInfinity;
+      float even = s[m][0][2 * half], odd = s[m][0][2 * half + 1];
 #pragma unroll
-      for (int n = 0; n < kN; ++n) row_max = maximum(row_max, maximum(s[m][n][2 * half], s[m][n][2 * half + 1]));
+      for (int n = 1; n < kN; ++n) {
+        even = maximum(even, s[m][n][2 * half]);
+        odd = maximum(odd, s[m][n][2 * half + 1]);
+      }
+      rescale[m][half] = softmax[m][half].raise(quad_max(maximum(even, odd)), factor);
+      rescales = rescales || rescale[m][half] != 1.0f;
+    }
+  }
+  // The one branch: what follows can be scheduled among the products.
+  if (warp_any(rescales)) {
+#pragma unroll
+    for (int i = 0; i < kFragments * kV * 4; ++i) {
+      o[i / (kV * 4)][i / 4 % kV][i % 4] *= rescale[i / (kV * 4)][i % 4 / 2];
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
       SoftmaxRow& row = softmax[m][half];
-      rescale[half] = row.raise(quad_max(row_max), factor);
       const float offset = row.offset(factor);
-      float row_sum = 0.0f;
+      float even = 0.0f, odd = 0.0f;
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          s[m][n][i] = exp2_of(s[m][n][i], factor, offset);
-          row_sum += s[m][n][i];
-        }
+        even += s[m][n][2 * half] = exp2_of(s[m][n][2 * half], factor, offset);
+        odd += s[m][n][2 * half + 1] = exp2_of(s[m][n][2 * half + 1], factor, offset);
       }
-      row.sum += row_sum;
-    }
-    if (!warp_any(rescale[0] != 1.0f || rescale[1] != 1.0f)) continue;
-#pragma unroll
-    for (int n = 0; n < kV; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) o[m][n][i] *= rescale[i / 2];
+      row.sum += even + odd;
     }
   }
 }

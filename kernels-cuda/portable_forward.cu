@@ -10,6 +10,7 @@
 //
 // Threads: kWarps warps, all alike. Each owns its rows of S = Q K^T and of O in registers; all copy tiles.
 // Shared memory: [ Q | K slot 0 .. kStages - 1 | V slot 0 .. kStages - 1 ], the output tile over the same from the start.
+// Tiles of which all is visible have a loop of their own, in which nothing of the mask is left.
 // With one slot V(n) is copied during Q K(n)^T and K(n + 1) during P V(n); with two, both of n + 1 during all of n.
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
@@ -55,6 +56,9 @@ constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 // Copies of whole rows are unrolled; element by element the code would grow too long.
 constexpr int kCopyUnroll = kVectorLoads ? 8 : 1;
 
+// Whether a warp's rows of the queries stay in registers: where they take few, each tile loads a fifth less.
+constexpr bool kKeepsQueries = sizeof(Element) == 2 && kFragments * (kHeadDim / 4) <= 32;
+
 // What one block works on.
 struct Block {
   const AttentionParameters& parameters;
@@ -65,6 +69,7 @@ struct Block {
   int warp_row;     // first row of this warp in the tile
   float scale;      // of scores before mask and modification; 1 where it is folded
   float factor;     // of scores in the exponential
+  bool is_folded;   // whether scores stay unscaled, or the modification scales them
 
   OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
                          const Work& work)
@@ -78,6 +83,7 @@ struct Block {
     const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
     scale = folded ? 1.0f : parameters.softmax_scale;
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
+    is_folded = !kFoldable || folded;
   }
 
   // Whether this warp has any row.
@@ -104,21 +110,54 @@ struct Block {
     }
   };
   OMNIFLASH_DEVICE void copy_queries() const {
-    fill_tile<kThreads, kBlockM, kVectorLoads, 1>(query_tile(), parameters.head_dim, rows.num_rows - rows.first_row,
-                                                  QueryWalker{*this, rows.first_row});
+    const int num_valid = rows.num_rows - rows.first_row;
+    if (kVectorLoads && rows.heads == 1 && num_valid >= kBlockM) {
+      fill_whole_tile<kThreads, kBlockM>(query_tile(), parameters.head_dim,
+                                         sequence.template row<const Element>(parameters.q, is_ragged(parameters),
+                                                                              rows.first_row, rows.first_head),
+                                         parameters.q.row_stride);
+    } else {
+      fill_tile<kThreads, kBlockM, kVectorLoads, 1>(query_tile(), parameters.head_dim, num_valid,
+                                                    QueryWalker{*this, rows.first_row});
+    }
   }
   // Keys past the end become zeros: whatever lies there, it is not read.
   OMNIFLASH_DEVICE void copy_keys(int tile, int slot) const {
-    fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(key_tile(slot), parameters.head_dim,
-                                                            sequence.kv_len - tile * kBlockN,
-                                                            keys.template keys_from<Element>(tile * kBlockN));
+    copy(key_tile(slot), parameters.head_dim, keys.template keys_from<Element>(tile * kBlockN), tile);
   }
   OMNIFLASH_DEVICE void copy_values(int tile, int slot) const {
-    fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(value_tile(slot), parameters.value_dim,
-                                                            sequence.kv_len - tile * kBlockN,
-                                                            keys.template values_from<Element>(tile * kBlockN));
+    copy(value_tile(slot), parameters.value_dim, keys.template values_from<Element>(tile * kBlockN), tile);
+  }
+  template <class Tile, class Walker>
+  OMNIFLASH_DEVICE void copy(const Tile& to, int columns, const Walker& from, int tile) const {
+    const int num_valid = sequence.kv_len - tile * kBlockN;
+    if constexpr (kVectorLoads && Keys::kOneStride) {
+      if (num_valid >= kBlockN) {
+        fill_whole_tile<kThreads, kBlockN>(to, columns, from.vector, from.stride);
+      } else {
+        fill_tile<kThreads, kBlockN, kVectorLoads, 1>(to, columns, num_valid, from);
+      }
+    } else {
+      fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(to, columns, num_valid, from);
+    }
   }
 };
+
+// ---- scores; templates, because only products of 16 bits keep queries
+
+template <class Product, class Queries>
+OMNIFLASH_DEVICE void keep_queries(Queries& queries, int first_row) {
+  if constexpr (kKeepsQueries) Product::load_queries(queries, query_tile(), first_row);
+}
+
+template <class Product, class Queries>
+OMNIFLASH_DEVICE void add_scores(Scores& s, const Queries& queries, int first_row, int slot) {
+  if constexpr (kKeepsQueries) {
+    Product::scores(s, queries, key_tile(slot));
+  } else {
+    Product::scores(s, query_tile(), first_row, key_tile(slot));
+  }
+}
 
 // ---- results
 
@@ -143,17 +182,34 @@ OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
   struct alignas(16) Chunk {
     unsigned words[4];
   };
-  constexpr int kElements = RowsOfValueDim::kChunkElements;
+  constexpr int kElements = RowsOfValueDim::kChunkElements, kChunks = RowsOfValueDim::kChunks;
   const bool ragged = is_ragged(block.parameters);
+  const int columns = block.parameters.value_dim;
+  if (kVectorLoads && kThreads % kChunks == 0 && block.rows.heads == 1) {
+    // Rows of one stride: a thread keeps its column of chunks.
+    constexpr int kStep = kThreads / kChunks;
+    const int first = thread_index() / kChunks, chunk = thread_index() % kChunks;
+    const int num_rows = block.rows.num_rows - block.rows.first_row;
+    if (chunk * kElements >= columns) return;
+    const long long stride = block.parameters.out.row_stride;
+    Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.rows.first_row, block.rows.first_head) +
+                  first * stride + chunk * kElements;
+#pragma unroll 4
+    for (int row = first; row < kBlockM; row += kStep, to += kStep * stride) {
+      Chunk words;
+      load_shared_16(words.words, out.chunk(row, chunk));
+      if (row < num_rows) *reinterpret_cast<Chunk*>(to) = words;
+    }
+    return;
+  }
 #pragma unroll 1
-  for (int i = thread_index(); i < kBlockM * RowsOfValueDim::kChunks; i += kThreads) {
-    const int row = block.rows.first_row + i / RowsOfValueDim::kChunks;
-    const int column = i % RowsOfValueDim::kChunks * kElements, columns = block.parameters.value_dim;
+  for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
+    const int row = block.rows.first_row + i / kChunks, column = i % kChunks * kElements;
     if (row >= block.rows.num_rows || column >= columns) continue;
     Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.rows.query(row), block.rows.head(row)) +
                   column;
     Chunk chunk;
-    load_shared_16(chunk.words, out.chunk(i / RowsOfValueDim::kChunks, i % RowsOfValueDim::kChunks));
+    load_shared_16(chunk.words, out.chunk(i / kChunks, i % kChunks));
     if constexpr (kVectorLoads) {
       *reinterpret_cast<Chunk*>(to) = chunk;
     } else {
@@ -243,13 +299,50 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     if constexpr (kStages == 2) block.copy_values(tile, 0);
     copy_commit();
   }
-  for (int slot = 0; tile < tiles.end; slot = (slot + 1) % kStages, status = next_status) {
+  unsigned queries[kFragments][kKeepsQueries ? kHeadDim / 16 : 1][4];
+  if (kKeepsQueries && tile < tiles.end) {
+    copy_wait<0>();
+    barrier();
+    keep_queries<Product>(queries, block.warp_row);
+  }
+  for (int slot = 0; tile < tiles.end;) {
+    // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
+    while (!hides_by_score<ScoreModType> && tile < tiles.end && status == TileStatus::Full && block.is_folded &&
+           (tile + 1) * kBlockN <= block.sequence.kv_len) {
+      const int next = tiles.next(tile + 1, next_status);
+      copy_wait<0>();
+      barrier();  // this tile has landed, and all warps have left the slots of the last one
+      if constexpr (kStages == 1) {
+        block.copy_values(tile, 0);
+      } else if (next < tiles.end) {
+        block.copy_keys(next, 1 - slot);
+        block.copy_values(next, 1 - slot);
+      }
+      copy_commit();
+      Scores s = {};
+      add_scores<Product>(s, queries, block.warp_row, slot);
+      if constexpr (kStages == 1) {
+        copy_wait<0>();
+        barrier();  // the values have landed, and all warps have left the keys
+        if (next < tiles.end) block.copy_keys(next, 0);
+        copy_commit();
+      }
+      if constexpr (!kFoldable) modify(block, tile * kBlockN, s);
+      online_softmax(block.factor, softmax, s, o);
+      Product::values(o, s, value_tile(slot));
+      tile = next;
+      status = next_status;
+      slot = (slot + 1) % kStages;
+    }
+    if (tile >= tiles.end) break;
+
+    // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
     const int next = tiles.next(tile + 1, next_status);
     const bool touched = status != TileStatus::Full;
     const bool hides = touched || hides_by_score<ScoreModType>;
 
     copy_wait<0>();
-    barrier();  // this tile has landed, and all warps have left the slots of the last one
+    barrier();
     if constexpr (kStages == 1) {
       block.copy_values(tile, 0);
     } else if (next < tiles.end) {
@@ -259,10 +352,10 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     copy_commit();
 
     Scores s = {};
-    if (active) Product::scores(s, query_tile(), block.warp_row, key_tile(slot));
+    if (active) add_scores<Product>(s, queries, block.warp_row, slot);
     if constexpr (kStages == 1) {
       copy_wait<0>();
-      barrier();  // the values have landed, and all warps have left the keys
+      barrier();
       if (next < tiles.end) block.copy_keys(next, 0);
       copy_commit();
     }
@@ -279,6 +372,8 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     }
     if (active) Product::values(o, s, value_tile(slot));
     tile = next;
+    status = next_status;
+    slot = (slot + 1) % kStages;
   }
   // Made again, so that the loop's registers need not hold what only results need.
   store(Block(parameters, functors, work_of_block(parameters, opaque(block_index_x()))), softmax, o);

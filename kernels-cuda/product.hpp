@@ -10,6 +10,16 @@ namespace omniflash {
 
 OMNIFLASH_DEVICE int lane_index() { return thread_index() % 32; }
 
+// Where a lane's row of a matrix load lies: of 16 rows from first_row on, and of 16 keys; first two chunks.
+template <class Tile>
+OMNIFLASH_DEVICE unsigned rows_of_lane(const Tile& tile, int lane, int first_row) {
+  return tile.chunk(first_row + lane % 16, lane / 16);
+}
+template <class Tile>
+OMNIFLASH_DEVICE unsigned keys_of_lane(const Tile& tile, int lane) {
+  return tile.chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
 // A operand of rows first_row.. and chunks 2 step, 2 step + 1 of a row-major tile.
 template <class Tile>
 OMNIFLASH_DEVICE void load_rows(unsigned (&a)[4], const Tile& tile, int lane, int first_row, int step) {
@@ -28,16 +38,20 @@ struct HalfProduct {
   template <int kFragments, int kN, int kHeadDim>
   static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const SharedTile<Element, kHeadDim>& q, int first_row,
                                       const SharedTile<Element, kHeadDim>& k) {
+    using Rows = SharedTile<Element, kHeadDim>;
     const int lane = opaque(lane_index());
+    const unsigned rows = rows_of_lane(q, lane, first_row), keys = keys_of_lane(k, lane);
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
       unsigned a[kFragments][4];
 #pragma unroll
-      for (int m = 0; m < kFragments; ++m) load_rows(a[m], q, lane, first_row + 16 * m, step);
+      for (int m = 0; m < kFragments; ++m) {
+        load_matrices(a[m], Rows::right_of(rows, 2 * step) + 16 * m * Rows::kRowBytes);
+      }
 #pragma unroll
       for (int n = 0; n < kN; n += 2) {
         unsigned b[4];
-        load_keys(b, k, lane, 8 * n, step);
+        load_matrices(b, Rows::right_of(keys, 2 * step) + 8 * n * Rows::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
           multiply_add<Element>(acc[m][n], a[m], b[0], b[1]);
@@ -47,10 +61,41 @@ struct HalfProduct {
     }
   }
 
+  // The A operands of all steps, for rows that stay.
+  template <int kFragments, int kSteps, int kHeadDim>
+  static OMNIFLASH_DEVICE void load_queries(unsigned (&a)[kFragments][kSteps][4], const SharedTile<Element, kHeadDim>& q,
+                                            int first_row) {
+#pragma unroll
+    for (int i = 0; i < kFragments * kSteps; ++i) {
+      load_rows(a[i / kSteps][i % kSteps], q, lane_index(), first_row + 16 * (i / kSteps), i % kSteps);
+    }
+  }
+  template <int kFragments, int kN, int kSteps, int kHeadDim>
+  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const unsigned (&a)[kFragments][kSteps][4],
+                                      const SharedTile<Element, kHeadDim>& k) {
+    using Rows = SharedTile<Element, kHeadDim>;
+    const unsigned keys = keys_of_lane(k, opaque(lane_index()));
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int n = 0; n < kN; n += 2) {
+        unsigned b[4];
+        load_matrices(b, Rows::right_of(keys, 2 * step) + 8 * n * Rows::kRowBytes);
+#pragma unroll
+        for (int m = 0; m < kFragments; ++m) {
+          multiply_add<Element>(acc[m][n], a[m][step], b[0], b[1]);
+          multiply_add<Element>(acc[m][n + 1], a[m][step], b[2], b[3]);
+        }
+      }
+    }
+  }
+
   template <int kFragments, int kN, int kV, int kValueDim>
   static OMNIFLASH_DEVICE void values(float (&acc)[kFragments][kV][4], const float (&p)[kFragments][kN][4],
                                       const SharedTile<Element, kValueDim>& v) {
+    using Rows = SharedTile<Element, kValueDim>;
     const int lane = opaque(lane_index());
+    const unsigned rows = rows_of_lane(v, lane, 0);
 #pragma unroll
     for (int step = 0; step < kN / 2; ++step) {
       // Two accumulators of eight columns are one A operand of sixteen.
@@ -66,7 +111,7 @@ struct HalfProduct {
 #pragma unroll
       for (int n = 0; n < kV; n += 2) {
         unsigned b[4];
-        load_matrices_transposed(b, v.chunk(16 * step + lane % 16, n + lane / 16));
+        load_matrices_transposed(b, Rows::right_of(rows, n) + 16 * step * Rows::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
           multiply_add<Element>(acc[m][n], a[m], b[0], b[1]);

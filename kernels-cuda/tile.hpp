@@ -29,6 +29,12 @@ struct SharedTile {
   OMNIFLASH_DEVICE unsigned chunk(int row, int chunk) const {
     return address + row * kRowBytes + permuted(row, chunk) * 16;
   }
+  // The chunk an even number of chunks to the right of one of a row's first two. The number is a constant: most of it
+  // becomes the instruction's offset. Rows 8 apart are permuted alike.
+  static OMNIFLASH_DEVICE unsigned right_of(unsigned chunk, int chunks) {
+    constexpr int kPermuted = kChunks % 8 == 0 ? 7 : kChunks % 4 == 0 ? 3 : 1;
+    return (chunk ^ (chunks & kPermuted) * 16) + (chunks & ~kPermuted) * 16;
+  }
   // The address of one element.
   OMNIFLASH_DEVICE unsigned element(int row, int column) const {
     return chunk(row, column / kChunkElements) + column % kChunkElements * sizeof(Element);
@@ -95,6 +101,27 @@ OMNIFLASH_DEVICE void fill_tile(const SharedTile<Element, kColumns>& tile, int c
     }
     row += kStep;
     walker.advance(step);
+  }
+}
+
+// The same for rows of one stride of which none is missing: nothing is asked for a row, and where its chunks go differs by
+// constants.
+template <int kThreads, int kRows, class Element, int kColumns>
+OMNIFLASH_DEVICE void fill_whole_tile(const SharedTile<Element, kColumns>& tile, int columns, const Element* first,
+                                      long long stride) {
+  using Tile = SharedTile<Element, kColumns>;
+  constexpr int kStep = kThreads / Tile::kChunks, kPasses = (kRows + kStep - 1) / kStep;
+  const int thread = opaque(thread_index()), chunk = thread % Tile::kChunks;
+  const int row = thread / Tile::kChunks;
+  if (kThreads % Tile::kChunks != 0 && row >= kStep) return;
+  const bool valid = chunk * Tile::kChunkElements < columns;
+  const Element* from = first + row * stride + (valid ? chunk * Tile::kChunkElements : 0);
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    if (kRows % kStep == 0 || row + pass * kStep < kRows) {
+      copy_async_16(tile.chunk(row + pass * kStep, chunk), from, valid);
+    }
+    from += kStep * stride;
   }
 }
 

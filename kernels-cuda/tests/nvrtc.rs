@@ -12,7 +12,8 @@ use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, DeviceSource, Mask, MaskFunction, ScoreMod, TensorRef};
 use omniflash_device::{PeakWork, TranslationUnit};
 use omniflash_kernels_cuda::{
-    ForwardConfig, HOPPER_ARCH, HopperConfig, NaiveConfig, combine, peak, verify_page_table,
+    DecodeConfig, ForwardConfig, HOPPER_ARCH, HopperConfig, KV_APPEND_UNITS, NaiveConfig, combine, kv_append,
+    peak, verify_page_table,
 };
 
 struct Nvrtc {
@@ -132,13 +133,18 @@ fn every_kernel_compiles_at_run_time_without_headers() {
     }
     let functors = FunctorSpec::new(&Mask::None, &ScoreMod::Identity, 4, "test").unwrap();
     let naive = NaiveConfig { dtype: DType::F16, paged: true };
-    for unit in [naive.translation_unit(&functors), combine(DType::F32), verify_page_table()] {
-        for architecture in ["sm_80", "sm_90", "sm_120"] {
+    let decode = DecodeConfig::new(DType::BF16, 128, 128, 4, 163 << 10).unwrap();
+    nvrtc.compile(&decode.translation_unit(&functors), "sm_80").unwrap();
+    for architecture in ["sm_80", "sm_90", "sm_120"] {
+        let units = [naive.translation_unit(&functors), combine(DType::F32), verify_page_table()];
+        for unit in units.into_iter().chain(KV_APPEND_UNITS.map(kv_append)) {
             nvrtc.compile(&unit, architecture).unwrap();
         }
     }
     let products = [DType::BF16, DType::F16, DType::F32].map(PeakWork::Product);
-    for work in products.into_iter().chain([PeakWork::MultiplyAdd, PeakWork::Fill, PeakWork::Copy]) {
+    for work in
+        products.into_iter().chain([PeakWork::MultiplyAdd, PeakWork::Fill, PeakWork::Read, PeakWork::Copy])
+    {
         for architecture in ["sm_80", "sm_90"] {
             let kernel = peak(work, architecture);
             nvrtc.compile(&kernel.unit, &kernel.arch).unwrap();

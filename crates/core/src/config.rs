@@ -84,6 +84,41 @@ impl FromStr for Swizzle {
     }
 }
 
+/// The least precise products of f32 that a caller accepts. A backend may be more precise: a CPU computes in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum F32Arithmetic {
+    /// f32 by fused multiply-add, without tensor cores where these have no f32.
+    Exact,
+    /// Each number as the sum of two TF32, three products: an error near that of f32.
+    Tf32x3,
+    /// Numbers rounded to TF32, ten bits of mantissa.
+    Tf32,
+}
+
+impl FromStr for F32Arithmetic {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "exact" => Ok(F32Arithmetic::Exact),
+            "tf32x3" => Ok(F32Arithmetic::Tf32x3),
+            "tf32" => Ok(F32Arithmetic::Tf32),
+            _ => Err(Error::value("config.f32_arithmetic", name, "exact, tf32x3 or tf32")),
+        }
+    }
+}
+
+impl fmt::Display for F32Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            F32Arithmetic::Exact => "exact",
+            F32Arithmetic::Tf32x3 => "tf32x3",
+            F32Arithmetic::Tf32 => "tf32",
+        })
+    }
+}
+
 /// Tuning of one call. Every field is optional, and by default the plan chooses.
 ///
 /// A value that a backend cannot honour is an error that lists what is possible; none is ignored.
@@ -113,6 +148,9 @@ pub struct AttentionConfig {
     pub num_partitions: Option<usize>,
     /// Splits keys among the warps of a block and joins them at the end (`decoding_warp_split_k`).
     pub split_within_block: Option<bool>,
+    /// How products of f32 may be computed; by default in f32, or as three products of TF32. Without a meaning for other
+    /// types.
+    pub f32_arithmetic: Option<F32Arithmetic>,
 }
 
 impl AttentionConfig {
@@ -147,6 +185,14 @@ mod tests {
             assert_eq!(algorithm.to_string().parse::<Algorithm>().unwrap(), algorithm);
         }
         assert!("flash1".parse::<Algorithm>().is_err());
+    }
+
+    #[test]
+    fn every_arithmetic_parses_back() {
+        for arithmetic in [F32Arithmetic::Exact, F32Arithmetic::Tf32x3, F32Arithmetic::Tf32] {
+            assert_eq!(arithmetic.to_string().parse::<F32Arithmetic>().unwrap(), arithmetic);
+        }
+        assert!("f32".parse::<F32Arithmetic>().is_err());
     }
 
     #[test]

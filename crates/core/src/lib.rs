@@ -45,7 +45,7 @@ mod tensor;
 mod tolerance;
 
 pub use backend::{Backend, BackendInfo, Support, run};
-pub use config::{Algorithm, AttentionConfig, Swizzle};
+pub use config::{Algorithm, AttentionConfig, F32Arithmetic, Swizzle};
 pub use device::{Buffer, DeviceId, Stream};
 pub use dtype::{DType, Element, Float, Index};
 pub use error::{Error, Result};

@@ -9,6 +9,8 @@
 //! gpu_smoke serve                   times the cases named on standard input, `NAME [block_m x block_n] [algorithm]` a line,
 //!                                   after 80 ms of idling each: to be interleaved with other systems
 //! gpu_smoke overhead                microseconds from the call to the end of a launch, on the host
+//! gpu_smoke jit                     milliseconds of calls with a mask that no cache has seen: first, after a new start,
+//!                                   and planned before
 //! ```
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command")]
@@ -23,7 +25,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use omniflash_core::{
-    AttentionConfig, AttentionOptions, Backend, Error, Mask, ReferenceBackend, Result, Stream,
+    Algorithm, AttentionConfig, AttentionOptions, Backend, DeviceSource, Error, Mask, MaskFunction,
+    ReferenceBackend, Result, Stream,
 };
 use omniflash_cuda::{CudaBackend, OfflinePlanner, kernel_store, probe};
 use support::{cases, errors, gpu, launch, with_dense_problem, with_host_problem};
@@ -64,6 +67,19 @@ fn mask(is_causal: bool) -> Mask<'static> {
     if is_causal { Mask::Causal } else { Mask::None }
 }
 
+/// The mask that the end of a case's name stands for: `full`, `causal`, `closure` (causal, as a closure), `window1024`.
+fn named_mask(name: &str) -> Option<Mask<'static>> {
+    match name.rsplit('_').next()? {
+        "full" => Some(Mask::None),
+        "causal" => Some(Mask::Causal),
+        "closure" => Some(Mask::from_fn(|_, _, q, k| k <= q)),
+        window => {
+            let width: usize = window.strip_prefix("window")?.parse().ok()?;
+            Some(Mask::SlidingWindow { left: width.checked_sub(1)?, right: 0 })
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -73,7 +89,8 @@ fn main() -> ExitCode {
         ["time"] => with_gpu(time),
         ["serve"] => with_gpu(serve),
         ["overhead"] => with_gpu(overhead),
-        _ => Err("one of info, kernels ARCH, check, time, serve, overhead".into()),
+        ["jit"] => with_gpu(jit),
+        _ => Err("one of info, kernels ARCH, check, time, serve, overhead, jit".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -165,7 +182,7 @@ fn check(backend: &CudaBackend) -> Result<(), String> {
 
 fn time(backend: &CudaBackend) -> Result<(), String> {
     for (name, shape, is_causal) in timed() {
-        match milliseconds(backend, shape, is_causal, AttentionConfig::default()) {
+        match milliseconds(backend, shape, mask(is_causal), AttentionConfig::default()) {
             Ok((ms, plan)) => println!("{}", line(&name, shape, is_causal, ms, &plan)),
             Err(error) => println!("{name}: {error}"),
         }
@@ -192,7 +209,8 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
         .filter(|digits| !digits.is_empty())
         .map(|digits| digits.parse().map_err(|_| "a number too large"))
         .collect::<Result<_, _>>()?;
-    let [batch, seqlen, heads, kv_heads, dim] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
+    let [batch, seqlen, heads, kv_heads, dim, ..] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
+    let mask = named_mask(name).ok_or("the case ends with none of full, causal, closure, window1024")?;
     let mut config = AttentionConfig::default();
     for word in words {
         match word.split_once('x') {
@@ -203,8 +221,9 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
         }
     }
     std::thread::sleep(std::time::Duration::from_millis(80));
-    let (shape, is_causal) = ((batch, (seqlen, seqlen), (heads, kv_heads), dim), name.ends_with("causal"));
-    let (ms, plan) = milliseconds(backend, shape, is_causal, config).map_err(|error| error.to_string())?;
+    let shape = (batch, (seqlen, seqlen), (heads, kv_heads), dim);
+    let is_causal = name.ends_with("causal") || name.ends_with("closure");
+    let (ms, plan) = milliseconds(backend, shape, mask, config).map_err(|error| error.to_string())?;
     Ok(line(name, shape, is_causal, ms, &plan))
 }
 
@@ -212,12 +231,12 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
 fn milliseconds(
     backend: &CudaBackend,
     shape: Shape,
-    is_causal: bool,
+    mask: Mask<'_>,
     config: AttentionConfig,
 ) -> Result<(f32, String)> {
     const REPLAYS: usize = 20;
     let stream = backend.stream()?;
-    let options = AttentionOptions::new().mask(mask(is_causal)).config(config);
+    let options = AttentionOptions::new().mask(mask).config(config);
     with_dense_problem(backend, shape, &options, &stream, |problem| {
         let plan = backend.plan(problem)?;
         backend.prepare(&plan, problem, &stream)?;
@@ -288,4 +307,51 @@ fn launch_only(
     let plan = backend.plan(problem)?;
     // SAFETY: the problem's tensors live until `with_dense_problem` has synchronised the stream.
     unsafe { backend.launch(&plan, problem, stream) }
+}
+
+/// A mask whose source no other process has compiled.
+struct Unseen(String);
+
+impl MaskFunction for Unseen {
+    fn visible(&self, _: usize, _: usize, q: i64, k: i64) -> bool {
+        k <= q
+    }
+    fn device_source(&self) -> Option<DeviceSource> {
+        Some(DeviceSource::new("Unseen", self.0.as_str(), &0i32))
+    }
+}
+
+fn jit(first: &CudaBackend) -> Result<(), String> {
+    let number = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    let source = format!(
+        "struct Unseen {{ int unused; OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const {{ return at.k <= at.q; }} }};\n\
+         // {number}\n"
+    );
+    // Backends of their own have no module loaded and no plan made, as after a new start.
+    let second = gpu()?;
+    for (name, shape, algorithm) in [
+        ("portable", (1, (256, 256), (4, 4), 128), Algorithm::Flash2),
+        ("hopper", (1, (2048, 2048), (4, 4), 128), Algorithm::Flash3),
+        ("decode", (1, (1, 4096), (8, 2), 128), Algorithm::Auto),
+    ] {
+        for (what, backend) in [("first", first), ("from the cache on disk", &second), ("again", &second)] {
+            let stream = backend.stream().map_err(|error| error.to_string())?;
+            let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+            let options = AttentionOptions::new().mask(Mask::custom(Unseen(source.clone()))).config(config);
+            let measured = with_dense_problem(backend, shape, &options, &stream, |problem| {
+                backend.synchronize(&stream)?;
+                let begin = Instant::now();
+                launch_only(backend, problem, &stream)?;
+                backend.synchronize(&stream)?;
+                Ok(begin.elapsed().as_secs_f64() * 1e3)
+            });
+            match measured {
+                Ok(milliseconds) => println!("{name}, {what}: {milliseconds:.3} ms"),
+                Err(error) => println!("{name}, {what}: {error}"),
+            }
+        }
+    }
+    Ok(())
 }

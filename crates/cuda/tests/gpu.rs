@@ -6,8 +6,10 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with an example")]
 mod support;
 
+use half::bf16;
 use omniflash_core::{
-    Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, Mask, MaskFunction, Stream, Tensor,
+    Algorithm, AttentionOptions, Backend, DType, DeviceSource, Error, F32Arithmetic, Mask, MaskFunction,
+    Stream, Tensor,
 };
 use omniflash_testkit::append;
 use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
@@ -41,19 +43,45 @@ fn every_case_agrees_with_the_reference() {
 }
 
 #[test]
-fn repeated_launches_are_bitwise_equal() {
+fn a_thousand_launches_are_bitwise_equal_beside_other_work() {
+    use omniflash_core::{AttentionConfig, AttentionProblem, KvCache, Query};
+    const LAUNCHES: usize = 1000;
     let backend = gpu_or_return!();
-    let stream = backend.stream().unwrap();
-    for partitions in [None, Some(7)] {
-        let case = Case { seqlen: (3, 1000), partitions, mask: MaskKind::Causal, ..Case::new(DType::BF16) };
-        let run =
-            || with_problem(&backend, &case, &stream, |problem| launch(&backend, problem, &stream)).unwrap();
-        let (plan, out, lse) = run();
-        for _ in 0..50 {
-            let (_, again, lse_again) = run();
-            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!((bits(&again), bits(&lse_again)), (bits(&out), bits(&lse)), "{plan}");
+    let (stream, other) = (backend.stream().unwrap(), backend.stream().unwrap());
+    // A prefill, keys in partitions that a second kernel joins, and a decode.
+    for (seqlen, partitions) in [((384, 384), None), ((3, 1000), Some(7)), ((1, 2000), None)] {
+        let wave = |count: usize, step: f32| -> Vec<bf16> {
+            (0..count).map(|i| bf16::from_f32((i as f32 * step).sin() * 2.0)).collect()
+        };
+        let tensor = |seqlen: usize, heads: usize, step: f32| {
+            let shape = [2, seqlen, heads, 128];
+            Tensor::from_slice(&backend, &wave(shape.iter().product(), step), &shape, &stream).unwrap()
+        };
+        let (q, k, v) = (tensor(seqlen.0, 8, 0.37), tensor(seqlen.1, 2, 0.73), tensor(seqlen.1, 2, 0.91));
+        let config = AttentionConfig { num_partitions: partitions, ..AttentionConfig::default() };
+        let options = AttentionOptions::new().mask(Mask::Causal).config(config);
+        let [mut out, mut unused] =
+            [(); 2].map(|()| Tensor::zeros(&backend, DType::BF16, q.shape(), &stream).unwrap());
+        backend.synchronize(&stream).unwrap();
+        let run = |out: &mut Tensor, stream: &Stream| {
+            let kv = KvCache::dense(k.view(), v.view());
+            let query = Query::padded(q.view());
+            let problem = AttentionProblem::new(query, kv, out.view_mut(), None, &options).unwrap();
+            launch(&backend, &problem, stream).unwrap()
+        };
+        let plan = run(&mut out, &stream);
+        let expected = out.to_vec::<bf16>(&backend, &stream).unwrap();
+        assert!(expected.iter().any(|x| x.to_f32() != 0.0), "{plan}");
+        for i in 0..LAUNCHES {
+            for _ in 0..i % 4 {
+                run(&mut unused, &other);
+            }
+            run(&mut out, &stream);
+            let found = out.to_vec::<bf16>(&backend, &stream).unwrap();
+            let differs = found.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(differs, None, "launch {i}; {plan}");
         }
+        backend.synchronize(&other).unwrap();
     }
 }
 
@@ -290,9 +318,31 @@ fn memory_that_cannot_be_had_is_a_typed_error() {
 }
 
 #[test]
+fn f32_is_as_precise_as_was_asked_for() {
+    let backend = gpu_or_return!();
+    for (seqlen, algorithm) in [((200, 300), Algorithm::Flash2), ((1, 700), Algorithm::Auto)] {
+        let case = Case { seqlen, algorithm, ..Case::new(DType::F32) };
+        for (f32_arithmetic, least, most) in [
+            (None, 0.0, 5e-6),
+            (Some(F32Arithmetic::Exact), 0.0, 2e-6),
+            (Some(F32Arithmetic::Tf32x3), 0.0, 5e-6),
+            (Some(F32Arithmetic::Tf32), 2e-5, 3e-3),
+        ] {
+            let (errors, plan) = errors(&backend, &Case { f32_arithmetic, ..case }).unwrap();
+            assert!(
+                (least..most).contains(&errors.relative_rms),
+                "{f32_arithmetic:?}: {}; {plan}",
+                errors.relative_rms
+            );
+        }
+    }
+}
+
+#[test]
 fn an_unsupported_algorithm_names_one_that_works() {
     let backend = gpu_or_return!();
-    let case = Case { algorithm: Algorithm::Flash3, ..Case::new(DType::BF16) };
+    // The Hopper family takes elements of 16 bits only, and no other GPU has one.
+    let case = Case { algorithm: Algorithm::Flash3, ..Case::new(DType::F32) };
     let error = errors(&backend, &case).unwrap_err();
     assert!(matches!(&error, Error::Unsupported { nearest, .. } if nearest.contains("flash2")), "{error}");
 }

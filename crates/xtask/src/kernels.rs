@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use omniflash_kernel_store::prebuilt_name;
-use omniflash_kernels_cuda::{Architecture, Instance, Manifest};
+use omniflash_kernels_cuda::{Architecture, HOPPER_ARCH, Instance, Manifest};
 
 use crate::codegen::workspace_root;
 use record::{Record, Records};
@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Checks only: keeps no compiled kernel.
     #[arg(long)]
     pub(crate) check: bool,
+    /// Builds each kernel for one of the architectures only, in turn: all of them for each take too long for every change.
+    #[arg(long)]
+    pub(crate) spread: bool,
     /// Where compiled kernels go, in a folder for each architecture [default: target/kernels/VENDOR].
     #[arg(long)]
     pub(crate) output: Option<PathBuf>,
@@ -44,6 +47,13 @@ pub(crate) struct Options {
     /// Compilers at a time [default: the processors].
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
+}
+
+impl Options {
+    /// Whether kernel `index` of architecture `turn` among `turns` that have the same kernels is built.
+    fn keeps(&self, index: usize, turn: usize, turns: usize) -> bool {
+        !self.spread || index % turns == turn
+    }
 }
 
 /// One kernel to build.
@@ -119,14 +129,22 @@ fn tasks(options: &Options) -> anyhow::Result<Vec<Task>> {
             bail!("{name} is not an architecture of manifest.toml");
         }
     }
+    let chosen = |architecture: &&Architecture| {
+        options.architectures.is_empty() || options.architectures.contains(&architecture.name)
+    };
+    // Hopper's own kernels are those of no other architecture.
+    let (own, shared): (Vec<&Architecture>, Vec<_>) = manifest
+        .architectures
+        .iter()
+        .filter(chosen)
+        .partition(|architecture| architecture.name == HOPPER_ARCH);
     let mut tasks = Vec::new();
-    for architecture in &manifest.architectures {
-        if !options.architectures.is_empty() && !options.architectures.contains(&architecture.name) {
-            continue;
-        }
-        for instance in manifest.instances(architecture)? {
-            if instance.id.contains(&options.filter) {
-                tasks.push(Task { architecture: architecture.clone(), instance });
+    for group in [shared, own] {
+        for (turn, &architecture) in group.iter().enumerate() {
+            for (index, instance) in manifest.instances(architecture)?.into_iter().enumerate() {
+                if options.keeps(index, turn, group.len()) && instance.id.contains(&options.filter) {
+                    tasks.push(Task { architecture: architecture.clone(), instance });
+                }
             }
         }
     }

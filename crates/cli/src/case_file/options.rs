@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use omniflash::{Algorithm, AttentionConfig, Swizzle};
+use omniflash::{Algorithm, AttentionConfig, F32Arithmetic, Swizzle};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -89,6 +89,8 @@ pub struct ConfigOptions {
     pub num_partitions: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split_within_block: Option<bool>,
+    #[serde(deserialize_with = "named", serialize_with = "display", skip_serializing_if = "Option::is_none")]
+    pub f32_arithmetic: Option<F32Arithmetic>,
 }
 
 impl Options {
@@ -149,6 +151,7 @@ impl ConfigOptions {
             swizzle: self.swizzle,
             num_partitions: self.num_partitions,
             split_within_block: self.split_within_block,
+            f32_arithmetic: self.f32_arithmetic,
         }
     }
 }
@@ -250,6 +253,7 @@ mod tests {
                 block_m: Some(64),
                 swizzle: Some(Swizzle::B128),
                 split_within_block: Some(false),
+                f32_arithmetic: Some(F32Arithmetic::Exact),
                 ..ConfigOptions::default()
             }),
             lse: Some(true),

@@ -5,7 +5,7 @@ use omniflash_gpu::split::configured;
 use omniflash_kernels_cuda::DecodeConfig;
 
 use super::split::RESERVED_SHARED_BYTES;
-use super::{Choice, KernelChoice, Request};
+use super::{Choice, KernelChoice, Request, arithmetic};
 use omniflash_core::Result;
 
 /// Fewer tiles of keys than this are not worth a block of their own; the kernel has the same number.
@@ -100,7 +100,8 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
         let rows = seqlen_q.checked_mul(heads_per_tile)?;
         let config = DecodeConfig::new(shape.dtype, shape.head_dim, shape.value_dim, rows, limit)?;
         let paged = shape.kv_kind == KvKind::Paged;
-        Some((DecodeConfig { paged, vector_loads: request.is_aligned, ..config }, heads_per_tile))
+        let arithmetic = arithmetic(request);
+        Some((DecodeConfig { paged, arithmetic, vector_loads: request.is_aligned, ..config }, heads_per_tile))
     })
 }
 

@@ -11,10 +11,10 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-use omniflash_core::{Algorithm, AttentionConfig, DType, Error, KvKind, ProblemShape, Result};
+use omniflash_core::{Algorithm, AttentionConfig, DType, Error, F32Arithmetic, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
-use omniflash_gpu::plan::{check_naive, is_causal, section, typical_rows};
-use omniflash_kernels_cuda::NaiveConfig;
+use omniflash_gpu::plan::{check_naive, is_causal, typical_rows};
+use omniflash_kernels_cuda::{Arithmetic, NaiveConfig};
 
 use crate::probe::DeviceFacts;
 
@@ -99,7 +99,7 @@ fn choose_prefill(request: &Request<'_>, rows: usize) -> Result<Choice> {
     Ok(Choice {
         kernel: KernelChoice::Forward(tile.config),
         heads_per_tile: tile.heads_per_tile,
-        section: section(request.shape, request.mask_type, request.facts.l2_bytes),
+        section: section(request),
         num_partitions: partitions.number,
         workers: 0,
         least_q_len: 0,
@@ -114,7 +114,28 @@ fn choose_naive(request: &Request<'_>) -> Result<Choice> {
     Ok(Choice::whole(KernelChoice::Naive(config), "one row a block, for checking".into()))
 }
 
-/// 16-bit elements go through tensor cores as they are; f32 as sums of tf32.
+/// Under a causal mask the last tiles of rows see the most keys: starting those of many heads first evens out the end of
+/// a launch. Sections of equal size: a rest of few heads at the end would leave multiprocessors without work. More keys
+/// than the second-level cache holds did not matter on an H200: tiles are large beside the rate of their products.
+fn section(request: &Request<'_>) -> usize {
+    const MOST: usize = 64;
+    if !is_causal(request.mask_type) {
+        return 1;
+    }
+    let pairs = (request.shape.batch * request.shape.num_heads).max(1);
+    pairs.div_ceil(pairs.div_ceil(MOST))
+}
+
+/// 16-bit elements go through tensor cores as they are, f32 as the caller accepts it.
+fn arithmetic(request: &Request<'_>) -> Arithmetic {
+    match request.config.f32_arithmetic {
+        _ if is_half(request.shape.dtype) => Arithmetic::Half,
+        Some(F32Arithmetic::Exact) => Arithmetic::Exact,
+        Some(F32Arithmetic::Tf32) => Arithmetic::Tf32,
+        _ => Arithmetic::Tf32x3,
+    }
+}
+
 fn is_half(dtype: DType) -> bool {
     dtype.size() == 2
 }

@@ -331,3 +331,20 @@ fn machine_code_of_older_devices_of_a_generation_is_tried_too() {
     assert_eq!(arch_family(&facts((8, 9))).collect::<Vec<_>>()[..2], ["sm_89", "sm_88"]);
     assert_eq!(arch_family(&facts((9, 0))).collect::<Vec<_>>(), ["sm_90"]);
 }
+
+#[test]
+fn f32_is_computed_as_the_caller_accepts_it() {
+    for (seqlen_q, dtype, asked, expected) in [
+        (512, DType::F32, None, "f32-d64"),
+        (512, DType::F32, Some(F32Arithmetic::Tf32x3), "f32-d64"),
+        (512, DType::F32, Some(F32Arithmetic::Exact), "f32-exact-d64"),
+        (512, DType::F32, Some(F32Arithmetic::Tf32), "f32-tf32-d64"),
+        (1, DType::F32, Some(F32Arithmetic::Exact), "decode f32-exact-d64"),
+        (512, DType::F16, Some(F32Arithmetic::Exact), "f16-d64"),
+    ] {
+        let config = AttentionConfig { f32_arithmetic: asked, ..AttentionConfig::default() };
+        let shape = shape(1, (seqlen_q, 512), (8, 8), 64, dtype);
+        let (name, _) = described(&choose_with(&shape, &facts((8, 0)), config, "NoMask").unwrap());
+        assert!(name.starts_with(expected), "{name}, expected {expected}");
+    }
+}

@@ -3,7 +3,7 @@
 use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
 use omniflash_kernels_cuda::ForwardConfig;
 
-use super::{Request, is_causal, is_half};
+use super::{Request, arithmetic, is_causal, is_half};
 
 /// Rows of a warp: one or two products of 16 rows.
 const WARP_ROWS: usize = 16;
@@ -24,6 +24,7 @@ pub(crate) fn choose(request: &Request<'_>, rows: usize) -> Result<TileChoice> {
     let base = ForwardConfig {
         paged: shape.kv_kind == KvKind::Paged,
         vector_loads: request.is_aligned,
+        arithmetic: arithmetic(request),
         ..small_memory_tile(request, base)
     };
     let heads_per_tile = packed_heads(rows, shape.group_size(), base.block_m);

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use omniflash_core::{
-    Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, Error, KvCache, Mask,
-    Query, ReferenceBackend, Result, ScoreMod, Stream, Tensor, TensorMut, reference,
+    Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, Error, F32Arithmetic,
+    KvCache, Mask, Query, ReferenceBackend, Result, ScoreMod, Stream, Tensor, TensorMut, reference,
 };
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -58,6 +58,7 @@ pub struct Case {
     pub sinks: bool,
     pub partitions: Option<usize>,
     pub algorithm: Algorithm,
+    pub f32_arithmetic: Option<F32Arithmetic>,
 }
 
 impl Case {
@@ -76,6 +77,7 @@ impl Case {
             sinks: false,
             partitions: None,
             algorithm: Algorithm::Auto,
+            f32_arithmetic: None,
         }
     }
 }
@@ -280,6 +282,7 @@ pub fn with_problem<T>(
     let config = AttentionConfig {
         algorithm: case.algorithm,
         num_partitions: case.partitions,
+        f32_arithmetic: case.f32_arithmetic,
         ..AttentionConfig::default()
     };
     let mut options = AttentionOptions::new().mask(mask).score_mod(score_mod).lse(true).config(config);

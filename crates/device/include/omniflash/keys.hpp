@@ -7,6 +7,7 @@ namespace omniflash {
 
 // Dense, ragged and continuous: one stride between keys.
 struct StridedKeys {
+  static constexpr bool kOneStride = true;
   const void *k, *v;
   long long k_stride, v_stride;
   long long k_base, v_base;
@@ -57,6 +58,7 @@ struct StridedKeys {
 
 // Paged: a table of pages of any size. Only entries of keys that exist are read.
 struct PagedKeys {
+  static constexpr bool kOneStride = false;
   const void *k, *v;
   const int* table;
   long long table_stride;

@@ -54,10 +54,12 @@ fn tasks(options: &Options) -> anyhow::Result<Vec<(Architecture, Instance)>> {
     };
     let manifest = Manifest::load()?;
     let mut tasks = Vec::new();
-    for architecture in chosen {
-        let instances = manifest.instances(architecture)?.into_iter();
-        let wanted = instances.filter(|instance| instance.id.contains(&options.filter));
-        tasks.extend(wanted.map(|instance| (architecture, instance)));
+    for (turn, &architecture) in chosen.iter().enumerate() {
+        let instances = manifest.instances(architecture)?.into_iter().enumerate();
+        let wanted = instances.filter(|(index, instance)| {
+            options.keeps(*index, turn, chosen.len()) && instance.id.contains(&options.filter)
+        });
+        tasks.extend(wanted.map(|(_, instance)| (architecture, instance)));
     }
     if tasks.is_empty() {
         bail!("no kernel has an id with {:?}", options.filter);
