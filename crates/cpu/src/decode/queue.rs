@@ -2,8 +2,8 @@
 //!
 //! Memory runs at full speed only while many lines are on their way. The processor's own prefetchers do not follow
 //! the order in which heads and keys are gone through, so every line is asked for, into the second-level cache: the
-//! first level has too few outstanding misses. A processor drops prefetches that it has no room for (on Zen 4 about
-//! every fifth at full speed), which costs a whole latency later. So each line is asked for twice, far ahead and
+//! first level has too few outstanding misses. A processor drops prefetches that it has no room for (Zen 4
+//! does at full speed), which costs a whole latency later. So each line is asked for twice, far ahead and
 //! again half as far, where a line that has come costs next to nothing.
 
 use crate::decode::block::{Block, Blocks};
