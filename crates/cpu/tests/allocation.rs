@@ -40,7 +40,8 @@ const HEADS: usize = 8;
 const KV_HEADS: usize = 2;
 const DIM: usize = 64;
 
-/// Allocations of ten steps on two threads that have each done one before.
+/// Allocations of ten steps on two threads that have each done one before: the fewest of five times, for the pool itself
+/// allocates once where a thread takes work from another for the first time. What a step allocates it does each time.
 fn allocations<T: Float + Element>(options: &AttentionOptions<'_>, is_paged: bool) -> usize {
     let numbers = |len: usize| -> Vec<T> { (0..len).map(|i| T::from_f32((i % 17) as f32 - 8.0)).collect() };
     let (q, k, v) =
@@ -81,13 +82,14 @@ fn allocations<T: Float + Element>(options: &AttentionOptions<'_>, is_paged: boo
         let _turn = turns.lock().unwrap();
         step();
     });
-    pool.install(|| {
+    let ten_steps = || {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         for _ in 0..10 {
             step();
         }
         ALLOCATIONS.load(Ordering::Relaxed) - before
-    })
+    };
+    pool.install(|| (0..5).map(|_| ten_steps()).min()).unwrap()
 }
 
 // One test: others would be counted with it.
