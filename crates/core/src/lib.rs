@@ -58,7 +58,7 @@ pub use owned::Tensor;
 pub use plan::AttentionPlan;
 pub use problem::{AttentionProblem, OutputShape, ProblemShape, verify_page_table};
 pub use reference::ReferenceBackend;
-pub use score_mod::{ScoreFunction, ScoreMod, alibi_slopes};
+pub use score_mod::{ScoreFunction, ScoreMod, alibi_slope, alibi_slopes};
 pub use source::DeviceSource;
 pub use tensor::{HostView, TensorMut, TensorRef};
 pub use tolerance::{Deviation, Expectation, Tolerance};

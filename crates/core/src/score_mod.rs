@@ -176,7 +176,8 @@ pub fn alibi_slopes(num_heads: usize) -> Vec<f32> {
     (0..num_heads).map(|head| alibi_slope(head, num_heads)).collect()
 }
 
-fn alibi_slope(head: usize, num_heads: usize) -> f32 {
+/// The slope of one head among [`alibi_slopes`].
+pub fn alibi_slope(head: usize, num_heads: usize) -> f32 {
     let power = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
     let exponent = if head < power {
         -8.0 * (head + 1) as f64 / power as f64

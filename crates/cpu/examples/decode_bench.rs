@@ -3,7 +3,7 @@
 //! Each line times a decode step and a loop that only reads the same buffers with the same threads, in turns in one
 //! process: bandwidth changes from minute to minute on a shared machine, their ratio does not.
 //!
-//!     cargo run --release -p omniflash-cpu --example decode_bench -- [SECONDS_PER_CASE] [NAME_PART]
+//!     cargo run --release -p omniflash-cpu --example decode_bench -- [SECONDS_PER_CASE] [NAME_PART] [DTYPE] [THREADS]
 #![allow(clippy::print_stdout)]
 
 use std::hint::black_box;
@@ -50,16 +50,23 @@ const CASES: [Case; 6] = {
     ]
 };
 
+type Measure = fn(&Case, usize, f64) -> Result<(), Box<dyn std::error::Error>>;
+
+const MEASURES: [(&str, Measure); 3] =
+    [("f32", measure::<f32>), ("bf16", measure::<bf16>), ("f16", measure::<f16>)];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let seconds: f64 = arguments.next().map_or(Ok(1.0), |text| text.parse())?;
     let filter = arguments.next().unwrap_or_default();
+    let dtype = arguments.next().unwrap_or_default();
+    let only: Option<usize> = arguments.next().map(|text| text.parse()).transpose()?;
     println!("{}", CpuBackend::new()?.isa());
     for case in CASES.iter().filter(|case| case.name.contains(&filter)) {
-        for threads in [1, 2] {
-            measure::<f32>(case, threads, seconds)?;
-            measure::<bf16>(case, threads, seconds)?;
-            measure::<f16>(case, threads, seconds)?;
+        for threads in [1, 2].into_iter().filter(|threads| only.is_none_or(|only| only == *threads)) {
+            for (name, measure) in MEASURES.iter().filter(|(name, _)| dtype.is_empty() || *name == dtype) {
+                measure(case, threads, seconds).map_err(|error| format!("{name}: {error}"))?;
+            }
         }
     }
     Ok(())

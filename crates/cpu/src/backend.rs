@@ -12,6 +12,7 @@ use omniflash_core::{
 
 use crate::isa::Isa;
 use crate::plan::{self, Route};
+use crate::rows::Sequence;
 use crate::{decode, kv_append, naive, peaks, prefill};
 
 /// Attention on this machine's processor.
@@ -155,8 +156,16 @@ impl CpuBackend {
         // SAFETY: the caller's duty.
         unsafe {
             match route {
-                Route::Tiles(tiling) => prefill::attention::<T>(problem, &tiling, self.isa),
-                Route::Stream => decode::attention(self.isa, problem),
+                Route::Tiles(tiling) => {
+                    prefill::attention::<T>(problem, &tiling, self.isa)?;
+                    if tiling.leaves_short {
+                        let group_size = problem.shape().group_size();
+                        let is_short = |sequence: &Sequence| decode::is_short(sequence.q_len, group_size);
+                        decode::attention(self.isa, problem, is_short)?;
+                    }
+                    Ok(())
+                }
+                Route::Stream => decode::attention(self.isa, problem, |_| true),
                 Route::Rows => naive::attention::<T>(problem),
             }
         }

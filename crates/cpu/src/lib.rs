@@ -40,6 +40,7 @@ mod rows;
 mod score;
 mod scratch;
 mod simd;
+mod threads;
 
 pub use backend::CpuBackend;
 pub use isa::{ISA_VARIABLE, Isa};

@@ -6,6 +6,7 @@
 //! evaluated once for each tile that is neither skipped nor full.
 
 use omniflash_core::{AttentionProblem, DType, Mask, ScoreIndex, TensorRef, Tile, TileStatus};
+use smallvec::SmallVec;
 
 use crate::dense::Dense;
 use crate::rows::{Indices, Sequence};
@@ -26,14 +27,15 @@ pub(crate) type Keys = (i64, i64);
 
 /// A lowered mask.
 pub(crate) struct LoweredMask<'p> {
-    intervals: Vec<Interval<'p>>,
-    bits: Vec<Bits<'p>>,
-    additive: Vec<Dense<'p>>,
+    intervals: SmallVec<[Interval<'p>; 2]>,
+    bits: SmallVec<[Bits<'p>; 1]>,
+    additive: SmallVec<[Dense<'p>; 1]>,
 }
 
 impl<'p> LoweredMask<'p> {
     pub(crate) fn new(problem: &'p AttentionProblem<'_>) -> Self {
-        let mut lowered = LoweredMask { intervals: Vec::new(), bits: Vec::new(), additive: Vec::new() };
+        let mut lowered =
+            LoweredMask { intervals: SmallVec::new(), bits: SmallVec::new(), additive: SmallVec::new() };
         lowered.add(problem.mask());
         lowered
     }

@@ -4,6 +4,7 @@ use omniflash_core::{AttentionProblem, Result, ScoreIndex};
 use rayon::prelude::*;
 
 use crate::rows::{KeyValues, LogSumExp, Rows, Sequence, sequences, sinks};
+use crate::scratch::List;
 use crate::simd::Storage;
 
 /// Computes a problem by the definition, row by row.
@@ -23,10 +24,10 @@ pub(crate) unsafe fn attention<T: Storage>(problem: &AttentionProblem<'_>) -> Re
         sinks: sinks(problem),
     };
     let heads = problem.shape().num_heads;
-    for sequence in sequences(problem)? {
+    for sequence in sequences(problem)?.iter() {
         (0..sequence.q_len * heads).into_par_iter().for_each_init(Vec::new, |scores, i| {
             // SAFETY: each row of each head is computed once, and nobody else uses the outputs.
-            unsafe { kernel.row(&sequence, i / heads, i % heads, scores) }
+            unsafe { kernel.row(sequence, i / heads, i % heads, scores) }
         });
     }
     Ok(())
@@ -38,7 +39,7 @@ struct RowKernel<'p, 'a, T> {
     kv: KeyValues<'p, T>,
     out: Rows<T>,
     lse: Option<LogSumExp>,
-    sinks: Vec<f32>,
+    sinks: List<f32>,
 }
 
 impl<T: Storage> RowKernel<'_, '_, T> {

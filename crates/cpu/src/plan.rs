@@ -69,6 +69,9 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
             None => format!(", keys in {} pieces because there are only {total} strips", tiling.pieces),
         };
     }
+    if tiling.leaves_short {
+        reason += ", sequences with few rows as in decoding";
+    }
     if sizes.depth == 2 {
         reason += ", products of bf16 pairs";
     }
@@ -151,7 +154,8 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
         }
         None => (total * pieces / (TASKS_PER_THREAD * threads.max(1))).clamp(1, most),
     };
-    Ok(Tiling { sizes: sizes(strips, block), pieces })
+    let is_tiled = config.block_m.is_some() || config.block_n.is_some();
+    Ok(Tiling { sizes: sizes(strips, block), pieces, leaves_short: shape.ragged_q && !is_tiled })
 }
 
 /// Pieces of keys that give few strips enough tasks.

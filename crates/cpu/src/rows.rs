@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use omniflash_core::{AttentionProblem, DType, KvCache, Query, Result, TensorMut, TensorRef};
 
+use crate::scratch::{List, listed};
 use crate::simd::Storage;
 
 /// One sequence of the batch, its lengths read.
@@ -21,11 +22,13 @@ pub(crate) struct Sequence {
     pub(crate) query_start: i64,
 }
 
+listed!(Sequence);
+
 /// The sequences of a problem, in the order of the batch.
 ///
 /// # Errors
 /// [`Error::Value`] for a length, offset or id that is out of range: nothing else of this crate checks them again.
-pub(crate) fn sequences(problem: &AttentionProblem<'_>) -> Result<Vec<Sequence>> {
+pub(crate) fn sequences(problem: &AttentionProblem<'_>) -> Result<List<Sequence>> {
     problem.check_indices()?;
     let shape = problem.shape();
     let q_offsets = Offsets::of_queries(problem.query());
@@ -295,16 +298,16 @@ impl LogSumExp {
 }
 
 /// The sinks of all heads as f32; -inf, which changes nothing, where there are none.
-pub(crate) fn sinks(problem: &AttentionProblem<'_>) -> Vec<f32> {
+pub(crate) fn sinks(problem: &AttentionProblem<'_>) -> List<f32> {
     let heads = problem.shape().num_heads;
     match problem.sinks() {
         Some(sinks) => floats(sinks, heads),
-        None => vec![f32::NEG_INFINITY; heads],
+        None => std::iter::repeat_n(f32::NEG_INFINITY, heads).collect(),
     }
 }
 
 /// The elements of a float tensor `[len]`.
-pub(crate) fn floats(tensor: &TensorRef<'_>, len: usize) -> Vec<f32> {
+pub(crate) fn floats(tensor: &TensorRef<'_>, len: usize) -> List<f32> {
     const HOST: &str = "validated with the problem";
     (0..len)
         .map(|i| match tensor.dtype() {

@@ -1,10 +1,11 @@
 //! What happens to scores before softmax, lowered once a call to steps over a tile.
 
-use omniflash_core::{AttentionProblem, ScoreFunction, ScoreMod, alibi_slopes};
+use omniflash_core::{AttentionProblem, ScoreFunction, ScoreMod, alibi_slope};
 
 use crate::dense::Dense;
 use crate::mask::QueryRow;
 use crate::rows::floats;
+use crate::scratch::List;
 use crate::simd::{LOG2_E, Simd};
 
 /// Lowered score modifications, scale and additive masks.
@@ -18,7 +19,7 @@ enum Step<'p> {
     Scale(f32),
     Softcap(f32),
     /// Slopes of all heads.
-    Alibi(Vec<f32>),
+    Alibi(List<f32>),
     Bias(Dense<'p>),
     /// An additive mask: like a bias, but -inf hides whatever the score is.
     Mask(Dense<'p>),
@@ -67,7 +68,9 @@ impl<'p> Scores<'p> {
             }
             ScoreMod::Softcap { cap } => Step::Softcap(*cap),
             ScoreMod::Alibi { slopes: Some(slopes) } => Step::Alibi(floats(slopes, num_heads)),
-            ScoreMod::Alibi { slopes: None } => Step::Alibi(alibi_slopes(num_heads)),
+            ScoreMod::Alibi { slopes: None } => {
+                Step::Alibi((0..num_heads).map(|head| alibi_slope(head, num_heads)).collect())
+            }
             ScoreMod::Bias(bias) => Step::Bias(Dense::new(bias)),
             ScoreMod::Custom(function) => Step::Custom(&**function),
             _ => unreachable!("`plan` has refused other modifications"),

@@ -1,6 +1,8 @@
 //! Memory that a thread keeps between calls.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::{Deref, DerefMut};
+use std::thread::LocalKey;
 
 thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
@@ -41,6 +43,77 @@ fn lend<R>(place: &Cell<Vec<Line>>, words: usize, f: impl FnOnce(&mut [f32]) -> 
     let result = f(&mut memory[..words]);
     place.set(lines);
     result
+}
+
+/// Elements of lists whose memory a thread keeps between calls.
+pub(crate) trait Listed: Sized + 'static {
+    /// The lists that this thread has no use for at the moment.
+    fn spares() -> &'static LocalKey<Spares<Self>>;
+}
+
+/// Empty lists, with their memory.
+pub(crate) type Spares<T> = RefCell<Vec<Vec<T>>>;
+
+macro_rules! listed {
+    ($type:ty) => {
+        impl crate::scratch::Listed for $type {
+            fn spares() -> &'static std::thread::LocalKey<crate::scratch::Spares<Self>> {
+                thread_local! {
+                    static SPARES: crate::scratch::Spares<$type> = const { std::cell::RefCell::new(Vec::new()) };
+                }
+                &SPARES
+            }
+        }
+    };
+}
+pub(crate) use listed;
+
+listed!(f32);
+
+/// A list that takes the memory of an earlier one, and leaves its own to a later one.
+pub(crate) struct List<T: Listed>(Vec<T>);
+
+impl<T: Listed> List<T> {
+    pub(crate) fn new() -> Self {
+        List(T::spares().with(|spares| spares.borrow_mut().pop()).unwrap_or_default())
+    }
+}
+
+impl<T: Listed> Drop for List<T> {
+    fn drop(&mut self) {
+        let mut list = std::mem::take(&mut self.0);
+        list.clear();
+        // A thread that ends has no more use for it.
+        let _ = T::spares().try_with(|spares| spares.borrow_mut().push(list));
+    }
+}
+
+impl<T: Listed> Deref for List<T> {
+    type Target = Vec<T>;
+
+    fn deref(&self) -> &Vec<T> {
+        &self.0
+    }
+}
+
+impl<T: Listed> DerefMut for List<T> {
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        &mut self.0
+    }
+}
+
+impl<T: Listed> Extend<T> for List<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, elements: I) {
+        self.0.extend(elements);
+    }
+}
+
+impl<T: Listed> FromIterator<T> for List<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(elements: I) -> Self {
+        let mut list = List::new();
+        list.extend(elements);
+        list
+    }
 }
 
 /// Cuts memory into aligned parts.
@@ -91,6 +164,15 @@ mod tests {
             with_scratch(100, |inner| inner.fill(2.0));
             assert!(outer.iter().all(|&word| word == 1.0));
         });
+    }
+
+    #[test]
+    fn a_list_takes_the_memory_of_the_one_before() {
+        let first: List<f32> = (0..100).map(|i| i as f32).collect();
+        let (address, capacity) = (first.as_ptr(), first.capacity());
+        drop(first);
+        let second: List<f32> = (0..50).map(|_| 1.0).collect();
+        assert_eq!((second.as_ptr(), second.capacity(), second.len()), (address, capacity, 50));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::decode::scores::Scores;
 use crate::decode::split::{Geometry, Pieces};
 use crate::mask::LoweredMask;
 use crate::rows::{KeyValues, LogSumExp, Rows, Sequence, sequences, sinks};
+use crate::scratch::{List, listed};
 use crate::simd::{MAX_LANES, Storage};
 
 /// A problem made ready for workers.
@@ -18,7 +19,7 @@ pub(super) struct Job<'p, T> {
     pub(super) kv: KeyValues<'p, T>,
     pub(super) out: Rows<T>,
     pub(super) lse: Option<LogSumExp>,
-    pub(super) sinks: Vec<f32>,
+    pub(super) sinks: List<f32>,
     pub(super) mask: LoweredMask<'p>,
     /// Whether some key of a sequence may be hidden by an interval or by bits.
     pub(super) is_masked: bool,
@@ -26,7 +27,7 @@ pub(super) struct Job<'p, T> {
     pub(super) bits_by_head: bool,
     pub(super) scores: Scores<'p>,
     /// Sequences that have query rows.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: List<Entry>,
     /// Tasks that compute pieces; the tasks after them join pieces.
     pub(super) num_pieces: usize,
     pub(super) num_tasks: usize,
@@ -59,6 +60,8 @@ pub(super) struct Entry {
     pub(super) pending: AtomicUsize,
 }
 
+listed!(Entry);
+
 /// Some heads of a piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Task {
@@ -69,8 +72,10 @@ pub(super) struct Task {
 }
 
 impl<'p, T: Storage> Job<'p, T> {
-    pub(super) fn new(problem: &'p AttentionProblem<'_>) -> Result<Self> {
-        let sequences = sequences(problem)?;
+    /// The sequences of a problem that are taken.
+    pub(super) fn new(problem: &'p AttentionProblem<'_>, takes: impl Fn(&Sequence) -> bool) -> Result<Self> {
+        let mut sequences = sequences(problem)?;
+        sequences.retain(|sequence| sequence.q_len > 0 && takes(sequence));
         let kv = KeyValues::<T>::new(problem.kv());
         let mask = LoweredMask::new(problem);
         let most_queries = sequences.iter().map(|sequence| sequence.q_len).max().unwrap_or(0);
@@ -87,7 +92,7 @@ impl<'p, T: Storage> Job<'p, T> {
             bits_by_head: mask.has_bits() && !mask.bits_are_shared_by_heads(),
             mask,
             scores,
-            entries: Vec::with_capacity(sequences.len()),
+            entries: List::new(),
             num_pieces: 0,
             num_tasks: 0,
             claimed: AtomicUsize::new(0),
@@ -99,8 +104,8 @@ impl<'p, T: Storage> Job<'p, T> {
             most_queries,
         };
         let mut joins = 0;
-        for sequence in sequences.into_iter().filter(|sequence| sequence.q_len > 0) {
-            job.add(sequence, &mut joins);
+        for sequence in sequences.iter() {
+            job.add(*sequence, &mut joins);
         }
         job.num_tasks = job.num_pieces + joins;
         Ok(job)

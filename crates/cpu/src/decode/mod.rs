@@ -1,9 +1,12 @@
 //! Kernels for few query rows, whose time is that of reading keys and values once.
 //!
 //! A task is a piece of a sequence's keys for the heads that lie side by side in memory. A worker goes through it in
-//! blocks of keys: dot products of all rows, softmax, weighted sums, while the [`pacer`] brings the next block near
-//! in the order of memory. The pieces' sums are joined in their order by whichever workers are free, so that results
-//! are bitwise the same for any number of threads and whatever else is in the batch.
+//! blocks of keys: dot products of all rows, softmax, weighted sums. The pieces' sums are joined in their order by
+//! whichever workers are free, so that results are bitwise the same for any number of threads and whatever else is in
+//! the batch.
+//!
+//! Keys and values are gone through in the order of memory, some keys of all heads and then the next keys, while
+//! [`queue`] says what to ask for.
 
 use half::{bf16, f16};
 use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, DType, Error, Result, TensorRef};
@@ -13,14 +16,16 @@ use crate::decode::products::Widen;
 use crate::decode::split::{Geometry, HeadStrides};
 use crate::decode::worker::{Records, work, worker_words};
 use crate::isa::Isa;
+use crate::rows::Sequence;
 use crate::scratch::{with_scratch, with_workspace};
 use crate::simd::{Kernel, Simd, Storage, dispatch};
+use crate::threads::on_threads;
 
 mod block;
 mod job;
 mod join;
-mod pacer;
 mod products;
+mod queue;
 mod scores;
 mod softmax;
 mod split;
@@ -38,7 +43,12 @@ pub(crate) fn applies(problem: &AttentionProblem<'_>) -> bool {
     let is_tiled = config.block_m.is_some() || config.block_n.is_some();
     // Ragged queries without a bound have at most `total_q` rows a sequence; no more rows than sequences are one each.
     let seqlen_q = if shape.total_q <= shape.batch { 1 } else { shape.seqlen_q };
-    !is_tiled && (seqlen_q <= 1 || seqlen_q * shape.group_size() <= MOST_ROWS)
+    !is_tiled && is_short(seqlen_q, shape.group_size())
+}
+
+/// Whether a sequence of `q_len` query rows has so few that these kernels are the ones for it.
+pub(crate) fn is_short(q_len: usize, group_size: usize) -> bool {
+    q_len <= 1 || q_len * group_size <= MOST_ROWS
 }
 
 /// The plan of a problem for which these kernels are the ones, as if all sequences had the most keys.
@@ -87,28 +97,32 @@ fn geometry(problem: &AttentionProblem<'_>) -> Geometry {
     geometry.with_tasks(strides)
 }
 
-/// Computes a problem.
+/// Computes those sequences of a problem that are taken.
 ///
 /// # Errors
 /// [`Error::Value`] for lengths, offsets and ids out of range.
 ///
 /// # Safety
 /// Nothing else reads or writes the outputs.
-pub(crate) unsafe fn attention(isa: Isa, problem: &AttentionProblem<'_>) -> Result<()> {
+pub(crate) unsafe fn attention(
+    isa: Isa,
+    problem: &AttentionProblem<'_>,
+    takes: impl Fn(&Sequence) -> bool,
+) -> Result<()> {
     // SAFETY: the caller's duty.
     unsafe {
         match problem.shape().dtype {
-            DType::F32 => {
-                compute::<f32>(problem, |job, records, memory| dispatch(isa, Work { job, records, memory }))
-            }
-            DType::F16 => {
-                compute::<f16>(problem, |job, records, memory| dispatch(isa, Work { job, records, memory }))
-            }
+            DType::F32 => compute::<f32>(problem, takes, |job, records, memory| {
+                dispatch(isa, Work { job, records, memory })
+            }),
+            DType::F16 => compute::<f16>(problem, takes, |job, records, memory| {
+                dispatch(isa, Work { job, records, memory })
+            }),
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if isa == Isa::Avx512Bf16 => compute::<bf16>(problem, work_in_pairs),
-            DType::BF16 => {
-                compute::<bf16>(problem, |job, records, memory| dispatch(isa, Work { job, records, memory }))
-            }
+            DType::BF16 if isa == Isa::Avx512Bf16 => compute::<bf16>(problem, takes, work_in_pairs),
+            DType::BF16 => compute::<bf16>(problem, takes, |job, records, memory| {
+                dispatch(isa, Work { job, records, memory })
+            }),
             dtype => Err(Error::dtype("q", dtype, "f32, f16 or bf16")),
         }
     }
@@ -118,9 +132,10 @@ pub(crate) unsafe fn attention(isa: Isa, problem: &AttentionProblem<'_>) -> Resu
 /// Nothing else reads or writes the outputs.
 unsafe fn compute<T: Storage>(
     problem: &AttentionProblem<'_>,
+    takes: impl Fn(&Sequence) -> bool,
     work: impl Fn(&Job<'_, T>, Records, &mut [f32]) + Sync,
 ) -> Result<()> {
-    let job = Job::<T>::new(problem)?;
+    let job = Job::<T>::new(problem, takes)?;
     if job.num_pieces == 0 {
         return Ok(());
     }
@@ -128,17 +143,7 @@ unsafe fn compute<T: Storage>(
     with_workspace(job.record_words, |memory| {
         let records = Records(memory.as_mut_ptr());
         // Lent out here: a closure below the kernels' entry would be compiled without their instructions.
-        let work = || with_scratch(worker_words(&job), |memory| work(&job, records, memory));
-        if threads == 1 {
-            return work();
-        }
-        let work = &work;
-        rayon::in_place_scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(move |_| work());
-            }
-            work();
-        });
+        on_threads(threads, &|| with_scratch(worker_words(&job), |memory| work(&job, records, memory)));
     });
     Ok(())
 }

@@ -5,11 +5,17 @@
 
 use std::marker::PhantomData;
 
-use crate::decode::pacer::{LINE, Pacer};
+use crate::decode::queue::{Distances, ask};
 use crate::simd::{Simd, Storage};
 
 /// The most keys of a block; rows of scores and weights are this far apart.
 pub(super) const BLOCK_KEYS: usize = 64;
+
+/// Keys whose values are added to a row's sums before the next row's turn: a multiple of 2, so that pairs stay whole.
+pub(super) const STEP_KEYS: usize = 16;
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
 type Vector<P> = <<P as Products>::Simd as Simd>::Vector;
 
@@ -25,6 +31,9 @@ pub(super) trait Products: Copy {
 
     /// Weights come in multiples of this many.
     const WEIGHTS: usize;
+
+    /// Keys whose prepared weights share a word.
+    const KEYS_A_WORD: usize;
 
     /// The proof of the instructions.
     fn simd(self) -> Self::Simd;
@@ -55,7 +64,7 @@ pub(super) trait Products: Copy {
     /// `BLOCK_KEYS` words from `weights` on are the caller's.
     unsafe fn prepare_weights(self, weights: *mut f32, len: usize);
 
-    /// Adds the weighted values of all keys of a block to `COLUMNS` vectors of `ROWS` rows of sums.
+    /// Adds the weighted values of some keys to `COLUMNS` vectors of `ROWS` rows of sums.
     ///
     /// # Safety
     /// As the fields of [`Weighing`] say; `first` is None or at most `LANES`, with `COLUMNS` 1.
@@ -63,38 +72,48 @@ pub(super) trait Products: Copy {
         self,
         weighing: &Weighing<'_, Self::Element>,
         first: Option<usize>,
-        pacer: &mut Pacer<'_, Self::Element>,
     );
 }
 
-/// The values of a block, and the rows that are weighted with them, at one group of columns.
+/// Values of some keys, and the rows that are weighted with them, at one group of columns.
 #[derive(Clone, Copy)]
 pub(super) struct Weighing<'a, T> {
-    /// Prepared weights, rows `BLOCK_KEYS` words apart.
+    /// Prepared weights of the keys, rows `BLOCK_KEYS` words apart.
     pub(super) weights: *const f32,
-    /// Where each key's row of values begins; `offset` elements further, the columns can be read. One more than
-    /// there are keys where their number is odd.
+    /// Where each key's values of the task's first head begin; `offset + column` elements further, the columns can be
+    /// read. One more than there are keys where their number is odd.
     pub(super) values: &'a [*const T],
-    /// Of the columns in a row, in elements.
+    /// Of the head from the task's first, in elements.
     pub(super) offset: isize,
+    /// The first of the columns.
+    pub(super) column: usize,
     /// Sums at the columns of the first row.
     pub(super) out: *mut f32,
     /// Words from a row of sums to the next.
     pub(super) out_stride: usize,
-    /// Keys of the block.
+    /// How many keys.
     pub(super) len: usize,
-    /// Rows of values of the block after this one, to be asked for a first time; may be fewer.
-    pub(super) upcoming: &'a [*const T],
+    /// Where from each key's values others are that are asked for beside them; none beside rows after the first.
+    pub(super) asked: Option<Distances>,
 }
 
 impl<T> Weighing<'_, T> {
-    /// Asks for `columns` elements of the row that takes the place of `key` in the next block.
+    /// Elements from a key's values of the task's first head to the columns.
     #[inline(always)]
-    fn ask_for<S: Simd>(&self, simd: S, key: usize, columns: usize) {
-        if let Some(value) = self.upcoming.get(key) {
-            let value = value.wrapping_offset(self.offset);
+    pub(super) fn to_columns(&self) -> isize {
+        self.offset + self.column as isize
+    }
+
+    /// Asks for what belongs to `columns` elements at `source`, unless a group of columns before has done so.
+    #[inline(always)]
+    pub(super) fn ask<S: Simd>(&self, simd: S, source: *const T, columns: usize) {
+        let begins_line =
+            columns * size_of::<T>() >= LINE || (self.column * size_of::<T>()).is_multiple_of(LINE);
+        if let Some(distances) = &self.asked
+            && begins_line
+        {
             for element in (0..columns).step_by(LINE / size_of::<T>()) {
-                simd.prefetch_far(value.wrapping_add(element).cast());
+                ask(simd, source.wrapping_add(element), distances);
             }
         }
     }
@@ -126,6 +145,7 @@ impl<S: Simd, T: Storage> Products for Widen<S, T> {
 
     const KEY_VECTOR: usize = S::LANES;
     const WEIGHTS: usize = S::LANES;
+    const KEYS_A_WORD: usize = 1;
 
     #[inline(always)]
     fn simd(self) -> S {
@@ -163,17 +183,16 @@ impl<S: Simd, T: Storage> Products for Widen<S, T> {
         self,
         weighing: &Weighing<'_, T>,
         first: Option<usize>,
-        pacer: &mut Pacer<'_, T>,
     ) {
         let simd = self.simd;
-        let Weighing { weights, values, offset, out, out_stride, len, .. } = *weighing;
+        let Weighing { weights, values, out, out_stride, len, .. } = *weighing;
+        let offset = weighing.to_columns();
         // SAFETY: as the fields of `weighing` say.
         unsafe {
             let mut sums = load_sums::<S, ROWS, COLUMNS>(simd, out, out_stride);
             for (key, value) in values[..len].iter().enumerate() {
-                pacer.step(simd);
-                weighing.ask_for(simd, key, COLUMNS * S::LANES);
                 let value = value.wrapping_offset(offset);
+                weighing.ask(simd, value, COLUMNS * S::LANES);
                 let mut columns = [simd.splat(0.0); COLUMNS];
                 for (c, column) in columns.iter_mut().enumerate() {
                     *column = match first {
@@ -236,7 +255,6 @@ mod pairs {
     use half::bf16;
 
     use super::{BLOCK_KEYS, Products, Weighing, load_sums, store_sums};
-    use crate::decode::pacer::Pacer;
     use crate::simd::{Avx512, Simd};
 
     /// Products of bf16 pairs: twice the arithmetic of an instruction, and nothing to widen. Weights are rounded to
@@ -252,6 +270,7 @@ mod pairs {
 
         const KEY_VECTOR: usize = 32;
         const WEIGHTS: usize = 16;
+        const KEYS_A_WORD: usize = 2;
 
         #[inline(always)]
         fn simd(self) -> Avx512<true> {
@@ -302,21 +321,19 @@ mod pairs {
             self,
             weighing: &Weighing<'_, bf16>,
             first: Option<usize>,
-            pacer: &mut Pacer<'_, bf16>,
         ) {
             let simd = self.0;
-            let Weighing { weights, values, offset, out, out_stride, len, .. } = *weighing;
+            let Weighing { weights, values, out, out_stride, len, .. } = *weighing;
+            let offset = weighing.to_columns();
             // SAFETY: as the fields of `weighing` say.
             unsafe {
                 let mut sums = load_sums::<_, ROWS, COLUMNS>(simd, out, out_stride);
                 let pairs = values[..len + len % 2].chunks_exact(2);
                 for (pair, value) in pairs.enumerate() {
-                    for key in [2 * pair, 2 * pair + 1] {
-                        pacer.step(simd);
-                        weighing.ask_for(simd, key, COLUMNS * 16);
-                    }
                     let low = value[0].wrapping_offset(offset);
                     let high = value[1].wrapping_offset(offset);
+                    weighing.ask(simd, low, COLUMNS * 16);
+                    weighing.ask(simd, high, COLUMNS * 16);
                     let mut columns = [simd.splat(0.0); COLUMNS];
                     if let Some(count) = first {
                         columns[0] = simd.load_first_pairs(low, high, count);

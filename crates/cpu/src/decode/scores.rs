@@ -1,23 +1,25 @@
 //! What happens to scores between the dot product and softmax, row by row.
 
-use omniflash_core::{AttentionProblem, ScoreFunction, ScoreMod, alibi_slopes};
+use omniflash_core::{AttentionProblem, ScoreFunction, ScoreMod, alibi_slope};
+use smallvec::SmallVec;
 
 use crate::dense::Dense;
 use crate::mask::QueryRow;
 use crate::rows::floats;
+use crate::scratch::List;
 use crate::simd::{LOG2_E, Simd};
 
 /// Lowered scale, score modifications and additive masks.
 pub(super) struct Scores<'p> {
     /// What every dot product is multiplied by.
     pub(super) scale: f32,
-    steps: Vec<Step<'p>>,
+    steps: SmallVec<[Step<'p>; 4]>,
 }
 
 enum Step<'p> {
     Softcap(f32),
     /// Slopes of all heads.
-    Alibi(Vec<f32>),
+    Alibi(List<f32>),
     Bias(Dense<'p>),
     /// An additive mask: like a bias, but -inf hides whatever the score is.
     Mask(Dense<'p>),
@@ -37,7 +39,7 @@ pub(super) struct ScoreRow<'s> {
 
 impl<'p> Scores<'p> {
     pub(super) fn new(problem: &'p AttentionProblem<'_>, additive: &[Dense<'p>]) -> Self {
-        let mut scores = Scores { scale: problem.softmax_scale(), steps: Vec::new() };
+        let mut scores = Scores { scale: problem.softmax_scale(), steps: SmallVec::new() };
         scores.add(problem.score_mod(), problem.shape().num_heads);
         scores.steps.extend(additive.iter().map(|dense| Step::Mask(*dense)));
         if scores.steps.is_empty() {
@@ -55,7 +57,9 @@ impl<'p> Scores<'p> {
             }
             ScoreMod::Softcap { cap } => Step::Softcap(*cap),
             ScoreMod::Alibi { slopes: Some(slopes) } => Step::Alibi(floats(slopes, num_heads)),
-            ScoreMod::Alibi { slopes: None } => Step::Alibi(alibi_slopes(num_heads)),
+            ScoreMod::Alibi { slopes: None } => {
+                Step::Alibi((0..num_heads).map(|head| alibi_slope(head, num_heads)).collect())
+            }
             ScoreMod::Bias(bias) => Step::Bias(Dense::new(bias)),
             ScoreMod::Custom(function) => Step::Custom(&**function),
             _ => unreachable!("every score modification is handled"),

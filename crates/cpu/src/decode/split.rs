@@ -63,6 +63,11 @@ impl Geometry {
         self
     }
 
+    /// Bytes of a key of a task, or of its values.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.heads * self.head_dim.max(self.value_dim) * self.element
+    }
+
     /// Tasks that a piece of a sequence is.
     pub(super) fn head_groups(&self) -> usize {
         self.num_kv_heads.div_ceil(self.heads)

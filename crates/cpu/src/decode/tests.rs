@@ -412,7 +412,7 @@ fn compute<T: Storage + Element>(
         oracle.get_or_insert_with(|| reference::attention(&problem).unwrap());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         // SAFETY: the outputs are this function's.
-        pool.install(|| unsafe { attention(isa, &problem) }).unwrap();
+        pool.install(|| unsafe { attention(isa, &problem, |_| true) }).unwrap();
         drop(problem);
         results.push((out.iter().map(|x| x.to_f32()).collect(), lse));
     }
@@ -535,7 +535,7 @@ fn a_mask_that_panics_is_a_panic_and_no_deadlock() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         // SAFETY: the outputs are this function's.
-        pool.install(|| unsafe { attention(Isa::best(), &problem) })
+        pool.install(|| unsafe { attention(Isa::best(), &problem, |_| true) })
     }));
     assert!(result.is_err());
 }

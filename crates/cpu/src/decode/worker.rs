@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use crate::decode::block::{Block, Blocks};
 use crate::decode::job::{Job, Task, padded_rows};
 use crate::decode::join;
-use crate::decode::pacer::{LINE, Pacer};
-use crate::decode::products::{BLOCK_KEYS, Products, Weighing};
+use crate::decode::products::{BLOCK_KEYS, LINE, Products, STEP_KEYS, Weighing};
+use crate::decode::queue::{Asked, BLOCKS, Distances, Queue, Upcoming, ask};
 use crate::decode::scores::ScoreRow;
 use crate::decode::softmax;
 use crate::mask::{Keys, QueryRow};
@@ -34,7 +34,7 @@ fn part_words<T: Storage>(job: &Job<'_, T>) -> [usize; 8] {
         rows * job.record(),
         job.most_pieces,
         job.most_queries * size_of::<Keys>() / size_of::<f32>(),
-        4 * bit_rows(job) * size_of::<u64>() / size_of::<f32>(),
+        (2 + BLOCKS) * bit_rows(job) * size_of::<u64>() / size_of::<f32>(),
     ]
 }
 
@@ -72,8 +72,7 @@ pub(super) unsafe fn work<P: Products>(
         part_words(job).map(|words| parts.take(words));
     // SAFETY: any bits are integers, and cache lines are aligned for them.
     let (intervals, bits) = unsafe { (integers::<Keys>(intervals), integers::<u64>(bits)) };
-    let (own, rest) = bits.split_at_mut(2 * bit_rows(job));
-    let (mut bits, mut next_bits) = rest.split_at_mut(bit_rows(job));
+    let (own, bits) = bits.split_at_mut(2 * bit_rows(job));
     let mut worker = Worker {
         products,
         job,
@@ -87,19 +86,12 @@ pub(super) unsafe fn work<P: Products>(
         own_records: out.as_mut_ptr(),
         out: out.as_mut_ptr(),
     };
-    let mut blocks = Blocks::new(job, intervals, own);
-    let (mut block, mut next) = (Block::new(), Block::new());
-    let mut has_block = blocks.next(&mut block, bits);
-    while has_block {
-        let has_next = blocks.next(&mut next, next_bits);
-        let upcoming = has_next.then_some(&next);
+    let mut queue = Queue::new(Blocks::new(job, intervals, own), bits, bit_rows(job), &job.geometry);
+    while let Some((block, bits, asked)) = queue.next() {
         // SAFETY: the caller's duties; the worker's memory has room for every task of the job.
-        unsafe { worker.compute(&block, bits, upcoming) };
-        std::mem::swap(&mut block, &mut next);
-        std::mem::swap(&mut bits, &mut next_bits);
-        has_block = has_next;
+        unsafe { worker.compute(block, bits, asked) };
     }
-    let mut index = blocks.beyond();
+    let mut index = queue.beyond();
     while let Some((entry, head)) = job.join(index) {
         if !wait(job, entry) {
             break;
@@ -162,28 +154,23 @@ struct Worker<'j, 'p, P: Products> {
     out: *mut f32,
 }
 
-/// The keys of a head.
+/// Some keys of a head.
 struct KeyRows<'b, T> {
-    block: &'b Block<T>,
-    /// Of the next block, to be asked for.
-    next: &'b [*const T],
+    keys: &'b [*const T],
+    /// Where from each of them others are that are asked for beside it; none beside rows after the first.
+    asked: Option<Distances>,
     /// From the task's first head, in elements.
     offset: isize,
 }
 
 impl<P: Products> Worker<'_, '_, P> {
-    /// Computes a block, and brings the `upcoming` one near.
+    /// Computes a block, and asks for rows that are read some time later.
     ///
     /// # Safety
     /// - Blocks come in the order of [`Blocks`], with their bits.
     /// - The duties of [`work`].
     #[inline(always)]
-    unsafe fn compute(
-        &mut self,
-        block: &Block<P::Element>,
-        bits: &[u64],
-        upcoming: Option<&Block<P::Element>>,
-    ) {
+    unsafe fn compute(&mut self, block: &Block<P::Element>, bits: &[u64], asked: &Asked<P::Element>) {
         let entry = &self.job.entries[block.task.entry];
         let rows = self.job.geometry.rows(entry.sequence.q_len);
         // SAFETY: the caller's duties.
@@ -192,9 +179,9 @@ impl<P: Products> Worker<'_, '_, P> {
                 self.open(block.task, rows);
             }
             if block.len > 0 {
-                self.score(block, rows, upcoming);
+                self.score(block, rows, &asked.keys);
                 let is_sparse = self.normalize(block, bits, rows);
-                self.weigh(block, rows, is_sparse, upcoming);
+                self.weigh(block, rows, is_sparse, &asked.values);
             }
             if block.closes {
                 self.close(block.task, rows);
@@ -257,92 +244,83 @@ impl<P: Products> Worker<'_, '_, P> {
         }
     }
 
-    /// Scaled dot products of all rows with the keys of a block; meanwhile its values come near, and the next keys are
-    /// asked for.
+    /// Scaled dot products of all rows with the keys of a block, in the order of memory: a tile of keys of all heads,
+    /// then the next.
     #[inline(always)]
-    unsafe fn score(&self, block: &Block<P::Element>, rows: usize, upcoming: Option<&Block<P::Element>>) {
-        let job = self.job;
-        let geometry = &job.geometry;
-        let (heads, size) = (block.task.heads, size_of::<P::Element>());
-        let head_stride = job.kv.k().head_stride();
-        let steps_of_tile = geometry.head_dim.div_ceil(P::KEY_VECTOR);
-        let span = (heads - 1) * job.kv.v().head_stride().unsigned_abs() + geometry.value_dim;
-        let tiles: usize = row_blocks(rows).map(|(_, taken)| block.len.div_ceil(tile_keys::<P>(taken))).sum();
-        let mut pacer = Pacer::new(&block.values[..block.len], span * size, heads * tiles * steps_of_tile);
-        for index in 0..heads {
-            let offset = index as isize * head_stride;
-            for (row, taken) in row_blocks(rows) {
-                let next = upcoming.filter(|_| row == 0).map_or(&[][..], |block| &block.keys[..block.len]);
-                let keys = KeyRows { block, next, offset };
-                let row = index * padded_rows(rows) + row;
-                let queries = self.queries.wrapping_add(row * self.query_words);
-                let scores = self.scores.wrapping_add(row * BLOCK_KEYS);
-                // SAFETY: rows of the worker's memory; the block's keys are inside the problem.
-                unsafe {
-                    match (taken, P::Simd::LANES) {
-                        (4, 8) => self.score_rows::<4, 2>(&keys, queries, scores, &mut pacer),
-                        (4, _) => self.score_rows::<4, 4>(&keys, queries, scores, &mut pacer),
-                        (2, 8) => self.score_rows::<2, 4>(&keys, queries, scores, &mut pacer),
-                        (2, _) => self.score_rows::<2, 8>(&keys, queries, scores, &mut pacer),
-                        (_, 8) => self.score_rows::<1, 8>(&keys, queries, scores, &mut pacer),
-                        _ => self.score_rows::<1, 16>(&keys, queries, scores, &mut pacer),
+    unsafe fn score(&self, block: &Block<P::Element>, rows: usize, upcoming: &Upcoming<P::Element>) {
+        let head_stride = self.job.kv.k().head_stride();
+        // What the tiles of the last rows, which are the fewest, have most of.
+        let step = if rows.is_multiple_of(4) { tile_keys::<P>(4) } else { STEP_KEYS };
+        for first in (0..block.len).step_by(step) {
+            for index in 0..block.task.heads {
+                let offset = index as isize * head_stride;
+                for (row, taken) in row_blocks(rows) {
+                    let keys = KeyRows {
+                        keys: &block.keys[first..first + step],
+                        asked: (row == 0).then(|| upcoming.distances(first, block.keys[first])),
+                        offset,
+                    };
+                    let row = index * padded_rows(rows) + row;
+                    let queries = self.queries.wrapping_add(row * self.query_words);
+                    let scores = self.scores.wrapping_add(row * BLOCK_KEYS + first);
+                    // SAFETY: rows of the worker's memory; the block's keys are inside the problem.
+                    unsafe {
+                        match (taken, P::Simd::LANES) {
+                            (4, 8) => self.score_rows::<4, 2>(&keys, queries, scores),
+                            (4, _) => self.score_rows::<4, 4>(&keys, queries, scores),
+                            (2, 8) => self.score_rows::<2, 4>(&keys, queries, scores),
+                            (2, _) => self.score_rows::<2, 8>(&keys, queries, scores),
+                            (_, 8) => self.score_rows::<1, 8>(&keys, queries, scores),
+                            _ => self.score_rows::<1, 16>(&keys, queries, scores),
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Dot products of `ROWS` rows with all keys of a block, `KEYS` at a time.
+    /// Dot products of `ROWS` rows with some keys, `KEYS` at a time.
     #[inline(always)]
     unsafe fn score_rows<const ROWS: usize, const KEYS: usize>(
         &self,
         rows: &KeyRows<'_, P::Element>,
         queries: *const f32,
         scores: *mut f32,
-        pacer: &mut Pacer<'_, P::Element>,
     ) {
         let (products, simd) = (self.products, self.products.simd());
         let (lanes, dim) = (P::Simd::LANES, self.job.geometry.head_dim);
         let scale = simd.splat(self.job.scores.scale);
-        let size = size_of::<P::Element>();
-        for first in (0..rows.block.len).step_by(KEYS) {
+        let vectors_of_line = LINE / (P::KEY_VECTOR * size_of::<P::Element>());
+        for (tile, pointers) in rows.keys.chunks_exact(KEYS).enumerate() {
             let mut keys = [std::ptr::null::<P::Element>(); KEYS];
-            for (t, key) in keys.iter_mut().enumerate() {
-                *key = rows.block.keys[first + t].wrapping_offset(rows.offset);
+            for (key, pointer) in keys.iter_mut().zip(pointers) {
+                *key = pointer.wrapping_offset(rows.offset);
             }
-            let next = rows.next.get(first..first + KEYS);
             let mut sums = [[simd.splat(0.0); KEYS]; ROWS];
-            let mut d = 0;
+            let mut left = dim;
             let mut query = queries;
-            while d < dim {
-                pacer.step(simd);
-                if let Some(next) = next
-                    && (d * size).is_multiple_of(LINE)
-                {
-                    for key in next {
-                        simd.prefetch_far(key.wrapping_offset(rows.offset).wrapping_add(d).cast());
+            while left > 0 {
+                if let Some(distances) = &rows.asked {
+                    for key in keys {
+                        ask(simd, key, distances);
                     }
                 }
-                let mut vectors = [simd.splat(0.0); ROWS];
-                for (r, row) in vectors.iter_mut().enumerate() {
-                    // SAFETY: a vector of a packed row.
-                    *row = unsafe { simd.load(query.add(r * self.query_words)) };
-                }
-                for t in 0..KEYS {
-                    // SAFETY: the elements of a key from `d` on, no more than it has.
-                    let key = unsafe {
-                        if dim - d >= P::KEY_VECTOR {
-                            products.load_key(keys[t].add(d))
-                        } else {
-                            products.load_key_first(keys[t].add(d), dim - d)
+                for _ in 0..vectors_of_line {
+                    // SAFETY: the elements of the keys that are left, and a vector of each packed row.
+                    unsafe {
+                        let queries = Queries { first: query, stride: self.query_words };
+                        if left >= P::KEY_VECTOR {
+                            multiply::<P, ROWS, KEYS>(products, &keys, queries, None, &mut sums);
+                        } else if left > 0 {
+                            multiply::<P, ROWS, KEYS>(products, &keys, queries, Some(left), &mut sums);
                         }
-                    };
-                    for (sums, row) in sums.iter_mut().zip(vectors) {
-                        sums[t] = products.multiply(key, row, sums[t]);
                     }
+                    for key in &mut keys {
+                        *key = key.wrapping_add(P::KEY_VECTOR);
+                    }
+                    left = left.saturating_sub(P::KEY_VECTOR);
+                    query = query.wrapping_add(lanes);
                 }
-                d += P::KEY_VECTOR;
-                query = query.wrapping_add(lanes);
             }
             let mut finished = [0.0f32; 16];
             for part in 0..ROWS * KEYS / lanes {
@@ -359,7 +337,7 @@ impl<P: Products> Worker<'_, '_, P> {
             for r in 0..ROWS {
                 // SAFETY: keys of a block are padded to a multiple of 16, of which BLOCK_KEYS is one.
                 unsafe {
-                    let target = scores.add(r * BLOCK_KEYS + first);
+                    let target = scores.add(r * BLOCK_KEYS + tile * KEYS);
                     finished.as_ptr().add(r * KEYS).copy_to_nonoverlapping(target, KEYS);
                 }
             }
@@ -413,63 +391,54 @@ impl<P: Products> Worker<'_, '_, P> {
         is_sparse
     }
 
-    /// Adds weighted values to all rows' sums; meanwhile the next keys come near, and the next values are asked for.
+    /// Adds weighted values to all rows' sums, in the order of memory.
     #[inline(always)]
     unsafe fn weigh(
         &self,
         block: &Block<P::Element>,
         rows: usize,
         is_sparse: bool,
-        upcoming: Option<&Block<P::Element>>,
+        upcoming: &Upcoming<P::Element>,
     ) {
         let (job, products) = (self.job, self.products);
-        let geometry = &job.geometry;
+        let value_dim = job.geometry.value_dim;
         let head_stride = job.kv.v().head_stride();
-        let (next_keys, next_values, next_heads) = match upcoming {
-            Some(next) => (&next.keys[..next.len], &next.values[..next.len], next.task.heads),
-            None => (&[][..], &[][..], 1),
-        };
-        let between = (next_heads - 1) * job.kv.k().head_stride().unsigned_abs();
-        let span = (between + geometry.head_dim) * size_of::<P::Element>();
-        let blocks: usize = if is_sparse {
-            rows * column_groups::<P>(geometry.value_dim, 1)
-        } else {
-            row_blocks(rows).map(|(_, taken)| column_groups::<P>(geometry.value_dim, taken)).sum()
-        };
-        let steps = block.task.heads * blocks * block.len;
-        let mut pacer = Pacer::new(next_keys, span, steps);
-        for index in 0..block.task.heads {
-            let weighing = |row: usize| {
-                let upcoming = if row == 0 { next_values } else { &[] };
-                let row = index * padded_rows(rows) + row;
-                Weighing {
-                    weights: self.scores.wrapping_add(row * BLOCK_KEYS),
-                    values: &block.values,
-                    offset: index as isize * head_stride,
-                    out: self.out.wrapping_add(row * job.record()),
-                    out_stride: job.record(),
-                    len: block.len,
-                    upcoming,
-                }
-            };
-            // SAFETY: rows of the worker's memory and of its task's records; the block's values are in the problem.
-            unsafe {
-                if is_sparse {
-                    for row in 0..rows {
-                        weigh_seen::<P>(products, &weighing(row), geometry.value_dim, &mut pacer);
-                    }
-                    continue;
-                }
+        if !is_sparse {
+            for index in 0..block.task.heads {
                 for row in 0..rows {
                     let weights = self.scores.wrapping_add((index * padded_rows(rows) + row) * BLOCK_KEYS);
-                    products.prepare_weights(weights, block.len);
+                    // SAFETY: a row of the worker's memory.
+                    unsafe { products.prepare_weights(weights, block.len) };
                 }
-                for (row, taken) in row_blocks(rows) {
-                    let weighing = weighing(row);
-                    match taken {
-                        4 => weigh_rows::<P, 4>(products, weighing, geometry.value_dim, &mut pacer),
-                        2 => weigh_rows::<P, 2>(products, weighing, geometry.value_dim, &mut pacer),
-                        _ => weigh_rows::<P, 1>(products, weighing, geometry.value_dim, &mut pacer),
+            }
+        }
+        for first in (0..block.len).step_by(STEP_KEYS) {
+            for index in 0..block.task.heads {
+                let (mut row, mut taken) = (0, 0);
+                while row + taken < rows {
+                    row += taken;
+                    taken = if is_sparse { 1 } else { block_rows(rows - row) };
+                    let at = index * padded_rows(rows) + row;
+                    let word = if is_sparse { first } else { first / P::KEYS_A_WORD };
+                    let weighing = Weighing {
+                        weights: self.scores.wrapping_add(at * BLOCK_KEYS + word),
+                        values: &block.values[first..first + STEP_KEYS],
+                        offset: index as isize * head_stride,
+                        column: 0,
+                        out: self.out.wrapping_add(at * job.record()),
+                        out_stride: job.record(),
+                        len: STEP_KEYS.min(block.len - first),
+                        asked: (row == 0).then(|| upcoming.distances(first, block.values[first])),
+                    };
+                    // SAFETY: rows of the worker's memory and of its task's records; the block's values are in the
+                    // problem.
+                    unsafe {
+                        match taken {
+                            _ if is_sparse => weigh_seen::<P>(products, weighing, value_dim),
+                            4 => weigh_rows::<P, 4>(products, weighing, value_dim),
+                            2 => weigh_rows::<P, 2>(products, weighing, value_dim),
+                            _ => weigh_rows::<P, 1>(products, weighing, value_dim),
+                        }
                     }
                 }
             }
@@ -517,10 +486,53 @@ fn at_head<T: Storage>(job: &Job<'_, T>, index: usize, rows: usize) -> usize {
 /// Rows as blocks of four, two or one: first row and size. Three rows are four, the last of which counts for nothing.
 #[inline(always)]
 fn row_blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows.div_ceil(4)).map(move |i| {
-        let left = rows - 4 * i;
-        (4 * i, if left >= 3 { 4 } else { left })
-    })
+    (0..rows.div_ceil(4)).map(move |i| (4 * i, block_rows(rows - 4 * i)))
+}
+
+/// Rows of the next block where `left` are left.
+#[inline(always)]
+fn block_rows(left: usize) -> usize {
+    if left >= 3 { 4 } else { left }
+}
+
+/// One vector of each of some packed rows.
+#[derive(Clone, Copy)]
+struct Queries {
+    first: *const f32,
+    /// Words from a row to the next.
+    stride: usize,
+}
+
+/// Adds the products of one vector of each key with one of each row; of the first `count` elements if that is said.
+///
+/// # Safety
+/// `KEY_VECTOR` elements of each key, or `count`, and a vector of each row can be read.
+#[inline(always)]
+unsafe fn multiply<P: Products, const ROWS: usize, const KEYS: usize>(
+    products: P,
+    keys: &[*const P::Element; KEYS],
+    queries: Queries,
+    count: Option<usize>,
+    sums: &mut [[<P::Simd as Simd>::Vector; KEYS]; ROWS],
+) {
+    let simd = products.simd();
+    let mut vectors = [simd.splat(0.0); ROWS];
+    for (r, row) in vectors.iter_mut().enumerate() {
+        // SAFETY: the caller's duty.
+        *row = unsafe { simd.load(queries.first.add(r * queries.stride)) };
+    }
+    for t in 0..KEYS {
+        // SAFETY: the caller's duty.
+        let key = unsafe {
+            match count {
+                None => products.load_key(keys[t]),
+                Some(count) => products.load_key_first(keys[t], count),
+            }
+        };
+        for (sums, row) in sums.iter_mut().zip(vectors) {
+            sums[t] = products.multiply(key, row, sums[t]);
+        }
+    }
 }
 
 /// Keys of a tile of `rows` rows: as many as give sums that one reduction takes.
@@ -539,21 +551,12 @@ const fn most_columns<P: Products>(rows: usize) -> usize {
     }
 }
 
-/// How often values are gone through for `rows` rows.
-#[inline(always)]
-fn column_groups<P: Products>(value_dim: usize, rows: usize) -> usize {
-    let (whole, most) = (value_dim / P::Simd::LANES, most_columns::<P>(rows));
-    let rest = whole % most;
-    whole / most + rest.count_ones() as usize + usize::from(!value_dim.is_multiple_of(P::Simd::LANES))
-}
-
 /// Goes through the columns of some rows.
 #[inline(always)]
 unsafe fn weigh_rows<P: Products, const ROWS: usize>(
     products: P,
     mut weighing: Weighing<'_, P::Element>,
     value_dim: usize,
-    pacer: &mut Pacer<'_, P::Element>,
 ) {
     let lanes = P::Simd::LANES;
     let most = most_columns::<P>(ROWS);
@@ -562,52 +565,44 @@ unsafe fn weigh_rows<P: Products, const ROWS: usize>(
     unsafe {
         while left > 0 {
             let taken = if left >= 8 && most >= 8 {
-                products.weigh::<ROWS, 8>(&weighing, None, pacer);
+                products.weigh::<ROWS, 8>(&weighing, None);
                 8
             } else if left >= 4 && most >= 4 {
-                products.weigh::<ROWS, 4>(&weighing, None, pacer);
+                products.weigh::<ROWS, 4>(&weighing, None);
                 4
             } else if left >= 2 {
-                products.weigh::<ROWS, 2>(&weighing, None, pacer);
+                products.weigh::<ROWS, 2>(&weighing, None);
                 2
             } else {
-                products.weigh::<ROWS, 1>(&weighing, None, pacer);
+                products.weigh::<ROWS, 1>(&weighing, None);
                 1
             };
             left -= taken;
-            weighing.offset += (taken * lanes) as isize;
+            weighing.column += taken * lanes;
             weighing.out = weighing.out.add(taken * lanes);
         }
         let rest = value_dim % lanes;
         if rest > 0 {
-            products.weigh::<ROWS, 1>(&weighing, Some(rest), pacer);
+            products.weigh::<ROWS, 1>(&weighing, Some(rest));
         }
     }
 }
 
 /// One row whose weights are f32 and may be 0 for keys that it does not see: their values are not looked at.
 #[inline(always)]
-unsafe fn weigh_seen<P: Products>(
-    products: P,
-    weighing: &Weighing<'_, P::Element>,
-    value_dim: usize,
-    pacer: &mut Pacer<'_, P::Element>,
-) {
+unsafe fn weigh_seen<P: Products>(products: P, mut weighing: Weighing<'_, P::Element>, value_dim: usize) {
     let simd = products.simd();
     let lanes = P::Simd::LANES;
-    for column in (0..value_dim).step_by(lanes) {
-        let count = lanes.min(value_dim - column);
-        let out = weighing.out.wrapping_add(column);
+    while weighing.column < value_dim {
+        let count = lanes.min(value_dim - weighing.column);
         // SAFETY: a vector of the row's sums, and elements of values that have them.
         unsafe {
-            let mut sum = simd.load(out);
+            let mut sum = simd.load(weighing.out);
             for (key, value) in weighing.values[..weighing.len].iter().enumerate() {
-                if column % (8 * lanes) == 0 {
-                    pacer.step(simd);
-                }
+                let value = value.wrapping_offset(weighing.to_columns());
+                weighing.ask(simd, value, lanes);
                 let weight = weighing.weights.add(key).read();
                 if weight != 0.0 {
-                    let value = value.wrapping_offset(weighing.offset + column as isize);
                     let value = if count == lanes {
                         P::Element::load(simd, value)
                     } else {
@@ -616,7 +611,9 @@ unsafe fn weigh_seen<P: Products>(
                     sum = simd.fma(simd.splat(weight), value, sum);
                 }
             }
-            simd.store(out, sum);
+            simd.store(weighing.out, sum);
+            weighing.out = weighing.out.add(lanes);
         }
+        weighing.column += lanes;
     }
 }

@@ -13,14 +13,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use omniflash_core::{AttentionProblem, DType, Result};
 
+use crate::decode;
 use crate::isa::Isa;
 use crate::mask::LoweredMask;
 use crate::rows::{KeyValues, LogSumExp, Rows, Sequence, sequences, sinks};
 use crate::score::Scores;
-use crate::scratch::{with_scratch, with_workspace};
+use crate::scratch::{List, with_scratch, with_workspace};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx512, PairKernel};
 use crate::simd::{Kernel, Simd, Storage, dispatch};
+use crate::threads::on_threads;
 
 mod operands;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
@@ -48,6 +50,8 @@ pub(crate) struct Tiling {
     pub(crate) sizes: Sizes,
     /// Pieces of each sequence's keys.
     pub(crate) pieces: usize,
+    /// Whether sequences with few rows are left to other kernels.
+    pub(crate) leaves_short: bool,
 }
 
 /// Everything that the tasks of one call share.
@@ -56,8 +60,8 @@ pub(crate) struct Call<'p, T> {
     kv: KeyValues<'p, T>,
     out: Rows<T>,
     lse: Option<LogSumExp>,
-    sinks: Vec<f32>,
-    sequences: Vec<Sequence>,
+    sinks: List<f32>,
+    sequences: List<Sequence>,
     mask: LoweredMask<'p>,
     scores: Scores<'p>,
     head_dim: usize,
@@ -164,7 +168,7 @@ pub(crate) fn strip_rows(isa: Isa) -> usize {
     dispatch(isa, Rows)
 }
 
-/// Computes a problem by tiles.
+/// Computes a problem by tiles, or those of its sequences that are not [left](Tiling::leaves_short) to others.
 ///
 /// # Errors
 /// [`omniflash_core::Error::Value`] for lengths, offsets and ids out of range.
@@ -177,8 +181,11 @@ pub(crate) unsafe fn attention<T: Storage>(
     isa: Isa,
 ) -> Result<()> {
     let shape = problem.shape();
-    let sequences = sequences(problem)?;
-    if shape.is_empty() {
+    let mut sequences = sequences(problem)?;
+    if tiling.leaves_short {
+        sequences.retain(|sequence| !decode::is_short(sequence.q_len, shape.group_size()));
+    }
+    if shape.is_empty() || sequences.is_empty() {
         return Ok(());
     }
     let mask = LoweredMask::new(problem);
@@ -237,17 +244,7 @@ fn work_through<T: Storage>(call: &Call<'_, T>, tasks: &[Task], part: Part, isa:
     let next = AtomicUsize::new(0);
     let work =
         || with_scratch(call.sizes.words(), |memory| run_worker(call, tasks, part, isa, &next, memory));
-    let threads = if is_small { 1 } else { rayon::current_num_threads().min(tasks.len()) };
-    if threads < 2 {
-        return work();
-    }
-    // The caller is one of the workers, so that nothing waits for a thread to wake up.
-    rayon::in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| work());
-        }
-        work();
-    });
+    on_threads(if is_small { 1 } else { rayon::current_num_threads().min(tasks.len()) }, &work);
 }
 
 fn run_worker<T: Storage>(

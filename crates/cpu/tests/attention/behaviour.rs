@@ -84,6 +84,66 @@ fn results_are_bitwise_the_same_for_any_number_of_threads_and_strips() {
     }
 }
 
+#[test]
+fn a_sequence_is_bitwise_the_same_alone_and_beside_longer_ones() {
+    // Rows of queries and keys: what is new of two prompts, and single rows that continue others.
+    let lengths = [(1, 90), (70, 70), (1, 700), (2, 33), (0, 40), (130, 300)];
+    let (heads, kv_heads, dim) = (6, 2, 40);
+    let total = |of: fn(&(usize, usize)) -> usize| lengths.iter().map(of).sum::<usize>();
+    let (rows, keys) = (total(|length| length.0), total(|length| length.1));
+    let q = normals(rows * heads * dim, 21);
+    let (k, v) = (normals(keys * kv_heads * dim, 22), normals(keys * kv_heads * dim, 23));
+    for isa in Isa::available() {
+        let attend = |chosen: std::ops::Range<usize>| -> Vec<f32> {
+            let offsets = |of: fn(&(usize, usize)) -> usize| -> Vec<i32> {
+                let mut sum = lengths[..chosen.start].iter().map(of).sum::<usize>();
+                let sums = lengths[chosen.clone()].iter().map(|length| {
+                    sum += of(length);
+                    sum as i32
+                });
+                std::iter::once(lengths[..chosen.start].iter().map(of).sum::<usize>() as i32)
+                    .chain(sums)
+                    .collect()
+            };
+            let (cu_seqlens_q, cu_seqlens_k) = (offsets(|length| length.0), offsets(|length| length.1));
+            let offsets_of = |offsets| TensorRef::from_slice(offsets, &[chosen.len() + 1]).unwrap();
+            let mut out = vec![f32::NAN; q.len()];
+            let problem = AttentionProblem::new(
+                Query::Ragged {
+                    q: TensorRef::from_slice(&q, &[rows, heads, dim]).unwrap(),
+                    cu_seqlens: offsets_of(&cu_seqlens_q),
+                    max_seqlen: None,
+                },
+                KvCache::Ragged {
+                    k: TensorRef::from_slice(&k, &[keys, kv_heads, dim]).unwrap(),
+                    v: TensorRef::from_slice(&v, &[keys, kv_heads, dim]).unwrap(),
+                    cu_seqlens: offsets_of(&cu_seqlens_k),
+                    max_seqlen: None,
+                },
+                TensorMut::from_slice(&mut out, &[rows, heads, dim]).unwrap(),
+                None,
+                &AttentionOptions::new().mask(Mask::Causal),
+            )
+            .unwrap();
+            run(&CpuBackend::with_isa(isa).unwrap(), &problem, &Stream::host()).unwrap();
+            drop(problem);
+            out
+        };
+        let together = attend(0..lengths.len());
+        let mut row = 0;
+        for (i, (q_len, _)) in lengths.iter().enumerate() {
+            let alone = attend(i..i + 1);
+            let elements = row * heads * dim..(row + q_len) * heads * dim;
+            assert_eq!(
+                bits_of(&together[elements.clone()]),
+                bits_of(&alone[elements]),
+                "{isa}: sequence {i}"
+            );
+            row += q_len;
+        }
+    }
+}
+
 fn bits_of<T: Float>(out: &[T]) -> Vec<u32> {
     out.iter().map(|value| value.to_f32().to_bits()).collect()
 }

@@ -202,7 +202,8 @@ struct Extras {
 impl Extras {
     fn new(case: &Case, columns: usize, rows: usize, numbers: &mut Numbers) -> Self {
         let heads = case.kv_heads * case.group_size;
-        let scores = case.batch * heads * rows * columns;
+        // A bias that is the same for all rows has one even where there are none.
+        let scores = case.batch * heads * rows.max(1) * columns;
         let run = match &case.mask {
             MaskKind::Runs(run) => *run,
             _ => 13,
