@@ -206,4 +206,4 @@ fn the_peak_kernel_fills_reads_and_copies_all_of_its_memory() {
 
 const ARGUMENTS: u64 = size_of::<PeakParameters>() as u64;
 const NO_PEAK: PeakParameters =
-    PeakParameters { source: 0, target: 0, vectors: 0, rounds: 0, blocks: 0, unused: 0 };
+    PeakParameters { source: 0, target: 0, vectors: 0, rounds: 0, blocks: 0, never: 0xffb1_a5e5, unused: 0 };
