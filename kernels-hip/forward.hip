@@ -60,11 +60,11 @@ constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
 constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
 constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
 
-// On RDNA a long output leaves no registers for a long query.
+// On RDNA a long output leaves no registers for a long query, and the products of f32 are a loop over its chunks.
 #if OMNIFLASH_MFMA
 constexpr bool kHoldQuery = true;
 #else
-constexpr bool kHoldQuery = kHeadDim * sizeof(Element) <= 256;
+constexpr bool kHoldQuery = sizeof(Element) == 2 && kHeadDim <= 128;
 #endif
 using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
 using Scores = Accumulator[kKeyTiles];
