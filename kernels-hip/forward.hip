@@ -379,21 +379,29 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       block.load_values(value_stage, next);
     }
 
-    Scores s = {};
-    if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
-    if constexpr (kStages == 1) {
-      barrier();  // all waves have left the keys
-      const bool found = value_stage.store(kValuesAt, hides);
-      if (hides) store_flag(found);
-      barrier();
-      if (next < tiles.end) block.load_keys(key_stage, next);
-    }
-    if (opaque_uniform(active)) {
+    const auto attend = [&](Scores& s) {
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
       if (hides && any_flag()) add_non_finite(block, tile, s, o);
       Product::values<ValueTile>(o, s, kValuesAt);
+    };
+    if constexpr (kStages == 2) {
+      if (opaque_uniform(active)) {
+        // Only here, so that its zeros are a constant of the first products.
+        Scores s = {};
+        Product::scores<KeyTile>(s, query, kKeysAt);
+        attend(s);
+      }
+    } else {
+      Scores s = {};
+      if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
+      barrier();  // all waves have left the keys
+      const bool found = value_stage.store(kValuesAt, hides);
+      if (hides) store_flag(found);
+      barrier();
+      if (next < tiles.end) block.load_keys(key_stage, next);
+      if (opaque_uniform(active)) attend(s);
     }
     tile = next;
   }
