@@ -60,11 +60,11 @@ constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
 constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
 constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
 
-// On RDNA a long output leaves no registers for a long query.
+// On RDNA a long output leaves no registers for a long query, and the products of f32 are a loop over its chunks.
 #if OMNIFLASH_MFMA
 constexpr bool kHoldQuery = true;
 #else
-constexpr bool kHoldQuery = kHeadDim * sizeof(Element) <= 256;
+constexpr bool kHoldQuery = sizeof(Element) == 2 && kHeadDim <= 128;
 #endif
 using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
 using Scores = Accumulator[kKeyTiles];
@@ -379,21 +379,29 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       block.load_values(value_stage, next);
     }
 
-    Scores s = {};
-    if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
-    if constexpr (kStages == 1) {
-      barrier();  // all waves have left the keys
-      const bool found = value_stage.store(kValuesAt, hides);
-      if (hides) store_flag(found);
-      barrier();
-      if (next < tiles.end) block.load_keys(key_stage, next);
-    }
-    if (opaque_uniform(active)) {
+    const auto attend = [&](Scores& s) {
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
       if (hides && any_flag()) add_non_finite(block, tile, s, o);
       Product::values<ValueTile>(o, s, kValuesAt);
+    };
+    if constexpr (kStages == 2) {
+      if (opaque_uniform(active)) {
+        // Only here, so that its zeros are a constant of the first products.
+        Scores s = {};
+        Product::scores<KeyTile>(s, query, kKeysAt);
+        attend(s);
+      }
+    } else {
+      Scores s = {};
+      if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
+      barrier();  // all waves have left the keys
+      const bool found = value_stage.store(kValuesAt, hides);
+      if (hides) store_flag(found);
+      barrier();
+      if (next < tiles.end) block.load_keys(key_stage, next);
+      if (opaque_uniform(active)) attend(s);
     }
     tile = next;
   }

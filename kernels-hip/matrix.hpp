@@ -56,15 +56,33 @@ OMNIFLASH_DEVICE constexpr int slot_of(int row) {
 #endif
 }
 
-// A permutation of the eight chunks of a slot, under which chunks of the same number in eight consecutive slots lie in
-// different banks, and those of eight rows that are eight apart too.
+// Where a slot of eight chunks lies among the others, and a permutation of its chunks: chunks of the same number in
+// consecutive slots, and those of rows that are eight apart, then lie in different banks. Eight chunks cover the banks once,
+// on gfx950 sixteen. Both are linear over bits.
+OMNIFLASH_DEVICE constexpr int slot_place(int slot) {
+#if defined(__gfx950__)
+  return (slot & ~5) | (slot & 1) << 2 | (slot & 4) >> 2;
+#else
+  return slot;
+#endif
+}
 OMNIFLASH_DEVICE constexpr int chunk_permutation(int slot) {
-#if OMNIFLASH_MFMA
+#if defined(__gfx950__)
+  return ((slot ^ slot >> 6) & 1) | ((slot ^ slot >> 3) & 2) | ((slot >> 1 ^ slot >> 3) & 4);
+#elif OMNIFLASH_MFMA
   return (slot & 7) ^ (slot >> 4 & 3);
 #elif defined(__GFX11__)
   return (slot & 7) ^ (slot >> 4 & 3) << 1;
 #else
   return (slot & 7) ^ (slot >> 3 & 7);
+#endif
+}
+// The same where a slot has four chunks.
+OMNIFLASH_DEVICE constexpr int short_chunk_permutation(int slot) {
+#if defined(__gfx950__)
+  return slot >> 2 & 3;
+#else
+  return slot >> 1 & 3;
 #endif
 }
 

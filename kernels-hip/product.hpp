@@ -188,9 +188,16 @@ struct FloatProduct {
 
   template <class ValueTile, int kTiles, int kOutputs>
   static OMNIFLASH_DEVICE void values(Accumulator (&o)[kOutputs], const Accumulator (&p)[kTiles], int values) {
+    // A loop, or the code of a long output outgrows the instruction cache; so the weights move, and the first is taken.
+    constexpr int kWeights = kTiles * kAccumulators;
+    float weights[kWeights];
 #pragma unroll
-    for (int i = 0; i < kTiles * kAccumulators; ++i) {
-      const float own = result(p, i);
+    for (int i = 0; i < kWeights; ++i) weights[i] = result(p, i);
+#pragma unroll 1
+    for (int i = 0; i < kWeights; ++i) {
+      const float own = weights[0];
+#pragma unroll
+      for (int j = 0; j + 1 < kWeights; ++j) weights[j] = weights[j + 1];
       add<ValueTile>(o, own, ValueTile::chunk_at(values, result_row(i, lane_group()), 2 * lane_group()));
       add<ValueTile>(o, of_other_group(own),
                      ValueTile::chunk_at(values, result_row(i, 1 - lane_group()), 2 * lane_group()));

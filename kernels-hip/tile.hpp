@@ -175,17 +175,14 @@ struct TransposedTile {
   static_assert(kChunks >= 4 && kColumns % 16 == 0, "tiles of at least 32 keys");
 
   static OMNIFLASH_DEVICE constexpr int permutation(int slot) {
-    if constexpr (kChunks % 8 == 0) {
-      return chunk_permutation(slot);
-    } else {
-      return slot >> 1 & 3;
-    }
+    return kChunks % 8 == 0 ? chunk_permutation(slot) : short_chunk_permutation(slot);
   }
+  static OMNIFLASH_DEVICE constexpr int place(int slot) { return kChunks % 8 == 0 ? slot_place(slot) : slot; }
   // Slot and chunk each as a part that a lane brings and a part known when compiling, without common bits. The permutation
   // is linear over bits, so that the known parts cost an exclusive or at most, and few different ones.
   static OMNIFLASH_DEVICE int chunk_at(int base, int slot, int chunk, int more_slots = 0, int more_chunks = 0) {
-    const int mine = (slot * kChunks + (chunk ^ permutation(slot))) * 16;
-    return base + (mine ^ (more_chunks ^ permutation(more_slots)) * 16) + more_slots * kChunks * 16;
+    const int mine = (place(slot) * kChunks + (chunk ^ permutation(slot))) * 16;
+    return base + (mine ^ (more_chunks ^ permutation(more_slots)) * 16) + place(more_slots) * kChunks * 16;
   }
 
   // A unit of a thread: eight lanes cover 128 bytes of a row, sixteen of them all banks of two neighbouring keys' units.

@@ -62,6 +62,8 @@ pub struct Counters {
     pub lds_bytes_written: u64,
     /// Extra cycles in which lanes of one access wait for the same bank.
     pub lds_bank_conflicts: u64,
+    /// Those of reads.
+    pub lds_read_conflicts: u64,
     /// LDS accesses of a lane that are not a multiple of their own size.
     pub lds_split_accesses: u64,
     /// Barriers that a wave passed.
@@ -97,6 +99,7 @@ impl AddAssign for Counters {
         self.lds_bytes_read += other.lds_bytes_read;
         self.lds_bytes_written += other.lds_bytes_written;
         self.lds_bank_conflicts += other.lds_bank_conflicts;
+        self.lds_read_conflicts += other.lds_read_conflicts;
         self.lds_split_accesses += other.lds_split_accesses;
         self.barriers += other.barriers;
         self.waves += other.waves;

@@ -2,6 +2,7 @@
 
 mod codegen;
 mod kernels;
+mod performance;
 
 use clap::{Parser, Subcommand};
 
@@ -23,6 +24,15 @@ enum Task {
     /// Builds the kernels of a vendor's manifest and checks what the compiler made of them.
     #[command(subcommand)]
     Kernels(Vendor),
+    /// Counts on the emulator what can be known of the kernels' speed without a card.
+    #[command(subcommand)]
+    Performance(Counted),
+}
+
+#[derive(Subcommand)]
+enum Counted {
+    /// Writes `benches/results/hip-static.md`; needs clang, but no GPU and no ROCm.
+    Hip(performance::Options),
 }
 
 #[derive(Subcommand)]
@@ -38,5 +48,6 @@ fn main() -> anyhow::Result<()> {
         Task::Codegen { check } => codegen::run(check),
         Task::Kernels(Vendor::Cuda(options)) => kernels::run(&options),
         Task::Kernels(Vendor::Hip(options)) => kernels::hip::run(&options),
+        Task::Performance(Counted::Hip(options)) => performance::run(&options),
     }
 }

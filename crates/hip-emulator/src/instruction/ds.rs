@@ -398,7 +398,8 @@ impl LdsAccess {
     ) -> Result<(), Violation> {
         let addresses = self.addresses(wave, self.offsets[0]);
         let mut rows = [[0u8; 8]; LANES];
-        count_access(context, active, &addresses, 8, wave.target.lds_banks());
+        let extra = count_access(context, active, &addresses, 8, wave.target.lds_banks());
+        context.counters.lds_read_conflicts += extra;
         context.counters.lds_bytes_read += 8 * u64::from(active.count_ones());
         for lane in (0..LANES).filter(|lane| active >> lane & 1 == 1) {
             check_alignment(u64::from(addresses[lane]), 8, lane, "LDS transpose read")?;
@@ -435,14 +436,17 @@ pub(super) fn wide_value(wave: &Wave, register: u16, lane: usize, is_wide: bool)
     if is_wide { low | u64::from(wave.vector[at + 1][lane]) << 32 } else { low }
 }
 
-fn count_access(context: &mut Context<'_>, active: u64, addresses: &Lanes, bytes: u32, banks: usize) {
-    context.counters.lds_bank_conflicts += bank_conflicts::extra_cycles(addresses, active, bytes, banks);
+/// Counts what a load or store costs beyond its bytes; returns the extra cycles of bank conflicts.
+fn count_access(context: &mut Context<'_>, active: u64, addresses: &Lanes, bytes: u32, banks: usize) -> u64 {
+    let extra = bank_conflicts::extra_cycles(addresses, active, bytes, banks);
+    context.counters.lds_bank_conflicts += extra;
     if bytes > 4 {
         let is_split = |lane: &usize| {
             active >> lane & 1 == 1 && !addresses[*lane].is_multiple_of(bytes.next_power_of_two())
         };
         context.counters.lds_split_accesses += (0..LANES).filter(is_split).count() as u64;
     }
+    extra
 }
 
 fn load(
@@ -454,7 +458,8 @@ fn load(
     format: Format,
 ) -> Result<(), Violation> {
     let (bytes, by) = (format.bytes(), wave.accessor());
-    count_access(context, active, addresses, bytes, wave.target.lds_banks());
+    let extra = count_access(context, active, addresses, bytes, wave.target.lds_banks());
+    context.counters.lds_read_conflicts += extra;
     context.counters.lds_bytes_read += u64::from(active.count_ones()) * u64::from(bytes);
     let first = usize::from(register);
     let mut lanes = active;

@@ -124,7 +124,7 @@ fn build(
     Ok(problems)
 }
 
-fn tool(name: &str, option: &str, object: &Path) -> anyhow::Result<String> {
+pub(crate) fn tool(name: &str, option: &str, object: &Path) -> anyhow::Result<String> {
     let output = Command::new(name).arg(option).arg(object).output();
     let output = output.with_context(|| format!("starting {name}; Debian has it in llvm-22"))?;
     if !output.status.success() {
@@ -135,9 +135,9 @@ fn tool(name: &str, option: &str, object: &Path) -> anyhow::Result<String> {
 
 /// What the metadata of a code object with one kernel says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Notes {
+pub(crate) struct Notes {
     /// Vector registers, accumulators among them.
-    registers: u32,
+    pub(crate) registers: u32,
     /// Scalars kept in lanes of vector registers.
     scalar_spills: u32,
     /// Private memory of a thread: registers that went to memory.
@@ -150,7 +150,7 @@ struct Notes {
 }
 
 impl Notes {
-    fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
         let number = |key: &str| {
             let line = text.lines().find_map(|line| line.trim_start_matches([' ', '-']).strip_prefix(key));
             let value = line.with_context(|| format!("the notes name no {key}"))?;
