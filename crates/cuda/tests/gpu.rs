@@ -12,7 +12,7 @@ use omniflash_core::{
     Stream, Tensor,
 };
 use omniflash_testkit::append;
-use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
+use support::{Case, Keys, cases, errors, gpu, launch, with_dense_problem, with_problem};
 
 macro_rules! gpu_or_return {
     () => {
