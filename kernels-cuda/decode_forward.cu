@@ -259,11 +259,6 @@ struct Vectors {
   long long k_stride, v_stride;
 };
 
-// index * stride, for indices that are not negative.
-OMNIFLASH_DEVICE long long scaled(int index, long long stride) {
-  return static_cast<long long>(static_cast<unsigned>(index) * static_cast<unsigned long long>(stride));
-}
-
 // Where the slices of a warp are found. In pages the table is read one slice before it is needed.
 template <class Keys>
 struct Slices;
@@ -277,8 +272,7 @@ struct Slices<StridedKeys> {
   OMNIFLASH_DEVICE void look_up(int first, int) { first_key = first; }
   OMNIFLASH_DEVICE bool is_strided() const { return true; }
   OMNIFLASH_DEVICE Vectors vectors() const {
-    return {keys.k_base + scaled(first_key, keys.k_stride), keys.v_base + scaled(first_key, keys.v_stride), keys.k_stride,
-            keys.v_stride};
+    return {keys.k_base + first_key * keys.k_stride, keys.v_base + first_key * keys.v_stride, keys.k_stride, keys.v_stride};
   }
   OMNIFLASH_DEVICE long long mine() const { return 0; }
 };
@@ -293,25 +287,19 @@ struct Slices<PagedKeys> {
   OMNIFLASH_DEVICE void look_up(int first, int kv_len) {
     const int j = is_strided() ? first : first + lane_index() % kSlice;
     const int index = keys.page_shift >= 0 ? j >> keys.page_shift : j / keys.page_size;
-    page = j < kv_len ? keys.table[scaled(index, keys.table_stride)] : 0;
+    page = j < kv_len ? keys.table[index * keys.table_stride] : 0;
     in_page = j - index * keys.page_size;
   }
   // Whether a slice never crosses pages.
   OMNIFLASH_DEVICE bool is_strided() const { return keys.page_size % kSlice == 0; }
   OMNIFLASH_DEVICE Vectors vectors() const {
-    return {key(), value(), keys.k_stride, keys.v_stride};
+    return {keys.k_base + page * keys.k_page_stride + in_page * keys.k_stride,
+            keys.v_base + page * keys.v_page_stride + in_page * keys.v_stride, keys.k_stride, keys.v_stride};
   }
   // This lane's vector where slices do cross pages: lanes 0 to 15 have the keys, the others the values.
   OMNIFLASH_DEVICE long long mine() const {
-    return lane_index() < kSlice ? key() : value();
-  }
-
- private:
-  OMNIFLASH_DEVICE long long key() const {
-    return keys.k_base + scaled(page, keys.k_page_stride) + scaled(in_page, keys.k_stride);
-  }
-  OMNIFLASH_DEVICE long long value() const {
-    return keys.v_base + scaled(page, keys.v_page_stride) + scaled(in_page, keys.v_stride);
+    return lane_index() < kSlice ? keys.k_base + page * keys.k_page_stride + in_page * keys.k_stride
+                                 : keys.v_base + page * keys.v_page_stride + in_page * keys.v_stride;
   }
 };
 
@@ -636,8 +624,9 @@ struct ClusterParts {
 };
 
 // Joins the parts of an item in their order, and writes the quads first, first + step, ... of its rows.
-template <int kAtOnce, class Source>
+template <class Source>
 OMNIFLASH_DEVICE void join_parts(const Block& block, int count, int first, int step, const Source& source) {
+  constexpr int kAtOnce = 8;
 #pragma unroll 1
   for (int i = first; i < block.rows.num_rows * kQuads; i += step) {
     const int row = i / kQuads, quad = i % kQuads;
@@ -683,11 +672,11 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const In
   join_warps(block, parts);
   if constexpr (kCluster > 1) {
     cluster_barrier();
-    join_parts<minimum(kCluster, 8)>(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads, ClusterParts{});
+    join_parts(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads, ClusterParts{});
     cluster_barrier();  // others may still read this block's sums
   } else {
     if (parts.count > 1 && is_last(block, parts)) {
-      join_parts<16>(block, parts.count, thread_index(), kThreads, WorkspaceParts{block, parts});
+      join_parts(block, parts.count, thread_index(), kThreads, WorkspaceParts{block, parts});
     }
     barrier();  // the next segment copies over the sums
   }

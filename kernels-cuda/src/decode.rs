@@ -73,12 +73,10 @@ impl DecodeConfig {
         };
         let half = (shared_memory_limit + RESERVED_BYTES) / 2 - RESERVED_BYTES;
         let fits = |config: &DecodeConfig, bytes: usize| config.shared_memory_bytes() <= bytes;
-        // Two blocks of a multiprocessor, so that one loads where the other begins or ends an item; of wide rows with
-        // half as many warps.
-        for (warps, stages) in (3..=8).rev().map(|stages| (4, stages)).chain((wide > 128).then_some((2, 3))) {
-            let two = config(warps, stages);
-            let is_enough = stages == 3 || 2 * (stages - 1) * two.slot_bytes() < 2 * ENOUGH_BYTES;
-            if two.can_fill() && is_enough && fits(&two, half) {
+        // Two blocks of a multiprocessor, so that one loads where the other begins or ends an item.
+        for stages in (3..=8).rev() {
+            let two = config(4, stages);
+            if fits(&two, half) && (stages == 3 || 2 * (stages - 1) * two.slot_bytes() < 2 * ENOUGH_BYTES) {
                 return Some(two);
             }
         }
