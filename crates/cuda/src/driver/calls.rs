@@ -243,8 +243,7 @@ unsafe impl Driver for Context {
         // SAFETY: `width` is writable, the function of a loaded module.
         unsafe { self.api().cuFuncGetAttribute(&raw mut width, attribute, function) }?;
         if width > PORTABLE_CLUSTER {
-            let attribute =
-                CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as u32;
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as u32;
             // SAFETY: as above.
             unsafe { self.api().cuFuncSetAttribute(function, attribute, 1) }?;
         }
