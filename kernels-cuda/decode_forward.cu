@@ -10,17 +10,23 @@
 //   | block 0 | block 1 | block 2 | block 3 | ..     with an item joins its segments, in their order.
 //
 // With num_workers blocks the cut is made from the lengths on the device, by every block alike; with num_workers = 0
-// block (i, p) does partition p of num_partitions equal ones of item i, whatever else is in the batch.
-// Shared memory: [ Q | of each warp: slots 0 .. kStages - 1 of K and V ]; where warps meet, over the same from the start,
-// [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp ].
+// block (i, p) does partition p of num_partitions equal ones of item i, whatever else is in the batch. With kCluster > 1
+// the partitions of an item are the blocks of a cluster instead, and its parts are joined from their shared memory.
 //
-// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kStages and
-// kVectorLoads.
+// Shared memory: [ Q | of each warp: slots 0 .. kStages - 1 of K and V ]; where warps meet, over the same from the start,
+// [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp, then of each row ].
+//
+// Code that runs once costs more than the same in a loop: what stands between the start and the first copies is kept
+// short, and what can wait is done while they are under way.
+//
+// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kStages,
+// kVectorLoads and kCluster (1 before sm_90).
 
 #include "omniflash/keys.hpp"
 #include "omniflash/masks.hpp"
 #include "omniflash/schedule.hpp"
 #include "fragments.hpp"
+#include "sm90/cluster.hpp"
 #include "instance.hpp"
 
 namespace omniflash {
@@ -36,15 +42,19 @@ static_assert(kBlockM % 16 == 0 && kStages >= 2, "whole fragments, and a slot to
 // Fewer tiles than this are not worth a block of their own.
 constexpr unsigned kLeastTiles = 2;
 
-using RowsOfHeadDim = SharedTile<Element, kHeadDim>;
-using RowsOfValueDim = SharedTile<Element, kValueDim>;
+using RowsOfHeadDim = PaddedTile<Element, kHeadDim>;
+using RowsOfValueDim = PaddedTile<Element, kValueDim>;
 using Scores = float[kFragments][kN][4];
 using Output = float[kFragments][kV][4];
 using Softmax = SoftmaxRow[kFragments][2];
 
-constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kRowBytes;
-constexpr unsigned kKeyBytes = kSlice * RowsOfHeadDim::kRowBytes;
-constexpr unsigned kSlotBytes = kKeyBytes + kSlice * RowsOfValueDim::kRowBytes;
+constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kPitchBytes;
+constexpr unsigned kKeyBytes = kSlice * RowsOfHeadDim::kPitchBytes;
+constexpr unsigned kSlotBytes = kKeyBytes + kSlice * RowsOfValueDim::kPitchBytes;
+
+// Rows of sums are apart by eight banks.
+constexpr int kPitch = kValueDim + 8, kQuads = kValueDim / 4;
+constexpr unsigned kStates = 4 * kWarps * kBlockM * kPitch;
 
 OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
 OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
@@ -54,34 +64,42 @@ OMNIFLASH_DEVICE unsigned slot_address(int slot) {
 OMNIFLASH_DEVICE RowsOfHeadDim key_slice(int slot) { return {slot_address(slot)}; }
 OMNIFLASH_DEVICE RowsOfValueDim value_slice(int slot) { return {slot_address(slot) + kKeyBytes}; }
 
-// Rows of sums are apart by eight banks.
-constexpr int kPitch = kValueDim + 8;
 OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
   return shared_memory() + 4 * ((warp * kBlockM + row) * kPitch + column);
 }
+// Of a warp, or with kWarps of the block.
 OMNIFLASH_DEVICE unsigned state_address(int warp, int row) {
-  return shared_memory() + 4 * (kWarps * kBlockM * kPitch) + 8 * (warp * kBlockM + row);
+  return shared_memory() + kStates + 8 * (warp * kBlockM + row);
 }
 
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 
 using Tiles = KeyTiles<MaskType>;
 
+struct alignas(16) Chunk {
+  unsigned words[4];
+};
+
 // What one block works on: all rows of a sequence that share a key head.
 struct Block {
   const AttentionParameters& parameters;
   const Functors<MaskType, ScoreModType>& functors;
   Sequence sequence;
+  int head_tile;
   RowTile rows;
+  int inverse_heads;  // 2^16 / heads, rounded up
   float scale;   // of scores before mask and modification; 1 where it is folded
   float factor;  // of scores in the exponential
 
-  OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors, int batch,
-                         int head_tile)
+  OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                         const Sequence& sequence, int head_tile)
       : parameters(parameters),
         functors(functors),
-        sequence(parameters, batch),
-        rows(parameters, Work{batch, head_tile * static_cast<int>(parameters.heads_per_tile), 0}, sequence, kBlockM) {
+        sequence(sequence),
+        head_tile(head_tile),
+        rows(parameters, Work{sequence.batch, head_tile * static_cast<int>(parameters.heads_per_tile), 0}, sequence,
+             kBlockM),
+        inverse_heads(0xffff / rows.heads + 1) {
     // The largest score is the largest product only under a positive factor.
     const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
     scale = folded ? 1.0f : parameters.softmax_scale;
@@ -95,27 +113,37 @@ struct Block {
     return Tiles(functors.mask, sequence, queries, rows.heads, kBlockN);
   }
 
+  // Query and head of a row, by multiplication: rows are few.
+  OMNIFLASH_DEVICE int query(int row) const { return row * inverse_heads >> 16; }
+  OMNIFLASH_DEVICE int head(int row) const { return rows.first_head + row - query(row) * rows.heads; }
+
   // Row of an accumulator's fragment and half in the sequence; past the end, the last.
   OMNIFLASH_DEVICE int row(int fragment, int half) const {
     return minimum(16 * fragment + 8 * half + lane_index() / 4, rows.num_rows - 1);
   }
   OMNIFLASH_DEVICE ScoreIndex index(int row) const {
-    const int query = rows.query(row);
-    return ScoreIndex{sequence.batch, rows.head(row), query, sequence.start + query, 0};
+    const int query = this->query(row);
+    return ScoreIndex{sequence.batch, head(row), query, sequence.start + query, 0};
   }
 
-  struct QueryWalker {
-    const Block& block;
-    int row;
-    OMNIFLASH_DEVICE void advance(int rows) { row += rows; }
-    OMNIFLASH_DEVICE const Element* at(bool valid) const {
-      const int i = valid ? row : 0;
-      return block.sequence.template row<const Element>(block.parameters.q, is_ragged(block.parameters),
-                                                        block.rows.query(i), block.rows.head(i));
-    }
-  };
+  // Through registers: groups of asynchronous copies are for keys and values.
   OMNIFLASH_DEVICE void copy_queries() const {
-    fill_tile<kThreads, kBlockM, kVectorLoads, 1>(query_tile(), parameters.head_dim, rows.num_rows, QueryWalker{*this, 0});
+    constexpr int kChunks = RowsOfHeadDim::kChunks, kElements = RowsOfHeadDim::kChunkElements;
+    const int columns = parameters.head_dim;
+#pragma unroll 2
+    for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
+      const int row = i / kChunks, chunk = i % kChunks, column = chunk * kElements;
+      const bool valid = row < rows.num_rows;
+      const int some = valid ? row : 0;
+      const Element* from = sequence.template row<const Element>(parameters.q, is_ragged(parameters), query(some), head(some));
+      if constexpr (kVectorLoads) {
+        Chunk words{};
+        if (valid && column < columns) words = *reinterpret_cast<const Chunk*>(from + column);
+        store_shared_16(query_tile().chunk(row, chunk), words.words);
+      } else {
+        fill_chunk<false>(query_tile().chunk(row, chunk), from, column, columns, valid);
+      }
+    }
   }
 };
 
@@ -131,12 +159,14 @@ OMNIFLASH_DEVICE unsigned warp_scan(unsigned word) {
   return word;
 }
 
-// The tiles of keys that every item of a sequence counts as, and where they begin. A sequence whose rows see no key counts
-// one, for its rows are written; one without rows here counts none.
+// A sequence with the tiles of keys that every item of it counts as, and where they begin. A sequence whose rows see no
+// key counts one, for its rows are written; one without rows here counts none.
 struct Extent {
+  Sequence sequence;
   int begin, count;
 
-  OMNIFLASH_DEVICE explicit Extent(const Block& block) : begin(0), count(0) {
+  Extent() = default;
+  OMNIFLASH_DEVICE explicit Extent(const Block& block) : sequence(block.sequence), begin(0), count(0) {
     if (!block.is_ours()) return;
     if constexpr (head_invariant<MaskType>) {
       const Tiles tiles = block.key_tiles();
@@ -146,6 +176,20 @@ struct Extent {
       count = ceil_divide(block.sequence.kv_len, kBlockN);
     }
     count = maximum(count, 1);
+  }
+  // That of a lane.
+  OMNIFLASH_DEVICE Extent of_lane(int lane) const {
+    const auto word = [&](int mine) { return static_cast<int>(from_lane(static_cast<unsigned>(mine), lane)); };
+    Extent extent;
+    extent.sequence.batch = word(sequence.batch);
+    extent.sequence.q_len = word(sequence.q_len);
+    extent.sequence.kv_len = word(sequence.kv_len);
+    extent.sequence.start = word(sequence.start);
+    // Only ragged rows are found by it, and there it is one of the offsets.
+    extent.sequence.q_base = word(static_cast<int>(sequence.q_base));
+    extent.begin = word(begin);
+    extent.count = word(count);
+    return extent;
   }
 };
 
@@ -160,102 +204,141 @@ struct Parts {
   OMNIFLASH_DEVICE int slot(int part) const { return part == 0 ? first : second + (part - 1) * step; }
 };
 
-struct Segment {
-  int begin, end;  // tiles, from the item's first
-  Parts parts;
-};
-
 // The line of all items cut into runs of equal length, one a worker.
 struct Line {
-  unsigned total, workers, run, longer;  // the first `longer` runs have one tile more
+  unsigned workers, run, longer;  // the first `longer` runs have one tile more
 
-  OMNIFLASH_DEVICE Line(unsigned total, unsigned num_workers) : total(total) {
+  Line() = default;
+  OMNIFLASH_DEVICE Line(unsigned total, unsigned num_workers) {
     workers = maximum(minimum(num_workers, total / kLeastTiles), 1u);
     run = total / workers;
-    longer = total % workers;
+    longer = total - run * workers;
   }
   OMNIFLASH_DEVICE unsigned begin(unsigned worker) const { return worker * run + minimum(worker, longer); }
   OMNIFLASH_DEVICE unsigned worker_of(unsigned tile) const {
     const unsigned in_longer = longer * (run + 1);
     return tile < in_longer ? tile / (run + 1) : longer + (tile - in_longer) / run;
   }
-  // Of an item that occupies item..item + count, what worker does from `from` to `to`.
-  OMNIFLASH_DEVICE Segment segment(unsigned worker, unsigned item, unsigned count, unsigned from, unsigned to) const {
-    Segment segment{static_cast<int>(from - item), static_cast<int>(to - item), Parts{1, 0, 0, 0, 2, 0}};
-    if (segment.begin == 0 && to - item == count) return segment;
+  // Of an item that begins at tile `item` and has `count`, what worker does from its tile `from` to `to`.
+  OMNIFLASH_DEVICE Parts parts(unsigned worker, unsigned item, unsigned count, unsigned from, unsigned to) const {
+    const bool begins = from == 0, ends = to == count;
+    if (begins && ends) return Parts{1, 0, 0, 0, 2, 0};
     // A worker cuts at most two items: it continues one (slot 2 w), and begins one (slot 2 w + 1).
-    const unsigned first = worker_of(item), last = worker_of(item + count - 1);
-    segment.parts = Parts{static_cast<int>(last - first + 1), static_cast<int>(2 * worker + (from == item)),
-                          static_cast<int>(2 * first + 1),    static_cast<int>(2 * first + 2),
-                          2,                                  static_cast<int>(first)};
-    return segment;
+    const unsigned first = begins ? worker : worker_of(item), last = ends ? worker : worker_of(item + count - 1);
+    return Parts{static_cast<int>(last - first + 1), static_cast<int>(2 * worker + begins),
+                 static_cast<int>(2 * first + 1),    static_cast<int>(2 * first + 2),
+                 2,                                  static_cast<int>(first)};
   }
 };
 
-// Partition block_index_y() of item block_index_x().
-OMNIFLASH_DEVICE Segment partition_of(int count, int partitions) {
-  const int item = block_index_x(), partition = block_index_y(), run = ceil_divide(count, partitions);
-  const int begin = minimum(partition * run, count), slot = item * partitions;
-  return Segment{begin, minimum(begin + run, count), Parts{partitions, slot + partition, slot, slot + 1, 1, item}};
+// Of an item that is cut into equal partitions.
+OMNIFLASH_DEVICE Parts partition_of(const AttentionParameters& parameters, int item, int partition) {
+  const int count = parameters.num_partitions, slot = item * count;
+  return Parts{count, slot + partition, slot, slot + 1, 1, item};
 }
+
+// Up to 32 sequences from `first` on, one a lane, and the tiles of all their items.
+struct Group {
+  Extent extent;
+  unsigned until, all;  // tiles up to this lane's sequence, and of the group
+
+  OMNIFLASH_DEVICE Group(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                         unsigned head_tiles, int first, int sequences)
+      : extent(Block(parameters, functors, Sequence(parameters, first + minimum(lane_index(), sequences - 1)), 0)) {
+    until = head_tiles * extent.count;
+    if (sequences > 1) until = warp_scan(lane_index() < sequences ? until : 0);
+    all = from_lane(until, 31);
+  }
+};
 
 // ---- keys and values on their way
 
-// Where the 16 vectors of a slice begin, in elements from the tensor's first. In pages each lane looks one up, of keys
-// (lanes 0 to 15) or of values, one slice before it is needed.
+// Where one slice of keys and of values lies, in elements from the tensor's first, with the stride between its vectors.
+struct Vectors {
+  long long k, v;
+  long long k_stride, v_stride;
+};
+
+// Where the slices of a warp are found. In pages the table is read one slice before it is needed.
 template <class Keys>
-struct SliceAddresses;
+struct Slices;
 
 template <>
-struct SliceAddresses<StridedKeys> {
+struct Slices<StridedKeys> {
   const StridedKeys& keys;
   int first_key;
 
-  OMNIFLASH_DEVICE explicit SliceAddresses(const StridedKeys& keys) : keys(keys), first_key(0) {}
+  OMNIFLASH_DEVICE explicit Slices(const StridedKeys& keys) : keys(keys), first_key(0) {}
   OMNIFLASH_DEVICE void look_up(int first, int) { first_key = first; }
+  OMNIFLASH_DEVICE bool is_strided() const { return true; }
+  OMNIFLASH_DEVICE Vectors vectors() const {
+    return {keys.k_base + first_key * keys.k_stride, keys.v_base + first_key * keys.v_stride, keys.k_stride, keys.v_stride};
+  }
   OMNIFLASH_DEVICE long long mine() const { return 0; }
-  OMNIFLASH_DEVICE long long key(long long, int row) const { return keys.k_base + (first_key + row) * keys.k_stride; }
-  OMNIFLASH_DEVICE long long value(long long, int row) const { return keys.v_base + (first_key + row) * keys.v_stride; }
 };
 
 template <>
-struct SliceAddresses<PagedKeys> {
+struct Slices<PagedKeys> {
   const PagedKeys& keys;
-  int page, in_page;
+  int page, in_page;  // of the key first + lane % 16
 
-  OMNIFLASH_DEVICE explicit SliceAddresses(const PagedKeys& keys) : keys(keys), page(0), in_page(0) {}
+  OMNIFLASH_DEVICE explicit Slices(const PagedKeys& keys) : keys(keys), page(0), in_page(0) {}
   // Entries of keys that do not exist are not read; their rows are not either.
   OMNIFLASH_DEVICE void look_up(int first, int kv_len) {
-    const int j = first + lane_index() % kSlice;
+    const int j = is_strided() ? first : first + lane_index() % kSlice;
     const int index = keys.page_shift >= 0 ? j >> keys.page_shift : j / keys.page_size;
     page = j < kv_len ? keys.table[index * keys.table_stride] : 0;
     in_page = j - index * keys.page_size;
   }
+  // Whether a slice never crosses pages.
+  OMNIFLASH_DEVICE bool is_strided() const { return keys.page_size % kSlice == 0; }
+  OMNIFLASH_DEVICE Vectors vectors() const {
+    return {keys.k_base + page * keys.k_page_stride + in_page * keys.k_stride,
+            keys.v_base + page * keys.v_page_stride + in_page * keys.v_stride, keys.k_stride, keys.v_stride};
+  }
+  // This lane's vector where slices do cross pages: lanes 0 to 15 have the keys, the others the values.
   OMNIFLASH_DEVICE long long mine() const {
     return lane_index() < kSlice ? keys.k_base + page * keys.k_page_stride + in_page * keys.k_stride
                                  : keys.v_base + page * keys.v_page_stride + in_page * keys.v_stride;
   }
-  OMNIFLASH_DEVICE static long long of_lane(long long mine, int lane) {
-    const unsigned high = from_lane(static_cast<unsigned>(mine >> 32), lane);
-    const unsigned low = from_lane(static_cast<unsigned>(mine), lane);
-    return static_cast<long long>(static_cast<unsigned long long>(high) << 32 | low);
-  }
-  OMNIFLASH_DEVICE long long key(long long mine, int row) const { return of_lane(mine, row); }
-  OMNIFLASH_DEVICE long long value(long long mine, int row) const { return of_lane(mine, kSlice + row); }
 };
 
-// Fills one slice with the lanes of a warp; rows from num_valid on become zeros, whatever lies there.
-template <int kColumns, class OffsetOf>
-OMNIFLASH_DEVICE void fill_slice(const SharedTile<Element, kColumns>& slice, const void* data, int columns, int num_valid,
-                                 const OffsetOf& offset_of) {
-  using Tile = SharedTile<Element, kColumns>;
-  // Opaque, so that addresses are made here and do not stay in registers, of which there are too few.
-  const int lane = opaque(lane_index());
-#pragma unroll 4
-  for (int pass = 0; pass < kSlice * Tile::kChunks / 32; ++pass) {
-    const int i = 32 * pass + lane, row = i / Tile::kChunks, chunk = i % Tile::kChunks;
-    const Element* vector = static_cast<const Element*>(data) + offset_of(row);
-    fill_chunk<kVectorLoads>(slice.chunk(row, chunk), vector, chunk * Tile::kChunkElements, columns, row < num_valid);
+// The word pair of a lane.
+OMNIFLASH_DEVICE long long offset_from_lane(long long mine, int lane) {
+  const unsigned high = from_lane(static_cast<unsigned>(mine >> 32), lane);
+  const unsigned low = from_lane(static_cast<unsigned>(mine), lane);
+  return static_cast<long long>(static_cast<unsigned long long>(high) << 32 | low);
+}
+
+// How the lanes of a warp share a slice: kLanes neighbours take a row together, kRows rows at a time.
+template <int kChunks>
+struct Lanes {
+  static constexpr int kLanes = minimum(kChunks & -kChunks, 32), kRows = 32 / kLanes, kPasses = kChunks / kLanes;
+};
+
+// Fills one slice with the lanes of a warp; rows from num_valid on become zeros, whatever lies there. The vector of a row is
+// `first` + row * stride, or with kGather where the lane first_lane + row says.
+template <bool kGather, int kColumns>
+OMNIFLASH_DEVICE void fill_slice(const PaddedTile<Element, kColumns>& slice, const void* data, long long first,
+                                 long long stride, int first_lane, int columns, int num_valid) {
+  using Tile = PaddedTile<Element, kColumns>;
+  using Split = Lanes<Tile::kChunks>;
+  const int first_row = lane_index() / Split::kLanes, first_chunk = lane_index() % Split::kLanes;
+  const Element* vector = static_cast<const Element*>(data) + first_chunk * Tile::kChunkElements;
+  if constexpr (!kGather) vector += first + first_row * stride;
+  const unsigned to = slice.chunk(first_row, first_chunk);
+#pragma unroll
+  for (int row = 0; row < kSlice; row += Split::kRows) {
+    const Element* from = vector;
+    if constexpr (kGather) from += offset_from_lane(first, first_lane + first_row + row);
+#pragma unroll
+    for (int pass = 0; pass < Split::kPasses; ++pass) {
+      const int chunk = pass * Split::kLanes, column = (first_chunk + chunk) * Tile::kChunkElements;
+      const unsigned at = to + row * Tile::kPitchBytes + 16 * chunk;
+      const Element* start = from + chunk * Tile::kChunkElements - column;  // fill_chunk adds it again
+      fill_chunk<kVectorLoads>(at, start, column, columns, first_row + row < num_valid);
+    }
+    if constexpr (!kGather) vector += Split::kRows * stride;
   }
 }
 
@@ -264,11 +347,11 @@ struct Pipeline {
   const Block& block;
   const Keys& keys;
   Tiles tiles;  // of the segment
-  SliceAddresses<Keys> addresses;
+  Slices<Keys> slices;
   int ahead;  // the tile to be copied next
 
   OMNIFLASH_DEVICE Pipeline(const Block& block, const Keys& keys, const Tiles& tiles)
-      : block(block), keys(keys), tiles(tiles), addresses(keys) {
+      : block(block), keys(keys), tiles(tiles), slices(keys) {
     advance(tiles.begin);
   }
 
@@ -276,16 +359,21 @@ struct Pipeline {
   OMNIFLASH_DEVICE void advance(int from) {
     TileStatus status;
     ahead = tiles.next(from, status);
-    if (ahead < tiles.end) addresses.look_up(first_key(ahead), block.sequence.kv_len);
+    if (ahead < tiles.end) slices.look_up(first_key(ahead), block.sequence.kv_len);
   }
   OMNIFLASH_DEVICE void copy(int slot) {
     if (ahead < tiles.end) {
       const int num_valid = block.sequence.kv_len - first_key(ahead);
-      const long long mine = addresses.mine();
-      fill_slice(key_slice(slot), keys.k, block.parameters.head_dim, num_valid,
-                 [&](int row) { return addresses.key(mine, row); });
-      fill_slice(value_slice(slot), keys.v, block.parameters.value_dim, num_valid,
-                 [&](int row) { return addresses.value(mine, row); });
+      const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim;
+      if (slices.is_strided()) {
+        const Vectors vectors = slices.vectors();
+        fill_slice<false>(key_slice(slot), keys.k, vectors.k, vectors.k_stride, 0, head_dim, num_valid);
+        fill_slice<false>(value_slice(slot), keys.v, vectors.v, vectors.v_stride, 0, value_dim, num_valid);
+      } else {
+        const long long mine = slices.mine();
+        fill_slice<true>(key_slice(slot), keys.k, mine, 0, 0, head_dim, num_valid);
+        fill_slice<true>(value_slice(slot), keys.v, mine, 0, kSlice, value_dim, num_valid);
+      }
       advance(ahead + 1);
     }
     copy_commit();
@@ -294,25 +382,26 @@ struct Pipeline {
 
 OMNIFLASH_DEVICE int next_slot(int slot) { return slot == kStages - 1 ? 0 : slot + 1; }
 
-// This warp's keys of a segment.
-OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, Softmax& softmax, Output& o) {
-  block.copy_queries();
-  copy_commit();
+// This warp's keys of a segment. `meanwhile` is called while the first copies are under way.
+template <class Meanwhile>
+OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, Softmax& softmax, Output& o,
+                             const Meanwhile& meanwhile) {
   Pipeline pipeline(block, keys, tiles);
   TileStatus status;
   int tile = tiles.next(tiles.begin, status), filled = 0;
 #pragma unroll 1
-  for (int slot = 0, to_fill = 0; tile < tiles.end;) {
+  for (int slot = 0, to_fill = 0;;) {
     pipeline.copy(to_fill);
     to_fill = next_slot(to_fill);
     if (++filled < kStages) continue;
-    copy_wait<kStages - 1>();
-    // This slice has landed; with the first one, the queries of all warps have.
     if (filled == kStages) {
-      barrier();
-    } else {
-      warp_barrier();
+      block.copy_queries();
+      meanwhile();
+      barrier();  // the queries are there
     }
+    if (tile >= tiles.end) break;
+    copy_wait<kStages - 1>();
+    warp_barrier();  // this slice has landed
 
     const int first_key = Pipeline::first_key(tile);
     if (first_key < block.sequence.kv_len) {
@@ -344,6 +433,17 @@ struct alignas(16) Quad {
   float values[4];
 };
 
+// A row so far, or what a warp or a block has of it: the sum of exp2(score * factor - offset) over its keys. Without keys
+// the offset is -inf.
+struct alignas(8) RowState {
+  float offset, sum;
+};
+
+// exp2(offset - largest), 0 for offset -inf whatever the largest.
+OMNIFLASH_DEVICE float weight_of(float offset, float largest) {
+  return exp2(offset - (largest == -kInfinity ? 0.0f : largest));
+}
+
 OMNIFLASH_DEVICE Quad load_shared_quad(unsigned from) {
   unsigned words[4];
   load_shared_16(words, from);
@@ -352,11 +452,17 @@ OMNIFLASH_DEVICE Quad load_shared_quad(unsigned from) {
   for (int i = 0; i < 4; ++i) quad.values[i] = __builtin_bit_cast(float, words[i]);
   return quad;
 }
+OMNIFLASH_DEVICE RowState load_shared_state(unsigned from) {
+  return {__builtin_bit_cast(float, load_shared_4(from)), __builtin_bit_cast(float, load_shared_4(from + 4))};
+}
+OMNIFLASH_DEVICE void store_shared_state(unsigned to, const RowState& state) {
+  store_shared_8(to, __builtin_bit_cast(unsigned, state.offset), __builtin_bit_cast(unsigned, state.sum));
+}
 
 // Writes four neighbours of a row of the output, and with the first of them the row's lse.
 OMNIFLASH_DEVICE void store_result(const Block& block, int row, int column, const Quad& quad, float lse) {
   const bool ragged = is_ragged(block.parameters);
-  const int query = block.rows.query(row), head = block.rows.head(row), columns = block.parameters.value_dim;
+  const int query = block.query(row), head = block.head(row), columns = block.parameters.value_dim;
   Element* out = block.sequence.template row<Element>(block.parameters.out, ragged, query, head) + column;
   if constexpr (kVectorLoads) {
     struct alignas(4 * sizeof(Element)) Four {
@@ -376,11 +482,13 @@ OMNIFLASH_DEVICE void store_result(const Block& block, int row, int column, cons
   }
 }
 
-OMNIFLASH_DEVICE float* partial_lse(const Block& block, int slot, int row) {
-  return static_cast<float*>(block.parameters.partial_lse) + (static_cast<long long>(slot) * kBlockM + row);
+// Parts in the workspace.
+OMNIFLASH_DEVICE RowState* partial_state(const Block& block, int slot, int row) {
+  return static_cast<RowState*>(block.parameters.partial_lse) + (static_cast<long long>(slot) * kBlockM + row);
 }
-OMNIFLASH_DEVICE float* partial_out(const Block& block, int slot, int row) {
-  return static_cast<float*>(block.parameters.partial_out) + (static_cast<long long>(slot) * kBlockM + row) * kValueDim;
+OMNIFLASH_DEVICE Quad* partial_quad(const Block& block, int slot, int row, int quad) {
+  return static_cast<Quad*>(block.parameters.partial_out) +
+         ((static_cast<long long>(slot) * kBlockM + row) * kQuads + quad);
 }
 
 // Leaves each warp's sums in shared memory, where all can read them.
@@ -395,8 +503,8 @@ OMNIFLASH_DEVICE void publish(const Block& block, const Softmax& softmax, const 
       const float sum = quad_sum(state.sum);
       if (row >= block.rows.num_rows) continue;
       if (lane_index() % 4 == 0) {
-        store_shared_8(state_address(warp_index(), row), __builtin_bit_cast(unsigned, state.offset(block.factor)),
-                       __builtin_bit_cast(unsigned, sum));
+        store_shared_state(state_address(warp_index(), row),
+                           {state.max == -kInfinity ? -kInfinity : state.offset(block.factor), sum});
       }
 #pragma unroll
       for (int n = 0; n < kV; ++n) {
@@ -408,148 +516,148 @@ OMNIFLASH_DEVICE void publish(const Block& block, const Softmax& softmax, const 
   barrier();
 }
 
-// Joins the warps' sums in the order of warps: the result of a whole item, or a part in the workspace.
-OMNIFLASH_DEVICE void join_warps(const Block& block, const Parts& parts) {
-  const bool whole = parts.count == 1;
-#pragma unroll 1
-  for (int i = thread_index(); i < block.rows.num_rows * (kValueDim / 4); i += kThreads) {
-    const int row = i / (kValueDim / 4), column = i % (kValueDim / 4) * 4;
-    float offsets[kWarps], sums[kWarps], offset = -kInfinity, sum = 0.0f;
+// A sum of quads with weights, and what they are weighed by.
+struct Joined {
+  RowState state{-kInfinity, 0.0f};
+  Quad total{};
+
+  // Adds the parts of a row, as many at a time: equal parts in equal order give equal bits.
+  template <int kParts>
+  OMNIFLASH_DEVICE void add(const RowState (&states)[kParts], const Quad (&quads)[kParts]) {
+    float largest = state.offset;
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      offsets[warp] = __builtin_bit_cast(float, load_shared_4(state_address(warp, row)));
-      sums[warp] = __builtin_bit_cast(float, load_shared_4(state_address(warp, row) + 4));
-      if (sums[warp] != 0.0f) offset = maximum(offset, offsets[warp]);
+    for (int part = 0; part < kParts; ++part) largest = maximum(largest, states[part].offset);
+    const float rescale = weight_of(state.offset, largest);
+    state = {largest, state.sum * rescale};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) total.values[e] *= rescale;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const float weight = weight_of(states[part].offset, largest);
+      state.sum += weight * states[part].sum;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total.values[e] += weight * quads[part].values[e];
     }
-    Quad total = {};
-#pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      // A warp whose rows saw no key has nothing to add, and its offset means nothing.
-      if (sums[warp] == 0.0f) continue;
-      const float weight = exp2(offsets[warp] - offset);
-      const Quad quad = load_shared_quad(sum_address(warp, row, column));
-      sum += weight * sums[warp];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) total.values[e] += weight * quad.values[e];
-    }
-    // A sink counts once: where the item is cut, when its parts are joined.
-    const float sink = whole ? sink_log2(block.parameters, block.rows.head(row)) : -kInfinity;
-    const SoftmaxResult result = finalize(offset, sum, sink);
+  }
+  // Writes the quad of the whole row, with its sink.
+  OMNIFLASH_DEVICE void store(const Block& block, int row, int quad) {
+    const SoftmaxResult result =
+        finalize(state.offset, state.sum, sink_log2(block.parameters, block.head(row)));
 #pragma unroll
     for (int e = 0; e < 4; ++e) total.values[e] *= result.scale;
-    if (whole) {
-      store_result(block, row, column, total, result.lse);
+    store_result(block, row, 4 * quad, total, result.lse);
+  }
+};
+
+// Joins the warps' sums in the order of warps: the result of a whole item, or a part in the workspace, or in a cluster in
+// the place of the first warp's sums.
+OMNIFLASH_DEVICE void join_warps(const Block& block, const Parts& parts) {
+#pragma unroll 1
+  for (int i = thread_index(); i < block.rows.num_rows * kQuads; i += kThreads) {
+    const int row = i / kQuads, quad = i % kQuads;
+    RowState states[kWarps];
+    Quad quads[kWarps];
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      states[warp] = load_shared_state(state_address(warp, row));
+      quads[warp] = load_shared_quad(sum_address(warp, row, 4 * quad));
+    }
+    Joined joined;
+    joined.add(states, quads);
+    if constexpr (kCluster > 1) {
+      unsigned words[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) words[e] = __builtin_bit_cast(unsigned, joined.total.values[e]);
+      store_shared_16(sum_address(0, row, 4 * quad), words);
+      if (quad == 0) store_shared_state(state_address(kWarps, row), joined.state);
+    } else if (parts.count > 1) {
+      *partial_quad(block, parts.mine, row, quad) = joined.total;
+      if (quad == 0) *partial_state(block, parts.mine, row) = joined.state;
     } else {
-      *reinterpret_cast<Quad*>(partial_out(block, parts.mine, row) + column) = total;
-      if (column == 0) *partial_lse(block, parts.mine, row) = result.lse;
+      joined.store(block, row, quad);
     }
   }
 }
 
 // Whether this block is the last to finish with an item: all parts can be read then. Leaves the counter as it was.
 OMNIFLASH_DEVICE bool is_last(const Block& block, const Parts& parts) {
-  device_fence();
   barrier();
   bool last = false;
   if (thread_index() == 0) {
     unsigned* counter = static_cast<unsigned*>(block.parameters.counters) + parts.counter;
+    device_fence();  // for all threads: the barrier has passed on to this one what they wrote
     last = atomic_add(counter, 1u) == static_cast<unsigned>(parts.count - 1);
+    device_fence();
     if (last) *counter = 0;
   }
-  last = barrier_any(last);
-  device_fence();
-  return last;
+  return barrier_any(last);
 }
 
-// Joins the parts of an item in their order: out = sum_p w_p out_p with w_p = exp(lse_p - lse). Parts come through shared
-// memory, as many at a time as fit: a thread copies and sums the same quads of all of them.
-OMNIFLASH_DEVICE void join_parts(const Block& block, const Parts& parts) {
-  constexpr int kQuads = kValueDim / 4, kGroup = 4;
-  constexpr int kShared = kQueryBytes + kWarps * kStages * kSlotBytes, kLseBytes = 4096;
-  const int thread = thread_index(), quads = block.rows.num_rows * kQuads;
-  const int groups = minimum(ceil_divide(quads, kThreads), kGroup);
-  const int most = minimum((kShared - kLseBytes) / (16 * kThreads * groups), kLseBytes / (4 * kBlockM));
-  const unsigned lses = shared_memory(), copies = lses + kLseBytes;
-  const auto copy_of = [&](int part, int group) { return copies + 16 * ((part * groups + group) * kThreads + thread); };
-#pragma unroll 1
-  for (int first = thread; first - thread < quads; first += groups * kThreads) {
-    Quad total[kGroup] = {};
-    float offset[kGroup], sum[kGroup];
+// Parts in the workspace, and those in the shared memory of the cluster's blocks.
+struct WorkspaceParts {
+  const Block& block;
+  const Parts& parts;
+  OMNIFLASH_DEVICE RowState state(int part, int row) const {
+    const unsigned long long word = load_fresh_8(partial_state(block, parts.slot(part), row));
+    return __builtin_bit_cast(RowState, word);
+  }
+  OMNIFLASH_DEVICE Quad quad(int part, int row, int quad) const {
+    Quad result;
+    load_fresh_16(result.values, partial_quad(block, parts.slot(part), row, quad)->values);
+    return result;
+  }
+};
+struct ClusterParts {
+  OMNIFLASH_DEVICE RowState state(int part, int row) const {
+    unsigned words[2];
+    load_cluster_8(words, cluster_address(state_address(kWarps, row), part));
+    return {__builtin_bit_cast(float, words[0]), __builtin_bit_cast(float, words[1])};
+  }
+  OMNIFLASH_DEVICE Quad quad(int part, int row, int quad) const {
+    unsigned words[4];
+    load_cluster_16(words, cluster_address(sum_address(0, row, 4 * quad), part));
+    Quad result;
 #pragma unroll
-    for (int group = 0; group < kGroup; ++group) {
-      offset[group] = -kInfinity;
-      sum[group] = 0.0f;
-    }
+    for (int e = 0; e < 4; ++e) result.values[e] = __builtin_bit_cast(float, words[e]);
+    return result;
+  }
+};
+
+// Joins the parts of an item in their order, and writes the quads first, first + step, ... of its rows.
+template <class Source>
+OMNIFLASH_DEVICE void join_parts(const Block& block, int count, int first, int step, const Source& source) {
+  constexpr int kAtOnce = 8;
 #pragma unroll 1
-    for (int begin = 0; begin < parts.count; begin += most) {
-      const int count = minimum(most, parts.count - begin);
+  for (int i = first; i < block.rows.num_rows * kQuads; i += step) {
+    const int row = i / kQuads, quad = i % kQuads;
+    Joined joined;
 #pragma unroll 1
-      for (int part = 0; part < count; ++part) {
-        const float* partial = partial_out(block, parts.slot(begin + part), 0);
-#pragma unroll 1
-        for (int group = 0; group < groups; ++group) {
-          const int i = first + group * kThreads;
-          if (i < quads) copy_async_16(copy_of(part, group), partial + 4 * i, true);
-        }
+    for (int begin = 0; begin < count; begin += kAtOnce) {
+      RowState states[kAtOnce];
+      Quad quads[kAtOnce];
+#pragma unroll
+      for (int part = 0; part < kAtOnce; ++part) {
+        states[part] = {-kInfinity, 0.0f};
+        quads[part] = {};
+        if (begin + part >= count) continue;
+        states[part] = source.state(begin + part, row);
+        quads[part] = source.quad(begin + part, row, quad);
       }
-      copy_commit();
-#pragma unroll 1
-      for (int i = thread; i < count * kBlockM; i += kThreads) {
-        const int part = i / kBlockM, row = i % kBlockM;
-        if (row >= block.rows.num_rows) continue;
-        const float lse = load_fresh(partial_lse(block, parts.slot(begin + part), row));
-        store_shared_4(lses + 4 * i, __builtin_bit_cast(unsigned, lse * kLog2E));
-      }
-      copy_wait<0>();
-      barrier();
-#pragma unroll
-      for (int group = 0; group < kGroup; ++group) {
-        const int i = first + group * kThreads;
-        if (group >= groups || i >= quads) continue;
-        const unsigned of_row = lses + 4 * (i / kQuads);
-        const auto lse_of = [&](int part) {
-          return __builtin_bit_cast(float, load_shared_4(of_row + 4 * kBlockM * part));
-        };
-        float largest = offset[group];
-#pragma unroll 1
-        for (int part = 0; part < count; ++part) largest = maximum(largest, lse_of(part));
-        if (largest == -kInfinity) continue;
-        const float rescale = exp2(offset[group] - largest);
-        offset[group] = largest;
-        sum[group] *= rescale;
-#pragma unroll
-        for (int e = 0; e < 4; ++e) total[group].values[e] *= rescale;
-#pragma unroll 2
-        for (int part = 0; part < count; ++part) {
-          const float weight = exp2(lse_of(part) - largest);
-          const Quad quad = load_shared_quad(copy_of(part, group));
-          sum[group] += weight;
-#pragma unroll
-          for (int e = 0; e < 4; ++e) total[group].values[e] += weight * quad.values[e];
-        }
-      }
-      barrier();  // all have read before the next ones land
+      joined.add(states, quads);
     }
-#pragma unroll
-    for (int group = 0; group < kGroup; ++group) {
-      const int i = first + group * kThreads, row = i / kQuads;
-      if (group >= groups || i >= quads) continue;
-      const SoftmaxResult result = finalize(offset[group], sum[group], sink_log2(block.parameters, block.rows.head(row)));
-#pragma unroll
-      for (int e = 0; e < 4; ++e) total[group].values[e] *= result.scale;
-      store_result(block, row, i % kQuads * 4, total[group], result.lse);
-    }
+    joined.store(block, row, quad);
   }
 }
 
-OMNIFLASH_DEVICE void run_segment(const AttentionParameters& parameters,
-                                  const Functors<MaskType, ScoreModType>& functors, int batch, int head_tile, int first_tile,
-                                  const Segment& segment) {
-  const Block block(parameters, functors, batch, head_tile);
-  const Keys keys(parameters, block.sequence, block.rows.first_head / static_cast<int>(parameters.group_size));
+// The tiles from..to of an item; in_parts() says where the parts of it lie, if they are not all.
+template <class InParts>
+OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const InParts& in_parts) {
+  const int heads = block.rows.heads, group = block.parameters.group_size;
+  const int key_head = heads == group ? block.head_tile : block.rows.first_head / group;
+  const Keys keys(block.parameters, block.sequence, key_head);
   Tiles tiles = block.key_tiles();
-  tiles.end = minimum(tiles.end, first_tile + segment.end);
-  tiles.begin = minimum(maximum(tiles.begin, first_tile + segment.begin), tiles.end);
+  tiles.end = minimum(tiles.end, to);
+  tiles.begin = minimum(maximum(tiles.begin, from), tiles.end);
 
   Output o = {};
   Softmax softmax;
@@ -558,90 +666,79 @@ OMNIFLASH_DEVICE void run_segment(const AttentionParameters& parameters,
     softmax[i / 2][i % 2].max = -kInfinity;
     softmax[i / 2][i % 2].sum = 0.0f;
   }
-  attend(block, keys, tiles, softmax, o);
+  Parts parts;
+  attend(block, keys, tiles, softmax, o, [&] { parts = in_parts(); });
   publish(block, softmax, o);
-  join_warps(block, segment.parts);
-  if (segment.parts.count > 1 && is_last(block, segment.parts)) join_parts(block, segment.parts);
-  barrier();  // the next segment copies over the sums
-}
-
-// The line of all items, and in it the worker's run.
-struct Run {
-  unsigned total;     // tiles of the line
-  unsigned at, end;   // of the run, what is left
-  unsigned origin;    // where the items of `batch` begin
-  int batch;
-
-  OMNIFLASH_DEVICE Run() : total(0), at(0), end(0), origin(0), batch(0) {}
-  OMNIFLASH_DEVICE Run(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
-                       unsigned head_tiles)
-      : Run() {
-    const int sequences = parameters.batch;
-    unsigned tiles = 0, until = 0;  // of this lane's sequence, and up to it
-    // Once for the sum of all, which says where the run begins, and once for the sequence that it begins in.
-#pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-#pragma unroll 1
-      for (int first = 0; first < sequences; first += 32) {
-        if (pass == 0 || sequences > 32) {
-          const int mine = first + lane_index();
-          tiles = mine < sequences ? head_tiles * Extent(Block(parameters, functors, mine, 0)).count : 0;
-          until = warp_scan(tiles);
-        }
-        const unsigned all = from_lane(until, 31);
-        if (pass == 0) {
-          total += all;
-        } else if (at >= origin + all) {
-          origin += all;
-        } else {
-          const int lane = first_lane(at < origin + until);
-          batch = first + lane;
-          origin += from_lane(until - tiles, lane);
-          return;
-        }
-      }
-      if (total == 0) return;
-      const Line line(total, parameters.num_workers);
-      if (block_index_x() >= line.workers) return;
-      at = line.begin(block_index_x());
-      end = line.begin(block_index_x() + 1);
+  join_warps(block, parts);
+  if constexpr (kCluster > 1) {
+    cluster_barrier();
+    join_parts(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads, ClusterParts{});
+    cluster_barrier();  // others may still read this block's sums
+  } else {
+    if (parts.count > 1 && is_last(block, parts)) {
+      join_parts(block, parts.count, thread_index(), kThreads, WorkspaceParts{block, parts});
     }
+    barrier();  // the next segment copies over the sums
   }
-};
+}
 
 }  // namespace omniflash
 
-OMNIFLASH_KERNEL(omniflash::kThreads)
+OMNIFLASH_KERNEL(omniflash::kThreads) OMNIFLASH_CLUSTER(omniflash::instance::kCluster)
 omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
-  const unsigned head_tiles = parameters.num_heads / parameters.heads_per_tile;
-  const bool is_shared = parameters.num_workers > 0;
-  Run run = is_shared ? Run(parameters, functors, head_tiles) : Run();
-  if (!is_shared) run.batch = block_index_x() / head_tiles;
+  const unsigned head_tiles =
+      parameters.heads_per_tile == 1 ? parameters.num_heads : parameters.num_heads / parameters.heads_per_tile;
+  const bool is_line = kCluster == 1 && parameters.num_workers > 0;
+  // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
+  const unsigned worker = block_index_x(), cut = kCluster == 1 ? block_index_x() : block_index_x() / kCluster;
+  const unsigned partition = kCluster == 1 ? block_index_y() : block_index_x() % kCluster;
+  unsigned total = 0, at = 0, end = 0, origin = 0;
+  Line line;
+  int first = is_line ? 0 : cut / head_tiles;
 #pragma unroll 1
-  for (bool is_done = is_shared && run.at >= run.end; !is_done;) {
-    const Extent extent(Block(parameters, functors, run.batch, 0));
-    unsigned head_tile;
-    Segment segment;
-    if (is_shared) {
-      const unsigned count = extent.count, items = head_tiles * count;
-      if (run.at >= run.origin + items) {
-        run.origin += items;
-        ++run.batch;
-        continue;
-      }
-      head_tile = (run.at - run.origin) / count;
-      const unsigned item = run.origin + head_tile * count, to = minimum(item + count, run.end);
-      segment = Line(run.total, parameters.num_workers).segment(block_index_x(), item, count, run.at, to);
-      run.at = to;
-      is_done = to >= run.end;
-    } else {
-      if (extent.count == 0) return;
-      head_tile = block_index_x() % head_tiles;
-      segment = partition_of(extent.count, parameters.num_partitions);
-      is_done = true;
+  for (bool is_counting = is_line;;) {
+    const Group group(parameters, functors, head_tiles, first, is_line ? parameters.batch - first : 1);
+    if (is_counting) {
+      total += group.all;
+      first += 32;
+      if (first < static_cast<int>(parameters.batch)) continue;
+      line = Line(total, parameters.num_workers);
+      if (total == 0 || worker >= line.workers) return;
+      at = line.begin(worker);
+      end = line.begin(worker + 1);
+      is_counting = false;
+      first = 0;
+      if (parameters.batch > 32) continue;
     }
-    run_segment(parameters, functors, run.batch, head_tile, extent.begin, segment);
+#pragma unroll 1
+    do {
+      if (is_line ? at >= origin + group.all : group.all == 0) break;
+      const int lane = is_line ? first_lane(at < origin + group.until) : 0;
+      const Extent extent = group.extent.of_lane(lane);
+      const unsigned count = extent.count;
+      unsigned head_tile, item = 0, from, to;
+      if (is_line) {
+        item = origin + from_lane(group.until, lane) - head_tiles * count;
+        head_tile = (at - item) / count;
+        item += head_tile * count;
+        from = at - item;
+        to = minimum(count, end - item);
+      } else {
+        head_tile = cut % head_tiles;
+        const unsigned run = (count + parameters.num_partitions - 1) / parameters.num_partitions;
+        from = minimum(partition * run, count);
+        to = minimum(from + run, count);
+      }
+      const Block block(parameters, functors, extent.sequence, head_tile);
+      run_segment(block, extent.begin + from, extent.begin + to, [&] {
+        return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
+      });
+      at = item + to;
+    } while (at < end);
+    if (at >= end) return;
+    origin += group.all;
+    first += 32;
   }
 }

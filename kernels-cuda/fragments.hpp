@@ -153,33 +153,35 @@ OMNIFLASH_DEVICE unsigned non_finite_bits(unsigned word) {
 }
 
 // Whether this thread's part of kRows rows has any; kThreads threads share them.
-template <int kThreads, int kRows, class Element, int kColumns>
-OMNIFLASH_DEVICE bool has_non_finite(const SharedTile<Element, kColumns>& values) {
+template <int kThreads, int kRows, template <class, int> class Tile, class Element, int kColumns>
+OMNIFLASH_DEVICE bool has_non_finite(const Tile<Element, kColumns>& values) {
   unsigned found = 0;
 #pragma unroll 4
-  for (unsigned at = 16 * (thread_index() % kThreads); at < kRows * values.kRowBytes; at += 16 * kThreads) {
+  for (int i = thread_index() % kThreads; i < kRows * values.kChunks; i += kThreads) {
+    const unsigned at = values.chunk(i / values.kChunks, i % values.kChunks);
     unsigned words[4];
-    load_shared_16(words, values.address + at);
+    load_shared_16(words, at);
 #pragma unroll
     for (int i = 0; i < 4; ++i) found |= non_finite_bits<Element>(words[i]);
   }
   return found != 0;
 }
 
-template <int kThreads, int kRows, class Element, int kColumns>
-OMNIFLASH_DEVICE void clear_non_finite(const SharedTile<Element, kColumns>& values) {
+template <int kThreads, int kRows, template <class, int> class Tile, class Element, int kColumns>
+OMNIFLASH_DEVICE void clear_non_finite(const Tile<Element, kColumns>& values) {
 #pragma unroll 1
-  for (unsigned at = 16 * (thread_index() % kThreads); at < kRows * values.kRowBytes; at += 16 * kThreads) {
+  for (int i = thread_index() % kThreads; i < kRows * values.kChunks; i += kThreads) {
+    const unsigned at = values.chunk(i / values.kChunks, i % values.kChunks);
     unsigned words[4];
-    load_shared_16(words, values.address + at);
+    load_shared_16(words, at);
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] &= ~non_finite_bits<Element>(words[i]);
-    store_shared_16(values.address + at, words);
+    store_shared_16(at, words);
   }
 }
 
-template <class Element, int kColumns, int kFragments, int kN, int kV>
-OMNIFLASH_DEVICE void add_non_finite(const SharedTile<Element, kColumns>& values, const float (&p)[kFragments][kN][4],
+template <template <class, int> class Tile, class Element, int kColumns, int kFragments, int kN, int kV>
+OMNIFLASH_DEVICE void add_non_finite(const Tile<Element, kColumns>& values, const float (&p)[kFragments][kN][4],
                                      float (&o)[kFragments][kV][4]) {
   constexpr unsigned kExponent = exponent_bits<Element>, kMantissa = (kExponent & -kExponent) - 1;
   const int lane = lane_index(), column = lane % 4 * 2;

@@ -35,23 +35,22 @@ OMNIFLASH_DEVICE void load_keys(unsigned (&b)[4], const Tile& tile, int lane, in
 // f16 and bf16 on tensor cores.
 template <class Element>
 struct HalfProduct {
-  template <int kFragments, int kN, int kHeadDim>
-  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const SharedTile<Element, kHeadDim>& q, int first_row,
-                                      const SharedTile<Element, kHeadDim>& k) {
-    using Rows = SharedTile<Element, kHeadDim>;
+  template <int kFragments, int kN, class Tile>
+  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Tile& q, int first_row,
+                                      const Tile& k) {
     const int lane = opaque(lane_index());
     const unsigned rows = rows_of_lane(q, lane, first_row), keys = keys_of_lane(k, lane);
 #pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
+    for (int step = 0; step < Tile::kElements / 16; ++step) {
       unsigned a[kFragments][4];
 #pragma unroll
       for (int m = 0; m < kFragments; ++m) {
-        load_matrices(a[m], Rows::right_of(rows, 2 * step) + 16 * m * Rows::kRowBytes);
+        load_matrices(a[m], Tile::right_of(rows, 2 * step) + 16 * m * Tile::kRowBytes);
       }
 #pragma unroll
       for (int n = 0; n < kN; n += 2) {
         unsigned b[4];
-        load_matrices(b, Rows::right_of(keys, 2 * step) + 8 * n * Rows::kRowBytes);
+        load_matrices(b, Tile::right_of(keys, 2 * step) + 8 * n * Tile::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
           multiply_add<Element>(acc[m][n], a[m], b[0], b[1]);
@@ -62,25 +61,24 @@ struct HalfProduct {
   }
 
   // The A operands of all steps, for rows that stay.
-  template <int kFragments, int kSteps, int kHeadDim>
-  static OMNIFLASH_DEVICE void load_queries(unsigned (&a)[kFragments][kSteps][4], const SharedTile<Element, kHeadDim>& q,
+  template <int kFragments, int kSteps, class Tile>
+  static OMNIFLASH_DEVICE void load_queries(unsigned (&a)[kFragments][kSteps][4], const Tile& q,
                                             int first_row) {
 #pragma unroll
     for (int i = 0; i < kFragments * kSteps; ++i) {
       load_rows(a[i / kSteps][i % kSteps], q, lane_index(), first_row + 16 * (i / kSteps), i % kSteps);
     }
   }
-  template <int kFragments, int kN, int kSteps, int kHeadDim>
+  template <int kFragments, int kN, int kSteps, class Tile>
   static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const unsigned (&a)[kFragments][kSteps][4],
-                                      const SharedTile<Element, kHeadDim>& k) {
-    using Rows = SharedTile<Element, kHeadDim>;
+                                      const Tile& k) {
     const unsigned keys = keys_of_lane(k, opaque(lane_index()));
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int n = 0; n < kN; n += 2) {
         unsigned b[4];
-        load_matrices(b, Rows::right_of(keys, 2 * step) + 8 * n * Rows::kRowBytes);
+        load_matrices(b, Tile::right_of(keys, 2 * step) + 8 * n * Tile::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
           multiply_add<Element>(acc[m][n], a[m][step], b[0], b[1]);
@@ -90,10 +88,9 @@ struct HalfProduct {
     }
   }
 
-  template <int kFragments, int kN, int kV, int kValueDim>
+  template <int kFragments, int kN, int kV, class Tile>
   static OMNIFLASH_DEVICE void values(float (&acc)[kFragments][kV][4], const float (&p)[kFragments][kN][4],
-                                      const SharedTile<Element, kValueDim>& v) {
-    using Rows = SharedTile<Element, kValueDim>;
+                                      const Tile& v) {
     const int lane = opaque(lane_index());
     const unsigned rows = rows_of_lane(v, lane, 0);
 #pragma unroll
@@ -111,7 +108,7 @@ struct HalfProduct {
 #pragma unroll
       for (int n = 0; n < kV; n += 2) {
         unsigned b[4];
-        load_matrices_transposed(b, Rows::right_of(rows, n) + 16 * step * Rows::kRowBytes);
+        load_matrices_transposed(b, Tile::right_of(rows, n) + 16 * step * Tile::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
           multiply_add<Element>(acc[m][n], a[m], b[0], b[1]);
@@ -151,12 +148,12 @@ struct Tf32Product {
     multiply_add_tf32(c, big, b0.big, b1.big);
   }
 
-  template <int kFragments, int kN, int kHeadDim>
-  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const SharedTile<float, kHeadDim>& q, int first_row,
-                                      const SharedTile<float, kHeadDim>& k) {
+  template <int kFragments, int kN, class Tile>
+  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Tile& q, int first_row,
+                                      const Tile& k) {
     const int lane = opaque(lane_index());
 #pragma unroll 2
-    for (int step = 0; step < kHeadDim / 8; ++step) {
+    for (int step = 0; step < Tile::kElements / 8; ++step) {
       Parts a[kFragments][4];
 #pragma unroll
       for (int m = 0; m < kFragments; ++m) {
@@ -180,9 +177,9 @@ struct Tf32Product {
 
   // The order of keys within a product is free: slot t takes key 2 t and slot t + 4 key 2 t + 1, so that an accumulator
   // is an A operand as it is.
-  template <int kFragments, int kN, int kV, int kValueDim>
+  template <int kFragments, int kN, int kV, class Tile>
   static OMNIFLASH_DEVICE void values(float (&acc)[kFragments][kV][4], const float (&p)[kFragments][kN][4],
-                                      const SharedTile<float, kValueDim>& v) {
+                                      const Tile& v) {
     const int lane = opaque(lane_index()), column = lane / 4, key = lane % 4 * 2;
 #pragma unroll
     for (int step = 0; step < kN; ++step) {
@@ -208,12 +205,12 @@ struct Tf32Product {
 
 // f32 by fused multiply-add.
 struct ExactProduct {
-  template <int kFragments, int kN, int kHeadDim>
-  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const SharedTile<float, kHeadDim>& q, int first_row,
-                                      const SharedTile<float, kHeadDim>& k) {
+  template <int kFragments, int kN, class Tile>
+  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Tile& q, int first_row,
+                                      const Tile& k) {
     const int lane = opaque(lane_index()), row = first_row + lane / 4, key = lane % 4 * 2;
 #pragma unroll 1
-    for (int chunk = 0; chunk < kHeadDim / 4; ++chunk) {
+    for (int chunk = 0; chunk < Tile::kElements / 4; ++chunk) {
       unsigned a[kFragments][2][4];
 #pragma unroll
       for (int m = 0; m < kFragments; ++m) {
@@ -241,9 +238,9 @@ struct ExactProduct {
   }
 
   // The four lanes of a row hold its eight weights of a step, two each.
-  template <int kFragments, int kN, int kV, int kValueDim>
+  template <int kFragments, int kN, int kV, class Tile>
   static OMNIFLASH_DEVICE void values(float (&acc)[kFragments][kV][4], const float (&p)[kFragments][kN][4],
-                                      const SharedTile<float, kValueDim>& v) {
+                                      const Tile& v) {
     const int lane = opaque(lane_index()), column = lane % 4 * 2;
 #pragma unroll
     for (int step = 0; step < kN; ++step) {

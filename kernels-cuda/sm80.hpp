@@ -56,13 +56,18 @@ OMNIFLASH_DEVICE unsigned from_lane(unsigned word, int lane) { return __shfl_syn
 OMNIFLASH_DEVICE int first_lane(bool value) { return __ffs(__ballot_sync(0xffffffffu, value)) - 1; }
 
 // What a thread has written to global memory before, other blocks that read it fresh see before what it writes after.
-OMNIFLASH_DEVICE void device_fence() { __threadfence(); }
+OMNIFLASH_DEVICE void device_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 OMNIFLASH_DEVICE unsigned atomic_add(unsigned* address, unsigned value) { return atomicAdd(address, value); }
 // Reads what other blocks may have written since the kernel began: not from the multiprocessor's own cache.
 OMNIFLASH_DEVICE float load_fresh(const float* address) {
   float value;
   asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
   return value;
+}
+OMNIFLASH_DEVICE unsigned long long load_fresh_8(const void* address) {
+  unsigned long long word;
+  asm volatile("ld.global.cg.b64 %0, [%1];" : "=l"(word) : "l"(address) : "memory");
+  return word;
 }
 OMNIFLASH_DEVICE void load_fresh_16(float (&values)[4], const float* address) {
   asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"

@@ -10,6 +10,7 @@ namespace omniflash {
 // of its own, one of an even number four.
 template <class Element, int kColumns>
 struct SharedTile {
+  static constexpr int kElements = kColumns;  // of a row
   static constexpr int kChunkElements = 16 / sizeof(Element);
   static constexpr int kChunks = kColumns / kChunkElements;
   static constexpr int kRowBytes = kChunks * 16;
@@ -38,6 +39,28 @@ struct SharedTile {
   // The address of one element.
   OMNIFLASH_DEVICE unsigned element(int row, int column) const {
     return chunk(row, column / kChunkElements) + column % kChunkElements * sizeof(Element);
+  }
+};
+
+// A tile whose rows are as they are in memory, and apart by one chunk more: eight consecutive rows' same chunk meets all
+// banks, since a row's chunks are even in number.
+template <class Element, int kColumns>
+struct PaddedTile {
+  static constexpr int kElements = kColumns;
+  static constexpr int kChunkElements = 16 / sizeof(Element);
+  static constexpr int kChunks = kColumns / kChunkElements;
+  static constexpr int kRowBytes = (kChunks + 1) * 16, kPitchBytes = kRowBytes;  // from a row to the next
+  static_assert(kColumns % kChunkElements == 0 && kChunks % 2 == 0, "rows are whole pairs of chunks");
+
+  unsigned address;
+
+  OMNIFLASH_DEVICE unsigned row(int row) const { return address + row * kPitchBytes; }
+  OMNIFLASH_DEVICE unsigned chunk(int row, int chunk) const { return address + row * kPitchBytes + chunk * 16; }
+  // The chunk so many chunks to the right of one.
+  static OMNIFLASH_DEVICE constexpr unsigned right_of(unsigned chunk, int chunks) { return chunk + chunks * 16; }
+  // The address of one element.
+  OMNIFLASH_DEVICE unsigned element(int row, int column) const {
+    return address + row * kPitchBytes + column * static_cast<int>(sizeof(Element));
   }
 };
 
@@ -83,9 +106,8 @@ OMNIFLASH_DEVICE void fill_chunk(unsigned to, const Element* row, int column, in
 // Fills kRows rows with kThreads threads. A thread keeps its column of chunks and steps down the rows; threads that do
 // not make up a whole row have nothing to do. The walker stands at row 0: advance(rows) moves it, at(valid) is the
 // address of its row. Rows from num_valid on are zeros.
-template <int kThreads, int kRows, bool kVector, int kUnroll, class Element, int kColumns, class Walker>
-OMNIFLASH_DEVICE void fill_tile(const SharedTile<Element, kColumns>& tile, int columns, int num_valid, Walker walker) {
-  using Tile = SharedTile<Element, kColumns>;
+template <int kThreads, int kRows, bool kVector, int kUnroll, class Tile, class Walker>
+OMNIFLASH_DEVICE void fill_tile(const Tile& tile, int columns, int num_valid, Walker walker) {
   constexpr int kStep = kThreads / Tile::kChunks;
   static_assert(kStep >= 1, "a row has at most as many chunks as there are threads");
   // Opaque, so that products with strides are made here and do not stay in registers.

@@ -37,6 +37,8 @@ pub struct DecodeConfig {
     pub stages: usize,
     /// Whether keys lie in pages.
     pub paged: bool,
+    /// Blocks of a cluster, which are the partitions of an item; 1 for none.
+    pub cluster: usize,
     /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
     pub vector_loads: bool,
 }
@@ -66,6 +68,7 @@ impl DecodeConfig {
             warps,
             stages,
             paged: false,
+            cluster: 1,
             vector_loads: true,
         };
         let half = (shared_memory_limit + RESERVED_BYTES) / 2 - RESERVED_BYTES;
@@ -100,6 +103,9 @@ impl DecodeConfig {
         if self.stages < 2 || self.stages > 8 {
             return value("num_pipeline_stages", self.stages, "2 to 8");
         }
+        if ![1, 2, 4, 8, 16].contains(&self.cluster) {
+            return value("cluster", self.cluster, "a power of two to 16");
+        }
         Ok(())
     }
 
@@ -118,30 +124,38 @@ impl DecodeConfig {
         32 * self.warps as u32
     }
 
+    /// Bytes of so many elements of a row in shared memory, where rows are apart by 16 bytes more than they have.
+    fn row_bytes(&self, elements: usize) -> usize {
+        self.dtype.size() * elements + 16
+    }
+
     /// Bytes of one slot of all warps.
     fn slot_bytes(&self) -> usize {
-        self.dtype.size() * self.block_n() * (self.head_dim + self.value_dim)
+        self.block_n() * (self.row_bytes(self.head_dim) + self.row_bytes(self.value_dim))
     }
 
     /// Dynamic shared memory of a block: queries and slots, or the sums of all warps.
     pub fn shared_memory_bytes(&self) -> usize {
-        let inputs = self.dtype.size() * self.block_m * self.head_dim + self.stages * self.slot_bytes();
-        let sums = self.warps * self.block_m * (4 * (self.value_dim + 8) + 8);
+        let inputs = self.block_m * self.row_bytes(self.head_dim) + self.stages * self.slot_bytes();
+        let sums = self.block_m * (self.warps * 4 * (self.value_dim + 8) + (self.warps + 1) * 8);
         inputs.max(sums)
     }
 
-    /// The blocks of a launch: `num_workers`, or with 0 items along x and partitions along y.
+    /// The blocks of a launch: `num_workers`, or with 0 items along x and partitions along y; of clusters, a cluster an item.
     ///
     /// # Errors
     /// [`Error::Value`] when there are more than a launch can have.
     pub fn launch(&self, parameters: &AttentionParameters) -> Result<Launch> {
         let items = items(parameters);
+        let along_x = |blocks: usize| u32::try_from(blocks).unwrap_or(u32::MAX);
         let grid = if parameters.num_workers > 0 {
             [parameters.num_workers, 1, 1]
+        } else if self.cluster > 1 {
+            [along_x(items * self.cluster), 1, 1]
         } else {
-            [u32::try_from(items).unwrap_or(u32::MAX), parameters.num_partitions, 1]
+            [along_x(items), parameters.num_partitions, 1]
         };
-        if items > i32::MAX as usize {
+        if items * self.cluster > i32::MAX as usize {
             return Err(Error::value("q", format!("{items} items"), format!("at most {}", i32::MAX)));
         }
         Ok(Launch {
@@ -155,13 +169,14 @@ impl DecodeConfig {
     pub fn workspace(&self, parameters: &AttentionParameters) -> Workspace {
         let (slots, counters) = match (parameters.num_workers as usize, parameters.num_partitions as usize) {
             (0, 0 | 1) => (0, 0),
+            (0, _) if self.cluster > 1 => (0, 0),
             (0, partitions) => (partitions * items(parameters), items(parameters)),
             // A worker continues one item and begins one.
             (workers, _) => (2 * workers, workers),
         };
         Workspace {
             partial_out: 4 * slots * self.block_m * self.value_dim,
-            partial_lse: 4 * slots * self.block_m,
+            partial_lse: 8 * slots * self.block_m,
             counters: 4 * counters,
         }
     }
@@ -178,6 +193,7 @@ impl DecodeConfig {
             .with_constant("kBlockM", self.block_m as i64)
             .with_constant("kWarps", self.warps as i64)
             .with_constant("kStages", self.stages as i64)
+            .with_constant("kCluster", self.cluster as i64)
             .with_constant("kVectorLoads", self.vector_loads)
     }
 }
@@ -195,6 +211,9 @@ impl fmt::Display for DecodeConfig {
         }
         write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n(), self.warps, self.stages)?;
         write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
+        if self.cluster > 1 {
+            write!(f, "-cluster{}", self.cluster)?;
+        }
         f.write_str(if self.vector_loads { "" } else { "-unaligned" })
     }
 }

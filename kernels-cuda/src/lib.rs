@@ -39,6 +39,7 @@ pub const LIBRARY: &[SourceFile] = &[
     source_file!("tile.hpp"),
     source_file!("product.hpp"),
     source_file!("fragments.hpp"),
+    source_file!("sm90/cluster.hpp"),
     source_file!("sm90/mbarrier.hpp"),
     source_file!("sm90/slabs.hpp"),
     source_file!("sm90/tma.hpp"),

@@ -12,6 +12,9 @@ use crate::{
 
 const TEXT: &str = include_str!("../manifest.toml");
 
+/// The architecture whose plans have clusters.
+const CLUSTER_ARCH: &str = "sm_90";
+
 /// `manifest.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +66,9 @@ struct DecodeEntry {
     paged: Vec<bool>,
     #[serde(default = "enabled")]
     vector_loads: bool,
+    /// Blocks of a cluster; instances with more than 1 are for architectures that have clusters that wide.
+    #[serde(default = "alone")]
+    clusters: Vec<usize>,
     #[serde(default)]
     accepted_spill_bytes: u32,
 }
@@ -83,6 +89,10 @@ struct HopperEntry {
 
 fn enabled() -> bool {
     true
+}
+
+fn alone() -> Vec<usize> {
+    vec![1]
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -256,15 +266,18 @@ impl DecodeEntry {
                     let what = format!("{rows} rows of head_dim {head_dim} with value_dim {value_dim}");
                     return Err(Error::value("manifest.toml decode", what, "rows that a tile can have"));
                 };
-                let config = DecodeConfig { paged, vector_loads: self.vector_loads, ..default };
-                instances.push(Instance {
-                    id: format!("dec-{config}-{}", functor_id(mask, score_mod)),
-                    unit: config.translation_unit(&functors(mask, score_mod)),
-                    block_threads: config.block_threads(),
-                    shared_memory_bytes: config.shared_memory_bytes(),
-                    matrix_instruction: Some("HMMA"),
-                    accepted_spill_bytes: self.accepted_spill_bytes,
-                });
+                let has_clusters = architecture.name == CLUSTER_ARCH;
+                for &cluster in self.clusters.iter().filter(|&&cluster| cluster == 1 || has_clusters) {
+                    let config = DecodeConfig { paged, cluster, vector_loads: self.vector_loads, ..default };
+                    instances.push(Instance {
+                        id: format!("dec-{config}-{}", functor_id(mask, score_mod)),
+                        unit: config.translation_unit(&functors(mask, score_mod)),
+                        block_threads: config.block_threads(),
+                        shared_memory_bytes: config.shared_memory_bytes(),
+                        matrix_instruction: Some("HMMA"),
+                        accepted_spill_bytes: self.accepted_spill_bytes,
+                    });
+                }
             }
         }
         Ok(())

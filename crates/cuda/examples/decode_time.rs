@@ -101,6 +101,91 @@ fn main() -> ExitCode {
     }
 }
 
+/// Milliseconds of one call over sequences of both kinds, and of a call each.
+fn mixed(backend: &CudaBackend, pools: &[Tensor; 2]) -> Result<()> {
+    let decodes = vec![(1, 4096); 230];
+    let prefills = vec![(512, 512); 40];
+    let both: Vec<_> = decodes.iter().chain(&prefills).copied().collect();
+    let [decode, prefill, both] =
+        [&decodes, &prefills, &both].map(|sequences| time_ragged(backend, sequences, pools));
+    let (decode, prefill, both) = (decode?, prefill?, both?);
+    println!(
+        "{{\"system\":\"omniflash-cuda\",\"case\":\"mixed_230x1_4096_40x512_H32_8_D128_P16\",\
+         \"dtype\":\"bfloat16\",\"ms\":{:.5},\"decodes_ms\":{:.5},\"prefills_ms\":{:.5},\"apart_over_together\":{:.3},\
+         \"plan\":\"{}\"}}",
+        both.0,
+        decode.0,
+        prefill.0,
+        (decode.0 + prefill.0) / both.0,
+        both.1
+    );
+    Ok(())
+}
+
+/// Median milliseconds of a causal call over a paged cache, of sequences with so many queries and keys, and its plan.
+fn time_ragged(
+    backend: &CudaBackend,
+    sequences: &[(usize, usize)],
+    pools: &[Tensor; 2],
+) -> Result<(f32, String)> {
+    const PAGE: usize = 16;
+    let (heads, dim, stream) = ((32, 8), 128, backend.stream()?);
+    let mut offsets = vec![0i32];
+    for &(queries, _) in sequences {
+        offsets.push(offsets.last().copied().unwrap_or(0) + queries as i32);
+    }
+    let total = offsets.last().copied().unwrap_or(0) as usize;
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    let pattern: Vec<bf16> =
+        (0..65_521).map(|_| bf16::from_f32(StandardNormal.sample(&mut random))).collect();
+    let q: Vec<bf16> = pattern.iter().copied().cycle().take(total * heads.0 * dim).collect();
+    let q = Tensor::from_slice(backend, &q, &[total, heads.0, dim], &stream)?;
+    let offsets = Tensor::from_slice(backend, &offsets, &[sequences.len() + 1], &stream)?;
+    let mut out = Tensor::zeros(backend, DType::BF16, q.shape(), &stream)?;
+    let longest = sequences.iter().map(|&(_, keys)| keys).max().unwrap_or(0);
+    let longest_q = sequences.iter().map(|&(queries, _)| queries).max().unwrap_or(0);
+    let pages = POOL / (PAGE * heads.1 * dim);
+    let mut free: Vec<i32> = (0..pages as i32).collect();
+    free.shuffle(&mut random);
+    let max_pages = longest.div_ceil(PAGE);
+    let mut table = vec![i32::MAX; sequences.len() * max_pages];
+    for (b, &(_, keys)) in sequences.iter().enumerate() {
+        for page in 0..keys.div_ceil(PAGE) {
+            // Sequences may share pages: the pool is smaller than all keys.
+            table[b * max_pages + page] = free[(b * max_pages + page) % free.len()];
+        }
+    }
+    let table = Tensor::from_slice(backend, &table, &[sequences.len(), max_pages], &stream)?;
+    let lengths: Vec<i32> = sequences.iter().map(|&(_, keys)| keys as i32).collect();
+    let lengths = Tensor::from_slice(backend, &lengths, &[sequences.len()], &stream)?;
+    let shape = [pages, PAGE, heads.1, dim];
+    let view = |pool: &Tensor| pool_view(backend, pool, &shape);
+    let kv = KvCache::Paged {
+        k: view(&pools[0])?,
+        v: view(&pools[1])?,
+        page_table: table.view(),
+        lengths: lengths.view(),
+        max_seqlen: Some(longest),
+    };
+    let options = AttentionOptions::new().mask(Mask::Causal);
+    let query = Query::Ragged { q: q.view(), cu_seqlens: offsets.view(), max_seqlen: Some(longest_q) };
+    let problem = AttentionProblem::new(query, kv, out.view_mut(), None, &options)?;
+    replay(backend, &problem, &stream)
+}
+
+/// A tensor in a pool that is at least as long.
+fn pool_view(backend: &CudaBackend, pool: &Tensor, shape: &[usize]) -> Result<TensorRef<'static>> {
+    // SAFETY: the pool outlives every case and is at least as long as the shape.
+    Ok(unsafe {
+        TensorRef::from_raw(
+            pool.view().address(),
+            DType::BF16,
+            Layout::contiguous(shape)?,
+            backend.info().device,
+        )
+    })
+}
+
 fn run(backend: &CudaBackend, filter: &str) -> Result<()> {
     let stream = backend.stream()?;
     let mut random = ChaCha8Rng::seed_from_u64(9);
@@ -126,6 +211,9 @@ fn run(backend: &CudaBackend, filter: &str) -> Result<()> {
             Err(error) => println!("{}: {error}", case.name),
         }
     }
+    if "mixed_230".contains(filter) {
+        mixed(backend, &pools)?;
+    }
     Ok(())
 }
 
@@ -143,17 +231,7 @@ fn time(backend: &CudaBackend, case: &Case, pools: &[Tensor; 2]) -> Result<(f32,
     let page_size = case.page_size.unwrap_or(longest);
     let pages = if case.page_size.is_some() { POOL / (page_size * case.heads.1 * case.dim) } else { batch };
     let shape = [pages, page_size, case.heads.1, case.dim];
-    let view = |pool: &Tensor| -> Result<TensorRef<'static>> {
-        // SAFETY: the pool outlives the case and is at least as long as the shape.
-        Ok(unsafe {
-            TensorRef::from_raw(
-                pool.view().address(),
-                DType::BF16,
-                Layout::contiguous(&shape)?,
-                backend.info().device,
-            )
-        })
-    };
+    let view = |pool: &Tensor| pool_view(backend, pool, &shape);
     let max_pages = longest.div_ceil(page_size);
     let mut ids: Vec<i32> = (0..pages as i32).collect();
     ids.shuffle(&mut random);
@@ -180,22 +258,31 @@ fn time(backend: &CudaBackend, case: &Case, pools: &[Tensor; 2]) -> Result<(f32,
     };
     let options = AttentionOptions::new().mask(Mask::Causal);
     let problem = AttentionProblem::new(Query::padded(q.view()), kv, out.view_mut(), None, &options)?;
-    let plan = backend.plan(&problem)?;
-    backend.prepare(&plan, &problem, &stream)?;
+    replay(backend, &problem, &stream)
+}
+
+/// Median milliseconds of a problem's graph, and its plan.
+fn replay(
+    backend: &CudaBackend,
+    problem: &AttentionProblem<'_>,
+    stream: &omniflash_core::Stream,
+) -> Result<(f32, String)> {
+    let plan = backend.plan(problem)?;
+    backend.prepare(&plan, problem, stream)?;
     // SAFETY: all tensors live until the stream is synchronised below.
-    let graph = backend.capture(&stream, || unsafe { backend.launch(&plan, &problem, &stream) })?;
+    let graph = backend.capture(stream, || unsafe { backend.launch(&plan, problem, stream) })?;
     let (begin, end) = (backend.event()?, backend.event()?);
     let mut times = Vec::new();
     for _ in 0..REPLAYS + 3 {
         // Zeroed on the stream, then given back: what it displaces is the cache.
-        drop(backend.alloc(FLUSH_BYTES, &stream)?);
-        begin.record(&stream)?;
+        drop(backend.alloc(FLUSH_BYTES, stream)?);
+        begin.record(stream)?;
         // SAFETY: as above.
-        unsafe { graph.replay(&stream) }?;
-        end.record(&stream)?;
+        unsafe { graph.replay(stream) }?;
+        end.record(stream)?;
         times.push(begin.elapsed_ms(&end)?);
     }
-    backend.synchronize(&stream)?;
+    backend.synchronize(stream)?;
     let times = &mut times[3..];
     times.sort_by(f32::total_cmp);
     Ok((times[times.len() / 2], plan.to_string()))

@@ -151,6 +151,11 @@ inline unsigned atomic_add(unsigned* address, unsigned value) {
   return before;
 }
 inline float load_fresh(const float* address) { return *address; }
+inline unsigned long long load_fresh_8(const void* address) {
+  unsigned long long word;
+  __builtin_memcpy(&word, address, 8);
+  return word;
+}
 inline void load_fresh_16(float (&values)[4], const float* address) { __builtin_memcpy(values, address, 16); }
 
 inline void load_matrices(unsigned (&words)[4], unsigned row) {

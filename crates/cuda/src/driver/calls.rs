@@ -15,6 +15,9 @@ use super::Context;
 use super::api::OUT_OF_MEMORY;
 use super::context::Entered;
 
+/// Blocks of a cluster that every device with clusters can run; wider ones must be asked for.
+const PORTABLE_CLUSTER: c_int = 8;
+
 /// Room for what the driver says when it cannot load a module.
 const LOG_BYTES: usize = 16 * 1024;
 
@@ -235,6 +238,15 @@ unsafe impl Driver for Context {
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
         // SAFETY: the function is of a loaded module.
         unsafe { self.api().cuFuncSetAttribute(function, attribute, shared_memory_bytes as c_int) }?;
+        let (mut width, attribute) =
+            (0, CUfunction_attribute::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH as u32);
+        // SAFETY: `width` is writable, the function of a loaded module.
+        unsafe { self.api().cuFuncGetAttribute(&raw mut width, attribute, function) }?;
+        if width > PORTABLE_CLUSTER {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as u32;
+            // SAFETY: as above.
+            unsafe { self.api().cuFuncSetAttribute(function, attribute, 1) }?;
+        }
         Ok(function)
     }
 

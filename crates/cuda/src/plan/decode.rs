@@ -14,6 +14,16 @@ const LEAST_TILES: usize = 2;
 /// Tiles of heads that may share a key head: each reads its keys, the later ones from the second-level cache.
 const MOST_HEAD_TILES: usize = 2;
 
+/// Blocks of a cluster: the most there can be.
+const CLUSTER: usize = 16;
+
+/// Fewer tiles of keys than this are one block's.
+const LEAST_CLUSTER_TILES: usize = 4;
+
+/// The most keys of a sequence that clusters share. Clusters of 16 blocks leave some multiprocessors idle: with more keys
+/// than this all of them are better.
+const MOST_CLUSTER_KEYS: usize = 8192;
+
 /// Ragged batches whose longest sequence is this many times the average have two kinds of sequences.
 const MIXED: usize = 3;
 
@@ -26,6 +36,25 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Option<Choice>> {
         return Ok(None);
     }
     let Some((config, heads_per_tile)) = tile(request, request.shape.seqlen_q) else { return Ok(None) };
+    if let Some(config) = in_clusters(request, config, heads_per_tile) {
+        return Ok(Some(Choice {
+            kernel: KernelChoice::Decode(config),
+            heads_per_tile,
+            section: 1,
+            num_partitions: config.cluster,
+            workers: 0,
+            least_q_len: 0,
+            short: None,
+            reason: format!(
+                "decode tile of {} for {} rows, {}, {} items, each shared by a cluster of {} blocks",
+                config.block_m,
+                request.shape.seqlen_q * heads_per_tile,
+                packing(heads_per_tile),
+                items(request.shape, heads_per_tile),
+                config.cluster
+            ),
+        }));
+    }
     Ok(shared(request, config, heads_per_tile)?.map(|(workers, num_partitions, why)| Choice {
         kernel: KernelChoice::Decode(config),
         heads_per_tile,
@@ -105,6 +134,27 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
     })
 }
 
+/// The tile for few items of few keys, where the time to join parts counts: each item is a cluster's, whose blocks join
+/// its parts from their shared memory. `None` where clusters would leave more multiprocessors idle than that gains.
+fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) -> Option<DecodeConfig> {
+    let (shape, facts) = (request.shape, request.facts);
+    let fits = items(shape, heads_per_tile) * CLUSTER <= facts.multiprocessors
+        && blocks_of_a_multiprocessor(request, config) >= 2;
+    (facts.compute_capability.0 == 9
+        && request.config.num_partitions.is_none()
+        && fits
+        && LEAST_CLUSTER_TILES <= shape.seqlen_k.div_ceil(config.block_n())
+        && shape.seqlen_k <= MOST_CLUSTER_KEYS)
+        .then_some(DecodeConfig { cluster: CLUSTER, ..config })
+}
+
+/// Blocks that fit on a multiprocessor at a time, at most the 2 that gain something.
+fn blocks_of_a_multiprocessor(request: &Request<'_>, config: DecodeConfig) -> usize {
+    let blocks = (request.facts.shared_memory_bytes + RESERVED_SHARED_BYTES)
+        / (config.shared_memory_bytes() + RESERVED_SHARED_BYTES);
+    blocks.clamp(1, 2)
+}
+
 /// Blocks that share all keys, or 0, partitions of an item, and why; `None` for more tiles than the kernel counts.
 fn shared(
     request: &Request<'_>,
@@ -120,9 +170,7 @@ fn shared(
     if u32::try_from(tiles).is_err() {
         return Ok(None);
     }
-    let blocks = (request.facts.shared_memory_bytes + RESERVED_SHARED_BYTES)
-        / (config.shared_memory_bytes() + RESERVED_SHARED_BYTES);
-    let slots = request.facts.multiprocessors * blocks.clamp(1, 2);
+    let slots = request.facts.multiprocessors * blocks_of_a_multiprocessor(request, config);
     let workers = whole_shares(slots.min(tiles.div_ceil(LEAST_TILES)).max(1), items);
     let partitions = workers.div_ceil(items.max(1));
     Ok(Some((workers, partitions, format!("{workers} blocks share the keys of {items} items evenly"))))

@@ -236,7 +236,7 @@ fn a_decode_step_is_one_launch_with_counters_that_are_zero() {
     let backend = fake.backend();
     let stream = backend.stream().unwrap();
     fake.set_sizes(size_of::<AttentionParameters>(), 16);
-    let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+    let mut tensors = Tensors::new(&backend, &stream, (1, 16_384), (8, 2), 128);
     let options = AttentionOptions::new();
     let problem = tensors.problem(&options);
     let plan = backend.plan(&problem).unwrap();
@@ -256,6 +256,15 @@ fn a_decode_step_is_one_launch_with_counters_that_are_zero() {
         )
     };
     assert!(counters.iter().all(|&counter| counter == 0));
+
+    // Few keys are shared by clusters, whose parts never leave the multiprocessors.
+    let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
+    let problem = tensors.problem(&options);
+    let plan = backend.plan(&problem).unwrap();
+    assert_eq!((plan.grid, plan.num_partitions, plan.workspace_bytes), ([64, 1, 1], 16, 0));
+    launch(&backend, &problem, &stream).unwrap();
+    let found = parameters(fake.launches().last().unwrap());
+    assert_eq!((found.num_workers, found.num_partitions), (0, 16));
 }
 
 #[test]
@@ -357,7 +366,7 @@ fn a_closure_is_evaluated_and_copied_once_a_stream() {
     for (mask, stream) in
         [(&mask, &stream), (&mask, &stream), (&mask, &other), (&Mask::from_fn(|_, _, _, k| k > 3), &stream)]
     {
-        let options = AttentionOptions::new().mask(mask.clone());
+        let options = AttentionOptions::new().mask(mask.clone()).num_partitions(2);
         launch(&backend, &tensors.problem(&options), stream).unwrap();
         copies.push(fake.calls("cuMemcpyHtoDAsync_v2"));
     }
