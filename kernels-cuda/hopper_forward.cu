@@ -3,21 +3,24 @@
 //
 //               keys: tiles of kBlockN that the mask does not skip, right to left
 //             +---------+---------+---------+
-//     rows    |         |         | Partial |   warpgroup 1: rows 0..63      A block runs through many tiles of rows, of one
-//     kBlockM |  Full   |  Full   |   \     |   warpgroup 2: rows 64..127    sequence and key head each; the next comes from
-//             |         |         |     \   |   ...                          a counter. A row is a query and a head: heads of
-//             +---------+---------+---------+                                a group may be interleaved.
+//     rows    |         |         | Par-    |   warpgroup 1: rows 0..63      A block runs through many tiles of rows, of one
+//             |  Full   |  Full   |   tial  |                                sequence and key head each; the next comes from
+//     kBlockM |         |         | - - - - |                                a counter. A row is a query and a head: heads of
+//             |         |         | Partial |   warpgroup 2: rows 64..127    a group may be interleaved.
+//             +---------+---------+---------+   ...
 //
-// Threads: warpgroup 0 gives its registers to the others; its first warp, the producer, walks through the tiles, asks the
-// mask for their statuses (32 tiles at a time, one a lane), tells the consumers which there are, and copies Q, K and V.
-// Warpgroups 1 .. kConsumers each own 64 rows of S = Q K^T and of O in registers.
+// Threads: warpgroup 0 gives its registers to the others. Its warp 0, the producer, copies Q, K and V; warp 1, the
+// scheduler, walks through the tiles of rows, asks the mask for the statuses of their keys (32 tiles at a time, one a
+// lane), and tells the others. Warpgroups 1 .. kConsumers each own 64 rows of S = Q K^T and of O in registers, and leave out
+// tiles, and of its first one the second half, that the mask hides from all of these.
 //
 // Shared memory, in slabs of 64 columns with the 128-byte swizzle (sm90/slabs.hpp):
 //   [ Q tile 0 .. kQueryTiles - 1 | K slot 0, 1 | V slot 0, 1 | mbarriers | messages ]
 // The output of a tile replaces its own Q: a warpgroup reads and writes only its own rows of both. With two Q tiles the next
 // one's rows and keys arrive, and the last one's output leaves, while this one is computed.
 //
-// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the softmax of n runs under the second.
+// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the softmax of n runs under the second. Where
+// there is a mask, warpgroups take turns at issuing.
 //
 // The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers and kQueryTiles.
 
@@ -261,6 +264,58 @@ OMNIFLASH_DEVICE void load_tile(const Tile& tile, const TensorMap& map, unsigned
   }
 }
 
+// The tiles of a ragged batch, whose sequences differ in length: those of long sequences first, and of one sequence after
+// the other. Each block walks once through the sequences, 32 at a time, as its numbers grow.
+struct RaggedTiles {
+  const AttentionParameters& parameters;
+  unsigned head_tiles;
+  int most, least;     // rows of the sequences that have their turn: least + 1 .. most
+  unsigned first = 0;  // of the 32
+  unsigned passed = 0; // tiles before them
+
+  OMNIFLASH_DEVICE explicit RaggedTiles(const AttentionParameters& parameters)
+      : parameters(parameters),
+        head_tiles(parameters.num_heads / parameters.heads_per_tile),
+        most(parameters.seqlen_q),
+        least(most / 2) {}
+
+  // The whole warp finds tile `index`, if there is one; indices never fall.
+  OMNIFLASH_DEVICE bool find(unsigned index, Work& work) {
+    for (; most > 0; most = least, least = most / 8) {
+      for (; first < parameters.batch; first += 32) {
+        const unsigned batch = first + lane_index();
+        int rows = 0;
+        if (batch < parameters.batch) rows = Sequence(parameters, batch).q_len;
+        if (rows <= least || rows > most) rows = 0;
+        const unsigned row_tiles = ceil_divide(rows * static_cast<int>(parameters.heads_per_tile), kBlockM);
+        unsigned end = row_tiles * head_tiles;
+#pragma unroll
+        for (int other = 1; other < 32; other *= 2) {
+          const unsigned before = __shfl_up_sync(~0u, end, other);
+          if (lane_index() >= other) end += before;
+        }
+        const unsigned total = __shfl_sync(~0u, end, 31);
+        if (index < passed + total) {
+          const int lane = __ffs(__ballot_sync(~0u, index < passed + end)) - 1;
+          const unsigned tiles_here = __shfl_sync(~0u, row_tiles, lane);
+          const unsigned within = index - passed - __shfl_sync(~0u, end - row_tiles * head_tiles, lane);
+          // Heads in sections; in a section the last rows of all heads come first.
+          const unsigned section = minimum(parameters.section, head_tiles), first_head = within / (tiles_here * section) * section;
+          const unsigned heads_here = minimum(section, head_tiles - first_head);
+          const unsigned in_section = within - first_head * tiles_here;
+          work = Work{static_cast<int>(first) + lane,
+                      static_cast<int>((first_head + in_section % heads_here) * parameters.heads_per_tile),
+                      static_cast<int>(tiles_here - 1 - in_section / heads_here)};
+          return true;
+        }
+        passed += total;
+      }
+      first = 0;
+    }
+    return false;
+  }
+};
+
 // Takes tiles of rows, asks the mask about their keys, and tells the others.
 struct Scheduler {
   const AttentionParameters& parameters;
@@ -315,19 +370,25 @@ struct Scheduler {
   }
 
   OMNIFLASH_DEVICE void run() {
-    for (unsigned tile = block_index_x(); tile < hopper.num_tiles;) {
-      const Work work = work_of_block(parameters, tile);
+    RaggedTiles ragged(parameters);
+    unsigned tile = block_index_x(), ticket = 0;
+    while (true) {
+      Work work;
+      if (is_ragged(parameters)) {
+        if (!ragged.find(tile, work)) break;
+      } else {
+        if (tile >= hopper.num_tiles) break;
+        work = work_of_block(parameters, tile);
+      }
       const Sequence sequence(parameters, work.batch);
       const RowTile rows(parameters, work, sequence, kBlockM);
       if (!rows.is_empty()) announce(work, sequence, rows);
-      unsigned ticket = 0;
-      if (lane_index() == 0) {
-        ticket = take_ticket(hopper.counter);
-        // Every tile takes one ticket: whoever has the last leaves the counter as it was.
-        if (ticket == hopper.num_tiles - 1) *hopper.counter = 0;
-      }
+      if (lane_index() == 0) ticket = take_ticket(hopper.counter);
       tile = gridDim.x + uniform(ticket);
     }
+    // As many tickets are taken as there are tiles: whoever has the last leaves the counter as it was.
+    const unsigned num_tiles = is_ragged(parameters) ? ragged.passed : hopper.num_tiles;
+    if (lane_index() == 0 && tile >= gridDim.x && ticket + 1 == num_tiles) *hopper.counter = 0;
     Message end = {};
     end.work.row_tile = -1;
     wait_for_room();
