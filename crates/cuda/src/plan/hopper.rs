@@ -104,7 +104,7 @@ fn unsupported(request: &Request<'_>) -> Option<(String, &'static str)> {
     if !request.hopper.is_mappable {
         return Some((
             "these strides or addresses".into(),
-            "tensor copies need positive strides and addresses that are multiples of 16 bytes, and sequences a whole \
+            "tensor copies need positive strides of rows and addresses that are multiples of 16 bytes, and sequences a whole \
              number of rows apart",
         ));
     }
