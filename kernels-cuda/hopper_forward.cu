@@ -3,21 +3,24 @@
 //
 //               keys: tiles of kBlockN that the mask does not skip, right to left
 //             +---------+---------+---------+
-//     rows    |         |         | Partial |   warpgroup 1: rows 0..63      A block runs through many tiles of rows, of one
-//     kBlockM |  Full   |  Full   |   \     |   warpgroup 2: rows 64..127    sequence and key head each; the next comes from
-//             |         |         |     \   |   ...                          a counter. A row is a query and a head: heads of
-//             +---------+---------+---------+                                a group may be interleaved.
+//     rows    |         |         | Par-    |   warpgroup 1: rows 0..63      A block runs through many tiles of rows, of one
+//             |  Full   |  Full   |   tial  |                                sequence and key head each; the next comes from
+//     kBlockM |         |         | - - - - |                                a counter. A row is a query and a head: heads of
+//             |         |         | Partial |   warpgroup 2: rows 64..127    a group may be interleaved.
+//             +---------+---------+---------+   ...
 //
-// Threads: warpgroup 0 gives its registers to the others; its first warp, the producer, walks through the tiles, asks the
-// mask for their statuses (32 tiles at a time, one a lane), tells the consumers which there are, and copies Q, K and V.
-// Warpgroups 1 .. kConsumers each own 64 rows of S = Q K^T and of O in registers.
+// Threads: warpgroup 0 gives its registers to the others. Its warp 0, the producer, copies Q, K and V; warp 1, the
+// scheduler, walks through the tiles of rows, asks the mask for the statuses of their keys (32 tiles at a time, one a
+// lane), and tells the others. Warpgroups 1 .. kConsumers each own 64 rows of S = Q K^T and of O in registers, and leave out
+// tiles, and of its first one the second half, that the mask hides from all of these.
 //
 // Shared memory, in slabs of 64 columns with the 128-byte swizzle (sm90/slabs.hpp):
 //   [ Q tile 0 .. kQueryTiles - 1 | K slot 0, 1 | V slot 0, 1 | mbarriers | messages ]
 // The output of a tile replaces its own Q: a warpgroup reads and writes only its own rows of both. With two Q tiles the next
 // one's rows and keys arrive, and the last one's output leaves, while this one is computed.
 //
-// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the softmax of n runs under the second.
+// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the softmax of n runs under the second. Where
+// there is a mask, warpgroups take turns at issuing.
 //
 // The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers and kQueryTiles.
 
@@ -40,7 +43,6 @@ using namespace instance;
 
 constexpr int kSlots = 2, kMessages = 4;
 constexpr int kBlockM = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
-constexpr int kN = kBlockN / 8;
 static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "a step of a product is 16 deep");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
 
@@ -50,13 +52,6 @@ using KeyTile = SlabTile<kBlockN, kHeadDim>;
 using ValueTile = SlabTile<kBlockN, kValueDim>;
 constexpr int kHeadSlabs = KeyTile::kSlabs, kValueSlabs = ValueTile::kSlabs;
 
-// Registers of a thread before and after they are shared out: (producer + kConsumers * consumer) threads must not have more
-// than the launch gave the block, or the consumers wait for ever.
-constexpr int kAccumulators = kBlockN / 2 + kBlockN / 4 + kValueDim / 2;
-constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kAccumulators > 160 ? 40 : 56;
-constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kAccumulators > 160 ? 232 : 224;
-static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (kConsumers == 3 ? 512 : 504));
-
 // A mask that hides something, or a score that does: then a value that is not finite may have weight 0.
 template <class Mask>
 constexpr bool hides_nothing = false;
@@ -64,11 +59,31 @@ template <>
 inline constexpr bool hides_nothing<NoMask> = true;
 constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
 
+// What a warpgroup may see of its first tile: all, or the first half of the keys.
+constexpr int kHalfTile = kHides && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
+
+// Whether warpgroups issue products in turn, so that one's softmax runs under another's products: worth it where there is
+// a mask (measured; products of 256 columns leave nothing to hide).
+constexpr bool kTakesTurns = kHides && kHeadDim <= 128;
+
+// So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
+// them sooner, early enough that their keys arrive in time.
+constexpr int kTilesAhead = 4;
+
+// Registers of a thread before and after they are shared out: (producer + kConsumers * consumer) threads must not have more
+// than the launch gave the block, or the consumers wait for ever.
+constexpr int kAccumulators = kBlockN / 2 + kBlockN / 4 + kValueDim / 2;
+constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kAccumulators > 160 ? 40 : 56;
+constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kAccumulators > 160 ? 232 : 224;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (kConsumers == 3 ? 512 : 504));
+
 // Scores stay unscaled, and softmax_scale (positive: the plan sees to it) is folded into the exponential, where nothing looks
 // at them in between.
 constexpr bool kFolded = is_identity<ScoreModType> && !has_add<MaskType>;
 
-using Scores = float[kBlockN / 2];      // word 4 n + 2 half + i: row lane / 4 + 8 half, key 8 n + lane % 4 * 2 + i
+template <int kKeys>
+using ScoresOf = float[kKeys / 2];  // word 4 n + 2 half + i: row lane / 4 + 8 half, key 8 n + lane % 4 * 2 + i
+using Scores = ScoresOf<kBlockN>;
 using Weights = unsigned[kBlockN / 4];  // the same in pairs, rounded
 using Output = float[kValueDim / 2];
 
@@ -88,9 +103,9 @@ OMNIFLASH_CHECK_OFFSET(HopperParameters, q_batch_rows, kBatchRowsOffset);
 constexpr unsigned kKeyOffset = kQueryTiles * QueryTile::kBytes;
 constexpr unsigned kValueOffset = kKeyOffset + kSlots * KeyTile::kBytes;
 constexpr unsigned kBarrierOffset = kValueOffset + kSlots * ValueTile::kBytes;
-constexpr int kBarriers = 2 * (kQueryTiles + 2 * kSlots + kMessages);
+constexpr int kBarriers = 2 * (kQueryTiles + 2 * kSlots + kMessages) + 1;
 constexpr unsigned kMessageOffset = (kBarrierOffset + 8 * kBarriers + 15) / 16 * 16;
-constexpr unsigned kMessageBytes = 48;
+constexpr unsigned kMessageBytes = 48 + 16 * kConsumers;
 static_assert(kSwizzleBytes + kMessageOffset + kMessages * kMessageBytes <= kSharedBytes);
 
 // Everything in shared memory, by its address. A slot is full when its copies have landed, empty when all warps have left it.
@@ -117,31 +132,45 @@ struct SharedMemory {
     return barrier(2 * kQueryTiles + 4 * kSlots + kMessages + slot);
   }
 
+  // Complete when the producer comes to the end of a tile of rows.
+  OMNIFLASH_DEVICE unsigned next_wanted() const { return barrier(kBarriers - 1); }
+
   OMNIFLASH_DEVICE void initialize_barriers() const {
     constexpr int kConsumerWarps = 4 * kConsumers;
     for (int i = 0; i < kBarriers; ++i) mbarrier_init(barrier(i), 1);
     for (int i = 0; i < kQueryTiles; ++i) mbarrier_init(query_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(key_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(value_empty(i), kConsumerWarps);
-    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), kConsumerWarps);
+    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), kConsumerWarps + 1);
     mbarrier_init_fence();
   }
 };
 
 // ---- what the producer tells the consumers
 
-// Up to 32 tiles of keys, the i-th being `first_tile - i`: a run of equal tiles is taken at a time.
+// What the rows of one warpgroup see of the keys of a window.
+struct OwnKeys {
+  int begin, end;  // tiles; outside of them the mask hides all
+  int last_key;    // the end of the keys that it may show
+  unsigned full;   // bit i: the mask need not be asked for tile first_tile - i
+};
+
+// Up to 32 tiles of keys, the i-th being `first_tile - i`, and which of them some row of the block sees.
 struct KeyWindow {
   int first_tile;
-  unsigned present;  // bit i: the mask does not skip it
-  unsigned full;     // bit i: the mask need not be asked
-  bool is_last;      // no tiles of these rows come after it
+  unsigned present;
+  bool is_last;  // no tiles of these rows come after it
 
+  // Equal tiles: tile, tile - 1, ...
   struct Run {
-    int tile, count;  // tile, tile - 1, ...
+    int tile, count;
     bool is_partial;
+    OMNIFLASH_DEVICE bool step() {
+      --tile;
+      return --count > 0;
+    }
   };
-  OMNIFLASH_DEVICE Run take() {
+  OMNIFLASH_DEVICE Run take(unsigned full) {
     const int at = __ffs(present) - 1;
     const bool is_full = full >> at & 1;
     const unsigned alike = (present & (is_full ? full : ~full)) >> at;
@@ -162,28 +191,39 @@ struct Message {
     const unsigned ints[3][4] = {
         {unsigned(work.batch), unsigned(work.first_head), unsigned(work.row_tile), unsigned(sequence.q_len)},
         {unsigned(sequence.kv_len), unsigned(sequence.start), unsigned(base), unsigned(base >> 32)},
-        {unsigned(window.first_tile), window.present, window.full, window.is_last}};
+        {unsigned(window.first_tile), window.present, window.is_last, 0u}};
 #pragma unroll
     for (int i = 0; i < 3; ++i) store_shared_16(to + 16 * i, ints[i]);
   }
+  OMNIFLASH_DEVICE static void write(unsigned to, int warpgroup, const OwnKeys& own) {
+    store_shared_16(to + 48 + 16 * warpgroup,
+                    {unsigned(own.begin), unsigned(own.end), unsigned(own.last_key), own.full});
+  }
+  // By whole warps, or by one lane.
+  template <bool kIsWarp>
   OMNIFLASH_DEVICE static Message read(unsigned from) {
+    const auto same = [](unsigned value) { return kIsWarp ? uniform(value) : int(value); };
     unsigned ints[3][4];
 #pragma unroll
     for (int i = 0; i < 3; ++i) load_shared_16(ints[i], from + 16 * i);
     Message message;
-    message.work = Work{int(ints[0][0]), int(ints[0][1]), uniform(ints[0][2])};
+    message.work = Work{int(ints[0][0]), int(ints[0][1]), same(ints[0][2])};
     message.sequence.batch = message.work.batch;
     message.sequence.q_len = ints[0][3];
     message.sequence.kv_len = ints[1][0];
     message.sequence.start = ints[1][1];
     message.sequence.q_base = static_cast<long long>(ints[1][2] | static_cast<unsigned long long>(ints[1][3]) << 32);
-    message.window = KeyWindow{uniform(ints[2][0]), unsigned(uniform(ints[2][1])), unsigned(uniform(ints[2][2])),
-                               uniform(ints[2][3]) != 0};
+    message.window = KeyWindow{same(ints[2][0]), unsigned(same(ints[2][1])), same(ints[2][2]) != 0};
     return message;
+  }
+  OMNIFLASH_DEVICE static OwnKeys read(unsigned from, int warpgroup) {
+    unsigned ints[4];
+    load_shared_16(ints, from + 48 + 16 * warpgroup);
+    return OwnKeys{uniform(ints[0]), uniform(ints[1]), uniform(ints[2]), unsigned(uniform(ints[3]))};
   }
 };
 
-// ---- the producer
+// ---- the warps that plan and copy
 
 // Tensor maps know nothing of lengths that lie in memory, but copies have to end with the sequence: what lies after it may be
 // no number at all. So rows are counted along two axes of equal stride, from kRows rows before the tensor: row r of a sequence
@@ -224,112 +264,216 @@ OMNIFLASH_DEVICE void load_tile(const Tile& tile, const TensorMap& map, unsigned
   }
 }
 
-struct Producer {
+// The tiles of a ragged batch, whose sequences differ in length: those of long sequences first, and of one sequence after
+// the other. Each block walks once through the sequences, 32 at a time, as its numbers grow.
+struct RaggedTiles {
+  const AttentionParameters& parameters;
+  unsigned head_tiles;
+  int most, least;     // rows of the sequences that have their turn: least + 1 .. most
+  unsigned first = 0;  // of the 32
+  unsigned passed = 0; // tiles before them
+
+  OMNIFLASH_DEVICE explicit RaggedTiles(const AttentionParameters& parameters)
+      : parameters(parameters),
+        head_tiles(parameters.num_heads / parameters.heads_per_tile),
+        most(parameters.seqlen_q),
+        least(most / 2) {}
+
+  // The whole warp finds tile `index`, if there is one; indices never fall.
+  OMNIFLASH_DEVICE bool find(unsigned index, Work& work) {
+    for (; most > 0; most = least, least = most / 8) {
+      for (; first < parameters.batch; first += 32) {
+        const unsigned batch = first + lane_index();
+        int rows = 0;
+        if (batch < parameters.batch) rows = Sequence(parameters, batch).q_len;
+        if (rows <= least || rows > most) rows = 0;
+        const unsigned row_tiles = ceil_divide(rows * static_cast<int>(parameters.heads_per_tile), kBlockM);
+        unsigned end = row_tiles * head_tiles;
+#pragma unroll
+        for (int other = 1; other < 32; other *= 2) {
+          const unsigned before = __shfl_up_sync(~0u, end, other);
+          if (lane_index() >= other) end += before;
+        }
+        const unsigned total = __shfl_sync(~0u, end, 31);
+        if (index < passed + total) {
+          const int lane = __ffs(__ballot_sync(~0u, index < passed + end)) - 1;
+          const unsigned tiles_here = __shfl_sync(~0u, row_tiles, lane);
+          const unsigned within = index - passed - __shfl_sync(~0u, end - row_tiles * head_tiles, lane);
+          // Heads in sections; in a section the last rows of all heads come first.
+          const unsigned section = minimum(parameters.section, head_tiles), first_head = within / (tiles_here * section) * section;
+          const unsigned heads_here = minimum(section, head_tiles - first_head);
+          const unsigned in_section = within - first_head * tiles_here;
+          work = Work{static_cast<int>(first) + lane,
+                      static_cast<int>((first_head + in_section % heads_here) * parameters.heads_per_tile),
+                      static_cast<int>(tiles_here - 1 - in_section / heads_here)};
+          return true;
+        }
+        passed += total;
+      }
+      first = 0;
+    }
+    return false;
+  }
+};
+
+// Takes tiles of rows, asks the mask about their keys, and tells the others.
+struct Scheduler {
   const AttentionParameters& parameters;
   const Functors<MaskType, ScoreModType>& functors;
   const HopperParameters& hopper;
   SharedMemory shared;
-  bool elected;  // the one lane that waits and copies
-  RingPosition<kQueryTiles> query;
-  RingPosition<kSlots> key, value;
   RingPosition<kMessages> message;
+  RingPosition<1> wish;
 
+  OMNIFLASH_DEVICE void wait_for_room() const { mbarrier_wait(shared.message_empty(message.slot), message.parity ^ 1); }
   OMNIFLASH_DEVICE void send(const Message& what) {
-    if (elected) {
-      mbarrier_wait(shared.message_empty(message.slot), message.parity ^ 1);
+    if (lane_index() == 0) {
       what.write(shared.message(message.slot));
       mbarrier_arrive(shared.message_full(message.slot));
     }
     message.advance();
   }
-  OMNIFLASH_DEVICE void load_query(const RowsOfSequence& rows, const RowTile& tile) {
-    if (elected) {
-      mbarrier_wait(shared.query_empty(query.slot), query.parity ^ 1);
-      const int heads = tile.heads;
-      load_tile<kHeadSlabs>(shared.query(query.slot), hopper.q, shared.query_full(query.slot), rows,
-                            tile.first_row / heads, tile.first_head / heads, kEvictFirst);
+
+  // The window whose first tile is `first`: each lane asks the mask for one tile, for all rows and for each warpgroup's.
+  OMNIFLASH_DEVICE void send_window(const Work& work, const Sequence& sequence, const RowTile& rows,
+                                    KeyTiles<MaskType>& tiles, int first) {
+    wait_for_room();
+    const int tile = first - lane_index();
+    const bool exists = tile >= tiles.begin;
+    // Keys past the end of a sequence are hidden like those that a mask hides.
+    const bool is_whole = (tile + 1) * kBlockN <= sequence.kv_len;
+#pragma unroll 1
+    for (int warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
+      RowTile own_rows = rows;
+      own_rows.first_row = minimum(rows.first_row + 64 * warpgroup, rows.num_rows - 1);
+      KeyTiles<MaskType> own(functors.mask, sequence, own_rows, 64, kBlockN);
+      const bool is_full = exists && is_whole && own.status(tile) == TileStatus::Full;
+      OwnKeys keys{own.begin, own.end, own.visible.end, __ballot_sync(~0u, is_full)};
+      if (rows.first_row + 64 * warpgroup >= rows.num_rows) keys.end = keys.begin;
+      if (lane_index() == 0) Message::write(shared.message(message.slot), warpgroup, keys);
     }
+    const bool is_present = exists && tiles.status(tile) != TileStatus::Skip;
+    send(Message{work, sequence, KeyWindow{first, __ballot_sync(~0u, is_present), first - 32 < tiles.begin}});
+  }
+
+  // All windows of one tile of rows; then waits until the copies of its keys come to an end. Who takes the next tile
+  // earlier takes one that another block could begin sooner.
+  OMNIFLASH_DEVICE void announce(const Work& work, const Sequence& sequence, const RowTile& rows) {
+    KeyTiles<MaskType> tiles(functors.mask, sequence, rows, kBlockM, kBlockN);
+    int first = tiles.end - 1;
+    do {
+      send_window(work, sequence, rows, tiles, first);
+      first -= 32;
+    } while (first >= tiles.begin);
+    mbarrier_wait(shared.next_wanted(), wish.parity);
+    wish.advance();
+  }
+
+  OMNIFLASH_DEVICE void run() {
+    RaggedTiles ragged(parameters);
+    unsigned tile = block_index_x(), ticket = 0;
+    while (true) {
+      Work work;
+      if (is_ragged(parameters)) {
+        if (!ragged.find(tile, work)) break;
+      } else {
+        if (tile >= hopper.num_tiles) break;
+        work = work_of_block(parameters, tile);
+      }
+      const Sequence sequence(parameters, work.batch);
+      const RowTile rows(parameters, work, sequence, kBlockM);
+      if (!rows.is_empty()) announce(work, sequence, rows);
+      if (lane_index() == 0) ticket = take_ticket(hopper.counter);
+      tile = gridDim.x + uniform(ticket);
+    }
+    // As many tickets are taken as there are tiles: whoever has the last leaves the counter as it was.
+    const unsigned num_tiles = is_ragged(parameters) ? ragged.passed : hopper.num_tiles;
+    if (lane_index() == 0 && tile >= gridDim.x && ticket + 1 == num_tiles) *hopper.counter = 0;
+    Message end = {};
+    end.work.row_tile = -1;
+    wait_for_room();
+    send(end);
+  }
+};
+
+struct Producer {
+  const AttentionParameters& parameters;
+  const HopperParameters& hopper;
+  SharedMemory shared;
+  RingPosition<kQueryTiles> query;
+  RingPosition<kSlots> key, value;
+  RingPosition<kMessages> message;
+
+  OMNIFLASH_DEVICE Message receive() {
+    mbarrier_wait(shared.message_full(message.slot), message.parity);
+    const Message received = Message::read<false>(shared.message(message.slot));
+    mbarrier_arrive(shared.message_empty(message.slot));
+    message.advance();
+    return received;
+  }
+  OMNIFLASH_DEVICE void load_query(const RowsOfSequence& rows, const RowTile& tile) {
+    mbarrier_wait(shared.query_empty(query.slot), query.parity ^ 1);
+    const int heads = tile.heads;
+    load_tile<kHeadSlabs>(shared.query(query.slot), hopper.q, shared.query_full(query.slot), rows,
+                          tile.first_row / heads, tile.first_head / heads, kEvictFirst);
     query.advance();
   }
   OMNIFLASH_DEVICE void load_key(const RowsOfSequence& rows, int tile, int head) {
-    if (elected) {
-      mbarrier_wait(shared.key_empty(key.slot), key.parity ^ 1);
-      load_tile<kHeadSlabs>(shared.key(key.slot), hopper.k, shared.key_full(key.slot), rows, tile * kBlockN, head,
-                            kEvictLast);
-    }
+    mbarrier_wait(shared.key_empty(key.slot), key.parity ^ 1);
+    load_tile<kHeadSlabs>(shared.key(key.slot), hopper.k, shared.key_full(key.slot), rows, tile * kBlockN, head,
+                          kEvictLast);
     key.advance();
   }
   OMNIFLASH_DEVICE void load_value(const RowsOfSequence& rows, int tile, int head) {
-    if (elected) {
-      mbarrier_wait(shared.value_empty(value.slot), value.parity ^ 1);
-      load_tile<kValueSlabs>(shared.value(value.slot), hopper.v, shared.value_full(value.slot), rows, tile * kBlockN,
-                             head, kEvictLast);
-    }
+    mbarrier_wait(shared.value_empty(value.slot), value.parity ^ 1);
+    load_tile<kValueSlabs>(shared.value(value.slot), hopper.v, shared.value_full(value.slot), rows, tile * kBlockN,
+                           head, kEvictLast);
     value.advance();
   }
 
-  // The window whose first tile is `first`: each lane asks the mask for one tile.
-  OMNIFLASH_DEVICE KeyWindow look(KeyTiles<MaskType>& tiles, int first) const {
-    const int tile = first - lane_index();
-    TileStatus status = TileStatus::Skip;
-    if (tile >= tiles.begin) status = tiles.status(tile);
-    // Keys past the end of a sequence are hidden like those that a mask hides.
-    const bool is_full = status == TileStatus::Full && (tile + 1) * kBlockN <= tiles.kv_len;
-    return KeyWindow{first, __ballot_sync(~0u, status != TileStatus::Skip), __ballot_sync(~0u, is_full),
-                     first - 32 < tiles.begin};
-  }
-
-  // All of one tile of rows, in the order in which the consumers take it.
-  OMNIFLASH_DEVICE void produce(const Work& work, const Sequence& sequence, const RowTile& rows) {
-    KeyTiles<MaskType> tiles(functors.mask, sequence, rows, kBlockM, kBlockN);
+  // Copies all of one tile of rows, in the order in which the consumers take it.
+  OMNIFLASH_DEVICE void produce(const Message& first) {
+    const Work& work = first.work;
+    const RowTile tile_of_rows(parameters, work, first.sequence, kBlockM);
     const int head = work.first_head / static_cast<int>(parameters.group_size);
-    const RowsOfSequence q = query_rows(parameters, sequence, hopper.q_batch_rows);
-    const RowsOfSequence k = key_rows(parameters, sequence, hopper.k_batch_rows);
-    const RowsOfSequence v = key_rows(parameters, sequence, hopper.v_batch_rows);
-    KeyWindow window = look(tiles, tiles.end - 1);
-    send(Message{work, sequence, window});
+    const RowsOfSequence q = query_rows(parameters, first.sequence, hopper.q_batch_rows);
+    const RowsOfSequence k = key_rows(parameters, first.sequence, hopper.k_batch_rows);
+    const RowsOfSequence v = key_rows(parameters, first.sequence, hopper.v_batch_rows);
+    KeyWindow window = first.window;
     // One Q tile alone is empty late: the first keys do not wait for it.
-    if (kQueryTiles > 1 || window.present == 0) load_query(q, rows);
-    bool query_is_due = kQueryTiles == 1 && window.present != 0;
+    if (kQueryTiles > 1 || window.present == 0) load_query(q, tile_of_rows);
+    bool query_is_due = kQueryTiles == 1 && window.present != 0, has_wished = false;
     int behind = -1;  // the tile whose values are due
     while (true) {
       for (unsigned left = window.present; left != 0; left &= left - 1) {
         const int tile = window.first_tile - (__ffs(left) - 1);
+        if (!has_wished && window.is_last && __popc(left) <= kTilesAhead) {
+          has_wished = true;
+          mbarrier_arrive(shared.next_wanted());
+        }
         load_key(k, tile, head);
-        if (query_is_due) load_query(q, rows);
+        if (query_is_due) load_query(q, tile_of_rows);
         query_is_due = false;
         if (behind >= 0) load_value(v, behind, head);
         behind = tile;
       }
       if (window.is_last) break;
-      window = look(tiles, window.first_tile - 32);
-      send(Message{work, sequence, window});
+      window = receive().window;
     }
+    if (!has_wished) mbarrier_arrive(shared.next_wanted());
     if (behind >= 0) load_value(v, behind, head);
   }
 
   OMNIFLASH_DEVICE void run() {
-    if (elected) {
-      prefetch_tensor_map(hopper.q);
-      prefetch_tensor_map(hopper.k);
-      prefetch_tensor_map(hopper.v);
-      prefetch_tensor_map(hopper.out);
+    prefetch_tensor_map(hopper.q);
+    prefetch_tensor_map(hopper.k);
+    prefetch_tensor_map(hopper.v);
+    prefetch_tensor_map(hopper.out);
+    while (true) {
+      const Message received = receive();
+      if (received.work.row_tile < 0) break;
+      produce(received);
     }
-    for (unsigned tile = block_index_x(); tile < hopper.num_tiles;) {
-      // Asked for early: the answer takes a microsecond.
-      unsigned ticket = 0;
-      if (elected) ticket = take_ticket(hopper.counter);
-      const Work work = work_of_block(parameters, tile);
-      const Sequence sequence(parameters, work.batch);
-      const RowTile rows(parameters, work, sequence, kBlockM);
-      if (!rows.is_empty()) produce(work, sequence, rows);
-      // Every tile takes one ticket: whoever has the last leaves the counter as it was.
-      if (elected && ticket == hopper.num_tiles - 1) *hopper.counter = 0;
-      tile = gridDim.x + uniform(ticket);
-    }
-    Message end = {};
-    end.work.row_tile = -1;
-    send(end);
   }
 };
 
@@ -359,18 +503,19 @@ struct WarpRows {
 };
 
 // Scale and score modification.
-OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, Scores& s) {
+template <int kWords>
+OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWords]) {
   if constexpr (is_identity<ScoreModType>) {
     if constexpr (!kFolded) {
 #pragma unroll
-      for (int i = 0; i < kBlockN / 2; ++i) s[i] *= at_rows.scale();
+      for (int i = 0; i < kWords; ++i) s[i] *= at_rows.scale();
     }
   } else {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       ScoreIndex at = at_rows.index(at_rows.row(half));
 #pragma unroll
-      for (int n = 0; n < kN; ++n) {
+      for (int n = 0; n < kWords / 4; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           at.k = minimum(tile * kBlockN + 8 * n + lane_index() % 4 * 2 + i, at_rows.sequence.kv_len - 1);
@@ -383,15 +528,15 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, Scores& s) {
 }
 
 // Hides what the mask hides, and keys past the end.
-template <class Mask>
-OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, Scores& s) {
+template <class Mask, int kWords>
+OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, float (&s)[kWords]) {
   const int kv_len = at_rows.sequence.kv_len, column = lane_index() % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     ScoreIndex at = at_rows.index(at_rows.row(half));
     if constexpr (has_bits<Mask> && !has_add<Mask>) {
 #pragma unroll
-      for (int word = 0; word < kBlockN / 32; ++word) {
+      for (int word = 0; word < kWords / 16; ++word) {
         at.k = tile * kBlockN + 32 * word;
         const unsigned bits = (band_bits(0, kv_len, at.k) & mask.bits(at)) >> column;
 #pragma unroll
@@ -401,7 +546,7 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
       }
     } else {
 #pragma unroll
-      for (int n = 0; n < kN; ++n) {
+      for (int n = 0; n < kWords / 4; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           at.k = tile * kBlockN + 8 * n + column + i;
@@ -423,30 +568,33 @@ OMNIFLASH_DEVICE float quad_sum(float x) {
 }
 
 // Scores become weights; sums stay per thread until the end. What was summed before has to be multiplied by `rescale`.
-OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[2], Scores& s, float (&rescale)[2]) {
+template <int kWords>
+OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[2], float (&s)[kWords], float (&rescale)[2]) {
   float offset[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float row_max = maximum(s[2 * half], s[2 * half + 1]);
 #pragma unroll
-    for (int n = 1; n < kN; ++n) row_max = maximum(row_max, maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+    for (int n = 1; n < kWords / 4; ++n) row_max = maximum(row_max, maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
     rescale[half] = softmax[half].raise(quad_max(row_max), factor);
     offset[half] = softmax[half].offset(factor);
   }
 #pragma unroll
-  for (int i = 0; i < kBlockN / 2; ++i) s[i] = exp2_of(s[i], factor, offset[i / 2 % 2]);
+  for (int i = 0; i < kWords; ++i) s[i] = exp2_of(s[i], factor, offset[i / 2 % 2]);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float row_sum = s[2 * half] + s[2 * half + 1];
 #pragma unroll
-    for (int n = 1; n < kN; ++n) row_sum += s[4 * n + 2 * half] + s[4 * n + 2 * half + 1];
+    for (int n = 1; n < kWords / 4; ++n) row_sum += s[4 * n + 2 * half] + s[4 * n + 2 * half + 1];
     softmax[half].sum += row_sum;
   }
 }
 
-OMNIFLASH_DEVICE void round_weights(Weights& p, const Scores& s) {
+// Weights of keys without scores are 0.
+template <int kWords>
+OMNIFLASH_DEVICE void round_weights(Weights& p, const float (&s)[kWords]) {
 #pragma unroll
-  for (int i = 0; i < kBlockN / 4; ++i) p[i] = pack<Element>(s[2 * i], s[2 * i + 1]);
+  for (int i = 0; i < kBlockN / 4; ++i) p[i] = i < kWords / 2 ? pack<Element>(s[2 * i], s[2 * i + 1]) : 0u;
 }
 
 // Most tiles raise no row's offset by enough: then there is nothing to do for the whole warp.
@@ -456,10 +604,11 @@ OMNIFLASH_DEVICE void rescale_output(Output& o, const float (&rescale)[2]) {
   for (int i = 0; i < kValueDim / 2; ++i) o[i] *= rescale[i / 2 % 2];
 }
 
-OMNIFLASH_DEVICE void issue_scores(Scores& s, unsigned long long q, unsigned long long k) {
+template <int kWords>
+OMNIFLASH_DEVICE void issue_scores(float (&s)[kWords], unsigned long long q, unsigned long long k) {
 #pragma unroll
   for (int step = 0; step < kHeadDim / 16; ++step) {
-    MatrixProduct<Element, kBlockN>::from_shared(s, q + QueryTile::deeper(step), k + KeyTile::deeper(step), step > 0);
+    MatrixProduct<Element, 2 * kWords>::from_shared(s, q + QueryTile::deeper(step), k + KeyTile::deeper(step), step > 0);
   }
   product_commit();
 }
@@ -526,27 +675,55 @@ struct Consumer {
   OMNIFLASH_DEVICE void release(unsigned empty) const {
     if (lane == 0) mbarrier_arrive(empty);
   }
-  OMNIFLASH_DEVICE Message receive() {
+  OMNIFLASH_DEVICE Message receive(OwnKeys& own) {
     mbarrier_wait(shared.message_full(message.slot), message.parity);
-    const Message received = Message::read(shared.message(message.slot));
+    const Message received = Message::read<true>(shared.message(message.slot));
+    own = Message::read(shared.message(message.slot), warpgroup);
     __syncwarp();
     release(shared.message_empty(message.slot));
     message.advance();
     return received;
   }
   // The next run of tiles of these rows, if there is one.
-  OMNIFLASH_DEVICE bool next(KeyWindow& window, KeyWindow::Run& run) {
+  OMNIFLASH_DEVICE bool next(KeyWindow& window, OwnKeys& own, KeyWindow::Run& run) {
     while (window.present == 0) {
       if (window.is_last) return false;
-      window = receive().window;
+      window = receive(own).window;
     }
-    run = window.take();
+    run = window.take(own.full);
     return true;
   }
 
+  // A turn at issuing products. Every tile of keys but the first of some rows takes one, whether it is computed or not.
+  OMNIFLASH_DEVICE void take_turn() const {
+    if (kTakesTurns) named_barrier(1 + kConsumers + warpgroup, 256);
+  }
+  OMNIFLASH_DEVICE void pass_turn() const {
+    if (kTakesTurns) named_arrive(1 + kConsumers + (warpgroup + 1 == kConsumers ? 0 : warpgroup + 1), 256);
+  }
+  OMNIFLASH_DEVICE void skip_turn() const {
+    take_turn();
+    pass_turn();
+  }
+
+  // A tile that only rows of other warpgroups see, and the values of one: those of a tile come after the next one's keys.
+  OMNIFLASH_DEVICE void skip_tile(bool skips_value) {
+    if (skips_value) skip_turn();
+    mbarrier_wait(shared.key_full(key.slot), key.parity);
+    release(shared.key_empty(key.slot));
+    key.advance();
+    if (skips_value) skip_value();
+  }
+  OMNIFLASH_DEVICE void skip_value() {
+    mbarrier_wait(shared.value_full(value.slot), value.parity);
+    release(shared.value_empty(value.slot));
+    value.advance();
+  }
+
   // The first tile: nothing to overlap with.
-  OMNIFLASH_DEVICE void first_tile(const WarpRows& rows, unsigned long long q, int tile, bool is_partial, Scores& s,
-                                   Weights& p) {
+  template <int kKeys>
+  OMNIFLASH_DEVICE void first_tile(const WarpRows& rows, unsigned long long q, int tile, bool is_partial, Weights& p) {
+    ScoresOf<kKeys> s;
     mbarrier_wait(shared.key_full(key.slot), key.parity);
     pin(s);
     product_fence();
@@ -569,11 +746,13 @@ struct Consumer {
     pin(o);
     pin(p);
     pin(s);
+    take_turn();
     product_fence();
     issue_scores(s, q, shared.key(key.slot).rows_descriptor(0));
     mbarrier_wait(shared.value_full(value.slot), value.parity);
     product_fence();
     issue_output(o, p, shared.value(value.slot).columns_descriptor());
+    pass_turn();
     // What a mask does may branch, which nothing must while products are in flight.
     product_wait<kIsPartial ? 0 : 1>();
     pin(s);
@@ -587,6 +766,7 @@ struct Consumer {
     if constexpr (kIsPartial) hide(rows, functors.mask, tile, s);
     float rescale[2];
     online_softmax(rows.factor(), softmax, s, rescale);
+    compute_before(softmax[0].sum + softmax[1].sum);  // never negative
     product_wait<0>();
     pin(o);
     pin(p);
@@ -612,16 +792,28 @@ struct Consumer {
 
   // Divides by the sums, writes lse, and sends the output on its way from the place of Q.
   OMNIFLASH_DEVICE void store(const WarpRows& rows, const Work& work) {
+    const bool has_sinks = static_cast<SinkForm>(parameters.sink_form) != SinkForm::Absent;
     const bool wants_lse = static_cast<LseForm>(parameters.lse_form) == LseForm::Written;
-    float scale[2], offset[2];
+    float scale[2], offset[2], lse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = rows.row(half), head = rows.rows.head(row);
+      const float sum = quad_sum(softmax[half].sum);
       offset[half] = softmax[half].offset(rows.factor());
-      const SoftmaxResult result = finalize(offset[half], quad_sum(softmax[half].sum), sink_log2(parameters, head));
-      scale[half] = result.scale;
-      if (wants_lse && lane % 4 == 0 && rows.is_valid(half)) {
-        *rows.sequence.row<float>(parameters.lse, is_ragged(parameters), rows.rows.query(row), head) = result.lse;
+      scale[half] = sum == 0.0f ? 0.0f : reciprocal(sum);
+      lse[half] = (offset[half] + log2(sum)) * kLn2;
+      if (has_sinks) {
+        const int head = rows.rows.head(rows.row(half));
+        const SoftmaxResult result = finalize(offset[half], sum, sink_log2(parameters, head));
+        scale[half] = result.scale;
+        lse[half] = result.lse;
+      }
+    }
+    if (wants_lse && lane % 4 == 0) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = rows.row(half);
+        float* to = rows.sequence.row<float>(parameters.lse, is_ragged(parameters), rows.rows.query(row), rows.rows.head(row));
+        if (rows.is_valid(half)) *to = lse[half];
       }
     }
     named_barrier(1 + warpgroup, 128);  // all warps of the group have left Q
@@ -669,9 +861,11 @@ struct Consumer {
   }
 
   OMNIFLASH_DEVICE void run() {
+    if (warpgroup == kConsumers - 1) pass_turn();  // the first is warpgroup 0's
     int leaving = -1;  // the slot whose output is on its way
     while (true) {
-      Message received = receive();
+      OwnKeys own;
+      Message received = receive(own);
       if (received.work.row_tile < 0) break;
       const RowTile tile(parameters, received.work, received.sequence, kBlockM);
       const WarpRows rows{parameters, functors, received.sequence, tile, tile.first_row + 64 * warpgroup + 16 * warp};
@@ -688,22 +882,41 @@ struct Consumer {
       }
       mbarrier_wait(shared.query_full(query.slot), query.parity);
       KeyWindow::Run run;
-      const bool has_keys = next(received.window, run);
-      if (has_keys) {
-        first_tile(rows, q, run.tile, run.is_partial, s, p);
-        --run.tile;
-        --run.count;
+      bool is_due = next(received.window, own, run);
+      bool has_skipped = false;
+      while (is_due && (run.tile >= own.end || own.begin >= own.end)) {
+        skip_tile(has_skipped);
+        has_skipped = true;
+        is_due = run.step() || next(received.window, own, run);
+      }
+      if (is_due) {
+        if (has_skipped) skip_turn();
+        if (kHalfTile < kBlockN && own.last_key <= run.tile * kBlockN + kHalfTile) {
+          first_tile<kHalfTile>(rows, q, run.tile, run.is_partial, p);
+        } else {
+          first_tile<kBlockN>(rows, q, run.tile, run.is_partial, p);
+        }
+        if (has_skipped) skip_value();
+        run.step();
       }
       if (kQueryTiles > 1 && leaving >= 0) release_query(leaving);
-      if (has_keys) {
+      if (is_due) {
         do {
+          int count = minimum(run.count, run.tile + 1 - own.begin);
+          run.count -= maximum(count, 0);
           if (run.is_partial) {
-            for (; run.count > 0; --run.count) next_tile<true>(rows, q, run.tile--, s, p);
+            for (; count > 0; --count) next_tile<true>(rows, q, run.tile--, s, p);
           } else {
-            for (; run.count > 0; --run.count) next_tile<false>(rows, q, run.tile--, s, p);
+            for (; count > 0; --count) next_tile<false>(rows, q, run.tile--, s, p);
           }
-        } while (next(received.window, run));
+        } while (run.count == 0 && next(received.window, own, run));
         last_output(p);
+        while (run.count > 0 || next(received.window, own, run)) {
+          skip_tile(true);
+          run.step();
+        }
+      } else if (has_skipped) {
+        skip_value();
       }
       store(rows, received.work);
       leaving = query.slot;
@@ -727,7 +940,9 @@ extern "C" __global__ void __launch_bounds__(omniflash::kThreads, 1)
   const int group = uniform(thread_index() / 128);
   if (group == 0) {
     give_registers_back<kProducerRegisters>();
-    if (thread_index() < 32) Producer{parameters, functors, hopper, shared, lane_index() == 0}.run();
+    const int warp = uniform(thread_index() / 32);
+    if (warp == 0 && lane_index() == 0) Producer{parameters, hopper, shared}.run();
+    if (warp == 1) Scheduler{parameters, functors, hopper, shared}.run();
   } else {
     take_registers<kConsumerRegisters>();
     const int warp = uniform(thread_index() / 32 % 4);

@@ -27,6 +27,11 @@ OMNIFLASH_DEVICE void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
+// bar.arrive: counts as one of those threads, but does not wait.
+OMNIFLASH_DEVICE void named_arrive(int name, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
 // stmatrix (PTX ISA, "Warp-level Matrix Instructions"): four matrices of 8 x 8 numbers of 16 bits; lane l gives the
 // address of row l % 8 of matrix l / 8, and the words of row l / 4, columns 2 (l % 4) and the next, of each.
 OMNIFLASH_DEVICE void store_matrices(unsigned row, const unsigned (&words)[4]) {

@@ -16,7 +16,7 @@ use crate::memory::DeviceMemory;
 use crate::plan::closure_with_query_start;
 
 /// Counters of one page: one for launches, the others for captured launches in turn.
-const COUNTERS: usize = 1024;
+const COUNTERS: usize = 1 << 16;
 const COUNTER_BYTES: usize = 4;
 
 /// Workspace grows in steps of this many bytes.
@@ -201,7 +201,7 @@ impl<D: Driver> StreamState<D> {
         if self.counters.is_none() {
             launch.check_may_allocate("the first launch that counts tiles")?;
             let memory = DeviceMemory::kept(launch.driver, COUNTERS * COUNTER_BYTES, launch.stream)?;
-            memory.write(&[0; COUNTERS * COUNTER_BYTES], launch.stream)?;
+            memory.write(&vec![0; COUNTERS * COUNTER_BYTES], launch.stream)?;
             self.counters = Some(Kept { memory, is_captured: false });
         }
         let counters = self.counters.as_mut().expect("made above when there were none");

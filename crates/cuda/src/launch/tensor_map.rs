@@ -95,7 +95,8 @@ impl Axes {
             let bytes = u64::try_from(stride.checked_mul(size)?).ok()?;
             (bytes > 0 && bytes % 16 == 0 && bytes < MAX_STRIDE).then_some(bytes)
         };
-        let head_stride = bytes(heads, 16)?;
+        // One head for all is a stride of 0, which maps may have.
+        let head_stride = if heads.1 == 0 { 0 } else { bytes(heads, 16)? };
         let batch_stride = match batch {
             (..=1, _) | (_, 0) => 0,
             batch => bytes(batch, 0)?,
@@ -178,8 +179,9 @@ mod tests {
         assert_eq!(axes(&[5, 100, 8, 64], &[0, 512, 64, 1], false).unwrap().batch_rows, 0);
         assert_eq!(axes(&[100, 8, 64], &[512, 64, 1], true).unwrap().all_rows, 100);
         assert_eq!(axes(&[5, 1, 8, 64], &[512, 7, 64, 1], false).unwrap().batch_rows, 1);
+        assert_eq!(axes(&[2, 100, 8, 64], &[6400, 64, 0, 1], false).unwrap().head_stride, 0);
         for (shape, strides) in [
-            ([2, 100, 8, 64], [51200, 512, 0, 1]),
+            ([2, 100, 8, 64], [51200, 0, 64, 1]),
             ([2, 100, 8, 20], [16000, 160, 20, 1]),
             ([2, 100, 8, 64], [51264, 512, 64, 1]),
         ] {

@@ -104,7 +104,7 @@ fn unsupported(request: &Request<'_>) -> Option<(String, &'static str)> {
     if !request.hopper.is_mappable {
         return Some((
             "these strides or addresses".into(),
-            "tensor copies need positive strides and addresses that are multiples of 16 bytes, and sequences a whole \
+            "tensor copies need positive strides of rows and addresses that are multiples of 16 bytes, and sequences a whole \
              number of rows apart",
         ));
     }
@@ -138,12 +138,9 @@ fn better_elsewhere(request: &Request<'_>, rows: usize, num_tiles: usize) -> Opt
 fn default_tile(request: &Request<'_>) -> HopperConfig {
     let shape = request.shape;
     let (head_dim, value_dim) = (shape.head_dim.next_multiple_of(16), shape.value_dim.next_multiple_of(16));
-    // Three warpgroups keep the exponentials busy where the products are short, but waste more of a diagonal; flat tiles
-    // amortise the softmax where there are many keys and no diagonal.
-    let (is_causal, keys) = (is_causal(request.mask_type), shape.seqlen_k);
+    // Three warpgroups keep the exponentials busy where the products are short.
     let (block_m, block_n, query_tiles) = match (head_dim, value_dim) {
-        (..=64, ..=64) if !is_causal || keys > 2048 => (192, 128, 2),
-        (65..=128, 65..=128) if !is_causal && keys > 1024 => (128, 160, 2),
+        (..=64, ..=64) => (192, 128, 2),
         (..=128, ..=128) => (128, 128, 2),
         (..=192, ..=128) => (128, 128, 1),
         (..=192, ..=192) => (128, 96, 1),

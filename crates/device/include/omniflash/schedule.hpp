@@ -49,6 +49,7 @@ struct KeyTiles {
   int heads;      // heads that the mask has to be asked for
   int block_n, kv_len;
   int begin, end;
+  KeyRange visible;  // keys that some of the rows may see
 
   OMNIFLASH_DEVICE KeyTiles(const Mask& mask, const Sequence& sequence, const RowTile& rows, int block_m, int block_n)
       : KeyTiles(mask, sequence, queries_of(sequence, rows, block_m), rows.heads, block_n) {}
@@ -60,7 +61,7 @@ struct KeyTiles {
     rect.head = queries.head;
     rect.q_begin = queries.q_begin;
     rect.q_end = queries.q_end;
-    KeyRange visible{kv_len, 0};
+    visible = KeyRange{kv_len, 0};
     for (int i = 0; i < heads; ++i) {
       KeyRange keys{0, kv_len};
       shrink_range(mask, RowRange{rect.batch, rect.head + i, rect.q_begin, rect.q_end}, keys);
