@@ -386,9 +386,9 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       if (hides && any_flag()) add_non_finite(block, tile, s, o);
       Product::values<ValueTile>(o, s, kValuesAt);
     };
-    if constexpr (kStages == 2) {
+    if constexpr (kStages == 2 && OMNIFLASH_MFMA) {
       if (opaque_uniform(active)) {
-        // Only here, so that its zeros are a constant of the first products.
+        // Only here, so that its zeros are a constant of the first products. RDNA runs out of registers so.
         Scores s = {};
         Product::scores<KeyTile>(s, query, kKeysAt);
         attend(s);
@@ -396,11 +396,13 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     } else {
       Scores s = {};
       if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
-      barrier();  // all waves have left the keys
-      const bool found = value_stage.store(kValuesAt, hides);
-      if (hides) store_flag(found);
-      barrier();
-      if (next < tiles.end) block.load_keys(key_stage, next);
+      if constexpr (kStages == 1) {
+        barrier();  // all waves have left the keys
+        const bool found = value_stage.store(kValuesAt, hides);
+        if (hides) store_flag(found);
+        barrier();
+        if (next < tiles.end) block.load_keys(key_stage, next);
+      }
       if (opaque_uniform(active)) attend(s);
     }
     tile = next;

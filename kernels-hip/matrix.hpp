@@ -18,6 +18,7 @@ namespace omniflash {
 #define OMNIFLASH_MFMA 1
 constexpr int kTile = 32;
 #else
+#define OMNIFLASH_MFMA 0
 constexpr int kTile = 16;
 #endif
 
