@@ -58,7 +58,7 @@ pub struct Statistics {
     pub peak_bytes: u64,
 }
 
-/// Writes a device's [`Statistics`]: 23 unsigned 64-bit numbers in the order of the fields.
+/// Writes a device's [`Statistics`].
 ///
 /// # Safety
 /// `statistics` must be null or valid for writing.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
+use omniflash_hip_emulator::hip_api::control::Statistics;
 use omniflash_kernel_store::{Compiler as _, KernelStore, StoreOptions};
 
 use crate::HipBackend;
@@ -83,13 +84,14 @@ impl Emulator {
 
     /// Allocations of a device that were not freed, and their bytes; images of modules are among them.
     pub(super) fn live(&self, device: c_int) -> (u64, u64) {
-        type Statistics = unsafe extern "C" fn(c_int, *mut [u64; 23]) -> c_int;
-        // SAFETY: the function's type: 23 numbers, the last three of them of allocations.
-        let function = unsafe { self.library.get::<Statistics>("omniflash_emulator_statistics") }.unwrap();
-        let mut statistics = [0; 23];
+        type WriteStatistics = unsafe extern "C" fn(c_int, *mut Statistics) -> c_int;
+        // SAFETY: the function's type, by the crate that the library is built from.
+        let function =
+            unsafe { self.library.get::<WriteStatistics>("omniflash_emulator_statistics") }.unwrap();
+        let mut statistics = Statistics::default();
         // SAFETY: the statistics are writable.
         assert_eq!(unsafe { function(device, &raw mut statistics) }, 0);
-        (statistics[20], statistics[21])
+        (statistics.live_allocations, statistics.live_bytes)
     }
 
     /// The backends of its devices.
