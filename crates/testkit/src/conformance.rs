@@ -1,6 +1,6 @@
 //! The table, and the way a backend goes through it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -50,28 +50,25 @@ pub const TABLE: &[Row] = &[
 pub struct Filter {
     /// Pattern of the names of cases; `*` is any text.
     pub pattern: String,
-    /// The only names that it keeps, unless it is empty.
-    pub names: BTreeSet<String>,
     /// Multiplications to spend, shared equally by the rows and spent on the cheapest cases first.
     pub budget: Option<u64>,
     /// Runs a case a second time, to compare bits, up to this cost.
     pub repeat_up_to: u64,
+    /// Leaves out every case that costs more.
+    pub most: u64,
+    /// Keeps one part of so many: the same cases whatever else is in the table.
+    pub share: (u64, u64),
 }
 
 impl Filter {
     /// The whole table, every case run twice.
     pub fn all() -> Self {
-        Filter { pattern: "*".into(), names: BTreeSet::new(), budget: None, repeat_up_to: u64::MAX }
+        Filter { pattern: "*".into(), budget: None, repeat_up_to: u64::MAX, most: u64::MAX, share: (0, 1) }
     }
 
     /// The cases whose names match a pattern.
     pub fn only(pattern: impl Into<String>) -> Self {
         Filter { pattern: pattern.into(), ..Filter::all() }
-    }
-
-    /// The cases of these names.
-    pub fn named(names: BTreeSet<String>) -> Self {
-        Filter { names, ..Filter::all() }
     }
 
     /// A reduced table, for emulators and sanitizers: see [`Filter::budget`].
@@ -86,12 +83,32 @@ impl Filter {
         self
     }
 
+    /// Only cases of at most this cost.
+    pub fn up_to(mut self, multiplications: u64) -> Self {
+        self.most = multiplications;
+        self
+    }
+
+    /// Part `part` of `parts` that together are all cases; which case is in which depends on its name alone.
+    pub fn share(mut self, part: u64, parts: u64) -> Self {
+        self.share = (part, parts);
+        self
+    }
+
+    fn is_ours(&self, name: &str) -> bool {
+        let (part, parts) = self.share;
+        let hash = blake3::hash(name.as_bytes());
+        let first = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+        u64::from_le_bytes(*first) % parts == part
+    }
+
     /// The cases of a row that it keeps, in their order.
     pub fn select(&self, row: &Row) -> Vec<Spec> {
         let mut cases: Vec<Spec> = (row.cases)();
         cases.retain(|spec| {
             expectations::matches(&self.pattern, &spec.name)
-                && (self.names.is_empty() || self.names.contains(&spec.name))
+                && spec.cost() <= self.most
+                && self.is_ours(&spec.name)
         });
         let Some(budget) = self.budget else { return cases };
         let mut by_cost: Vec<(u64, usize)> =
