@@ -70,6 +70,9 @@ using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
 using Scores = Accumulator[kKeyTiles];
 using Output = Accumulator[kOutputTiles];
 
+// Long outputs, and addresses of pages, leave few registers.
+constexpr bool kFewRegisters = kStages == 1 || !Keys::kOneStride;
+
 // Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 
@@ -92,6 +95,9 @@ OMNIFLASH_DEVICE const AttentionParameters& parameters_again() {
   asm volatile("" : "+s"(arguments));
   return *(const AttentionParameters*)arguments;
 }
+
+// The thread, when it copies. Where registers are scarce its addresses are computed anew for each tile.
+OMNIFLASH_DEVICE int copying_thread() { return kFewRegisters ? opaque(thread_index()) : thread_index(); }
 
 // What one block works on, and which row a lane.
 struct Block {
@@ -136,11 +142,11 @@ struct Block {
   OMNIFLASH_DEVICE int keys_from(int tile) const { return sequence.kv_len - tile * kBlockN; }
   // Keys past the end become zeros: whatever lies there, it is not read.
   OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(keys.template keys_from<Element>(tile * kBlockN),
+    stage.template load<kVectorLoads>(copying_thread(), keys.template keys_from<Element>(tile * kBlockN),
                                       opaque_uniform(parameters.head_dim), keys_from(tile));
   }
   OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(keys.template values_from<Element>(tile * kBlockN),
+    stage.template load<kVectorLoads>(copying_thread(), keys.template values_from<Element>(tile * kBlockN),
                                       opaque_uniform(parameters.value_dim), keys_from(tile));
   }
 };
@@ -342,7 +348,7 @@ OMNIFLASH_KERNEL(omniflash::kThreads)
 omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                   OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
-  const Block block(parameters, functors, work_of_block(parameters, block_of_die(parameters, block_index_x())));
+  const Block block(parameters_again(), functors, work_of_block(parameters, block_of_die(parameters, block_index_x())));
   if (block.rows.is_empty()) return;
 
   KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
@@ -350,7 +356,8 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   TileStatus status, next_status;
   int tile = tiles.next(tiles.begin, status);
 
-  const Query query(block.row<const Element>(parameters.q), parameters.head_dim);
+  const AttentionParameters& of_query = parameters_again();
+  const Query query(block.row<const Element>(of_query.q), of_query.head_dim);
   Output o = {};
   SoftmaxRow row;
   const int active = block.is_active();
@@ -366,9 +373,9 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     const bool hides = touched || hides_by_score<ScoreModType>;
 
     barrier();  // all waves have left the tiles of the last one
-    key_stage.store(kKeysAt, false);
+    key_stage.store(copying_thread(), kKeysAt, false);
     if constexpr (kStages == 2) {
-      const bool found = value_stage.store(kValuesAt, hides);
+      const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
       if (hides) store_flag(found);
     }
     barrier();
@@ -390,15 +397,15 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       if (opaque_uniform(active)) {
         // Only here, so that its zeros are a constant of the first products. RDNA runs out of registers so.
         Scores s = {};
-        Product::scores<KeyTile>(s, query, kKeysAt);
+        Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
         attend(s);
       }
     } else {
       Scores s = {};
-      if (opaque_uniform(active)) Product::scores<KeyTile>(s, query, kKeysAt);
+      if (opaque_uniform(active)) Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
       if constexpr (kStages == 1) {
         barrier();  // all waves have left the keys
-        const bool found = value_stage.store(kValuesAt, hides);
+        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
         if (hides) store_flag(found);
         barrier();
         if (next < tiles.end) block.load_keys(key_stage, next);
@@ -409,5 +416,6 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   }
   if (!active) return;
   const AttentionParameters& again = parameters_again();
-  store(Block(again, functors, work_of_block(again, block_of_die(again, block_index_x()))), row, o);
+  const unsigned index = opaque_uniform(static_cast<int>(block_index_x()));
+  store(Block(again, functors, work_of_block(again, block_of_die(again, index))), row, o);
 }

@@ -17,6 +17,10 @@ OMNIFLASH_DEVICE void set_result(Accumulator (&all)[kTiles], int i, float value)
   all[i / kAccumulators][i % kAccumulators] = value;
 }
 
+// Has a number computed here: arithmetic sinks to its use, and its operands wait in registers, whatever a scheduling
+// barrier says.
+OMNIFLASH_DEVICE void settle(float& value) { asm volatile("" : "+v"(value)); }
+
 // What may pass a scheduling barrier: vector arithmetic, scalar arithmetic, stores.
 constexpr int kVectorPasses = 0x2, kScalarPasses = 0x4, kStoresPass = 0x240;
 
@@ -38,7 +42,8 @@ OMNIFLASH_DEVICE void pipelined(const Load& load, const Multiply& multiply) {
 // The query row of a lane: its group's half of the chunks, in registers or, where there are too few, read when needed.
 template <class Element, int kHeadDim, bool kVector, bool kHeld>
 struct QueryRow {
-  static constexpr int kSteps = kHeadDim / (2 * kChunkElements<Element>);
+  static constexpr int kElements = kChunkElements<Element>;
+  static constexpr int kSteps = kHeadDim / (2 * kElements);
   const Element* row;
   int columns;
   Chunk held[kHeld ? kSteps : 1];
@@ -50,7 +55,14 @@ struct QueryRow {
     }
   }
   OMNIFLASH_DEVICE Chunk read(int step) const {
-    return load_chunk<kVector>(row, (2 * step + lane_group()) * kChunkElements<Element>, columns, true);
+    const int group = lane_group() * kElements, column = 2 * step * kElements;
+    // kHeadDim is head_dim rounded up to a multiple of 16. Where f32 products are a loop, this would be a branch.
+    const bool may_end = sizeof(Element) == 4 || column + 2 * kElements > kHeadDim - 16;
+    if (kVector && !may_end) return load_global<Chunk>(row + group + column);
+    if constexpr (!kVector) return load_chunk<false>(row, column + group, columns, true);
+    // Without a branch: behind one, products and their operands would wait for the last chunk of the query.
+    const Chunk chunk = load_global<Chunk>(row + minimum(column + group, columns - kElements));
+    return column + group < columns ? chunk : Chunk(0);
   }
   OMNIFLASH_DEVICE Chunk chunk(int step) const {
     if constexpr (kHeld) {
@@ -58,6 +70,13 @@ struct QueryRow {
     } else {
       return read(step);
     }
+  }
+
+  // The same row, for the products of one tile: what is not held is read anew, or the compiler would hold it after all.
+  OMNIFLASH_DEVICE QueryRow of_tile() const {
+    QueryRow again = *this;
+    if constexpr (!kHeld) asm volatile("" : "+v"(again.row));
+    return again;
   }
 };
 
@@ -165,14 +184,28 @@ struct FloatProduct {
 #pragma unroll 2
     for (int step = 0; step < Query::kSteps; ++step) {
       const Chunk q = query.chunk(step);
-      pipelined<kTiles * kTile, 4, true>(
-          [&](int key) {
-            return load_shared<Chunk>(KeyTile::chunk_at(keys, 0, lane_group(), slot_of(key), 2 * step));
+      // Two keys at a time, whose additions do not wait for each other.
+      struct Pair {
+        Chunk keys[2];
+      };
+      pipelined<kTiles * kTile / 2, 2, true>(
+          [&](int pair) {
+            const auto key = [&](int i) {
+              return load_shared<Chunk>(
+                  KeyTile::chunk_at(keys, 0, lane_group(), slot_of(2 * pair + i), 2 * step));
+            };
+            return Pair{{key(0), key(1)}};
           },
-          [&](int key, const Chunk& k) {
-            float& sum = part[key / kTile][key % kTile];
+          [&](int pair, const Pair& k) {
+            float* sums = &part[pair * 2 / kTile][pair * 2 % kTile];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sum = fused_multiply_add(element_of<float>(k, j), element_of<float>(q, j), sum);
+            for (int j = 0; j < 4; ++j) {
+              const float number = element_of<float>(q, j);
+#pragma unroll
+              for (int i = 0; i < 2; ++i) sums[i] = fused_multiply_add(element_of<float>(k.keys[i], j), number, sums[i]);
+            }
+            settle(sums[0]);
+            settle(sums[1]);
           });
     }
 #pragma unroll

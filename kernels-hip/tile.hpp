@@ -124,8 +124,8 @@ struct LinearTile {
     Chunk chunks[kPasses];
 
     template <bool kVector, class Walker>
-    OMNIFLASH_DEVICE void load(Walker walker, int columns, int num_valid) {
-      const int chunk = thread_index() % kChunks, first = thread_index() / kChunks;
+    OMNIFLASH_DEVICE void load(int thread, Walker walker, int columns, int num_valid) {
+      const int chunk = thread % kChunks, first = thread / kChunks;
       walker.advance(first);
       if constexpr (kVector && kThreads % kChunks == 0 && kRows % kStep == 0) {
         if (num_valid >= kRows && columns == kColumns) {
@@ -147,8 +147,8 @@ struct LinearTile {
     }
 
     // Takes out what is not finite if `clear`; whether there was any.
-    OMNIFLASH_DEVICE bool store(int base, bool clear) {
-      const int chunk = thread_index() % kChunks, first = thread_index() / kChunks;
+    OMNIFLASH_DEVICE bool store(int thread, int base, bool clear) {
+      const int chunk = thread % kChunks, first = thread / kChunks;
       bool found = false;
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
@@ -189,8 +189,8 @@ struct TransposedTile {
   struct Unit {
     int key, column;  // the first
     bool is_inside;
-    OMNIFLASH_DEVICE explicit Unit(int pass) {
-      const int unit = thread_index() + pass * kThreads;
+    OMNIFLASH_DEVICE Unit(int thread, int pass) {
+      const int unit = thread + pass * kThreads;
       if constexpr (kColumnUnits % 8 == 0) {
         column = (unit % 8 + unit / 16 % (kColumnUnits / 8) * 8) * 8;
         key = (unit / 8 % 2 + unit / 16 / (kColumnUnits / 8) * 2) * 4;
@@ -206,13 +206,13 @@ struct TransposedTile {
     Chunk chunks[kPasses][4];
 
     template <bool kVector, class Walker>
-    OMNIFLASH_DEVICE void load(Walker walker, int columns, int num_valid) {
+    OMNIFLASH_DEVICE void load(int thread, Walker walker, int columns, int num_valid) {
       if constexpr (kVector) {
         if (num_valid >= kKeys && columns == kColumns) {
           // Nothing to ask about but whether there is a unit left.
 #pragma unroll
           for (int pass = 0; pass < kPasses; ++pass) {
-            const Unit unit(pass);
+            const Unit unit(thread, pass);
             if (!unit.is_inside) continue;
             Walker at = walker;
             at.advance(unit.key);
@@ -227,7 +227,7 @@ struct TransposedTile {
       }
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
-        const Unit unit(pass);
+        const Unit unit(thread, pass);
         Walker at = walker;
         at.advance(unit.key);
 #pragma unroll
@@ -240,11 +240,11 @@ struct TransposedTile {
     }
 
     // Takes out what is not finite if `clear`; whether there was any.
-    OMNIFLASH_DEVICE bool store(int base, bool clear) {
+    OMNIFLASH_DEVICE bool store(int thread, int base, bool clear) {
       bool found = false;
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
-        const Unit unit(pass);
+        const Unit unit(thread, pass);
         if (!unit.is_inside) continue;
         if (clear) {
 #pragma unroll

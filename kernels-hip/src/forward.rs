@@ -94,7 +94,9 @@ impl ForwardConfig {
             (false, 2, ..=128) => (32, 8, 2),
             (false, 2, _) => (32, 8, 1),
             (false, _, ..=64) => (32, 8, 2),
-            (false, ..) => (32, 8, 1),
+            (false, _, ..=128) => (32, 8, 1),
+            // With more threads each holds less of the next tile.
+            (false, ..) => (32, 16, 1),
         };
         Ok(ForwardConfig {
             architecture,

@@ -30,8 +30,6 @@ struct ForwardEntry {
     paged: Vec<bool>,
     #[serde(default = "enabled")]
     vector_loads: bool,
-    #[serde(default)]
-    accepted_scratch_bytes: u32,
 }
 
 fn enabled() -> bool {
@@ -66,8 +64,6 @@ pub struct Instance {
     pub shared_memory_bytes: usize,
     /// Whether it computes on the matrix unit.
     pub uses_matrix_cores: bool,
-    /// Bytes of registers that are known to go to memory.
-    pub accepted_scratch_bytes: u32,
 }
 
 impl Manifest {
@@ -125,7 +121,6 @@ impl ForwardEntry {
                     block_threads: config.block_threads(),
                     shared_memory_bytes: config.shared_memory_bytes(),
                     uses_matrix_cores: config.uses_matrix_cores(),
-                    accepted_scratch_bytes: self.accepted_scratch_bytes,
                 });
             }
         }
@@ -140,7 +135,6 @@ fn simple(id: String, unit: TranslationUnit) -> Instance {
         block_threads: 128,
         shared_memory_bytes: 0,
         uses_matrix_cores: false,
-        accepted_scratch_bytes: 0,
     }
 }
 

@@ -187,11 +187,7 @@ fn problems(
             problems.push(problem);
         }
     };
-    let accepted = instance.accepted_scratch_bytes;
-    expect(
-        notes.scratch_bytes <= accepted,
-        format!("{} bytes of registers go to memory, accepted are {accepted}", notes.scratch_bytes),
-    );
+    expect(notes.scratch_bytes == 0, format!("{} bytes of registers go to memory", notes.scratch_bytes));
     let registers = architecture.registers(instance.block_threads);
     expect(notes.registers <= registers, format!("{} registers, {registers} are there", notes.registers));
     let shared = notes.shared_bytes as usize + instance.shared_memory_bytes;
