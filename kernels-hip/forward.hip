@@ -70,8 +70,8 @@ using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
 using Scores = Accumulator[kKeyTiles];
 using Output = Accumulator[kOutputTiles];
 
-// Long outputs, and addresses of pages, leave few registers.
-constexpr bool kFewRegisters = kStages == 1 || !Keys::kOneStride;
+// Addresses of pages take many registers.
+constexpr bool kFewRegisters = !Keys::kOneStride;
 
 // Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
@@ -348,7 +348,7 @@ OMNIFLASH_KERNEL(omniflash::kThreads)
 omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                   OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
-  const Block block(parameters_again(), functors, work_of_block(parameters, block_of_die(parameters, block_index_x())));
+  const Block block(parameters, functors, work_of_block(parameters, block_of_die(parameters, block_index_x())));
   if (block.rows.is_empty()) return;
 
   KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
