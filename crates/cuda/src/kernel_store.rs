@@ -1,7 +1,6 @@
 //! The store of CUDA kernels: where the neutral store looks on a machine with an NVIDIA GPU.
 
-use std::path::PathBuf;
-
+use omniflash_gpu::library::path_variable;
 use omniflash_kernel_store::{DiskCache, KERNELS_VARIABLE, KernelStore, StoreOptions};
 
 use crate::compiler::{Nvcc, Nvrtc};
@@ -16,7 +15,7 @@ const ADVICE: &str = "install NVRTC (the package nvidia-cuda-nvrtc, or a CUDA to
 /// NVRTC, nvcc.
 pub fn kernel_store() -> KernelStore {
     KernelStore::new(StoreOptions {
-        directory: std::env::var_os(KERNELS_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from),
+        directory: path_variable(KERNELS_VARIABLE),
         embedded: EMBEDDED,
         cache: DiskCache::of_user("cuda"),
         compilers: vec![Box::new(Nvrtc::of_system()), Box::new(Nvcc::of_system())],

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use libloading::Library;
 use omniflash_core::Error;
-use omniflash_gpu::library::open_first;
+use omniflash_gpu::library::{open_first, path_variable};
 
 use crate::driver::{self, Api, Context};
 
@@ -90,15 +90,11 @@ pub(crate) struct Probe {
 impl Probe {
     /// Its devices, ready for use; those that cannot be used are left out with a warning.
     pub(crate) fn into_contexts(self) -> Vec<Arc<Context>> {
-        let mut contexts = Vec::new();
-        for facts in self.devices {
+        let Probe { api, devices } = self;
+        omniflash_gpu::driver::usable(devices.into_iter().map(|facts| {
             let ordinal = facts.ordinal;
-            match Context::new(Arc::clone(&self.api), facts) {
-                Ok(context) => contexts.push(context),
-                Err(error) => tracing::warn!(ordinal, %error, "a GPU cannot be used"),
-            }
-        }
-        contexts
+            (ordinal, Context::new(Arc::clone(&api), facts))
+        }))
     }
 }
 
@@ -112,8 +108,8 @@ pub fn devices() -> Result<Vec<DeviceFacts>, Absent> {
 
 /// Looks for the driver in [`LIBRARY_VARIABLE`], else by its usual names.
 pub(crate) fn probe() -> Result<Probe, Absent> {
-    probe_libraries(&match std::env::var_os(LIBRARY_VARIABLE) {
-        Some(path) => vec![PathBuf::from(path)],
+    probe_libraries(&match path_variable(LIBRARY_VARIABLE) {
+        Some(path) => vec![path],
         None => ["libcuda.so.1", "libcuda.so", "nvcuda.dll"].map(PathBuf::from).to_vec(),
     })
 }

@@ -310,3 +310,13 @@ pub(crate) fn release<D: Driver>(driver: &D, what: &str, release: impl FnOnce(&D
         tracing::debug!(%error, "giving back {what}");
     }
 }
+
+/// The devices that could be opened, in their order; for each of the others there is a warning.
+///
+/// Takes the driver's ordinal of each device, and what opening it gave.
+pub fn usable<D>(opened: impl IntoIterator<Item = (u32, Result<D>)>) -> Vec<D> {
+    let warned = |(ordinal, device): (u32, Result<D>)| {
+        device.inspect_err(|error| tracing::warn!(ordinal, %error, "a GPU cannot be used")).ok()
+    };
+    opened.into_iter().filter_map(warned).collect()
+}

@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
+/// The path that an environment variable names; an empty one names none.
+pub fn path_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// Loads the first library of `candidates` that can be loaded, and says which it was.
 ///
 /// # Errors

@@ -1,7 +1,6 @@
 //! The store of HIP kernels: where the neutral store looks on a machine with an AMD GPU.
 
-use std::path::PathBuf;
-
+use omniflash_gpu::library::path_variable;
 use omniflash_kernel_store::{DiskCache, KERNELS_VARIABLE, KernelStore, StoreOptions};
 
 use crate::compiler::{Clang, Hiprtc};
@@ -16,7 +15,7 @@ const ADVICE: &str = "install hipRTC (a part of ROCm), or clang 20 or later with
 /// hipRTC, clang.
 pub fn kernel_store() -> KernelStore {
     KernelStore::new(StoreOptions {
-        directory: std::env::var_os(KERNELS_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from),
+        directory: path_variable(KERNELS_VARIABLE),
         embedded: EMBEDDED,
         cache: DiskCache::of_user("hip"),
         compilers: vec![Box::new(Hiprtc::of_system()), Box::new(Clang::of_system())],

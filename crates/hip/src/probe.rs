@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use libloading::Library;
 use omniflash_core::Error;
-use omniflash_gpu::library::open_first;
+use omniflash_gpu::library::{open_first, path_variable};
 use omniflash_kernels_hip::Architecture;
 
 use crate::driver::{Api, Context, DeviceStrings, constant};
@@ -102,15 +102,11 @@ pub(crate) struct Probe {
 impl Probe {
     /// Its devices, ready for use; those that cannot be used are left out with a warning.
     pub(crate) fn into_contexts(self) -> Vec<Arc<Context>> {
-        let mut contexts = Vec::new();
-        for facts in self.devices {
+        let Probe { api, devices } = self;
+        omniflash_gpu::driver::usable(devices.into_iter().map(|facts| {
             let ordinal = facts.ordinal;
-            match Context::new(Arc::clone(&self.api), facts) {
-                Ok(context) => contexts.push(context),
-                Err(error) => tracing::warn!(ordinal, %error, "a GPU cannot be used"),
-            }
-        }
-        contexts
+            (ordinal, Context::new(Arc::clone(&api), facts))
+        }))
     }
 }
 
@@ -124,8 +120,8 @@ pub fn devices() -> Result<Vec<DeviceFacts>, Absent> {
 
 /// Looks for the driver in [`LIBRARY_VARIABLE`], else by its usual names; a program that is linked with it uses that.
 pub(crate) fn probe() -> Result<Probe, Absent> {
-    if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
-        return probe_libraries(&[PathBuf::from(path)]);
+    if let Some(path) = path_variable(LIBRARY_VARIABLE) {
+        return probe_libraries(&[path]);
     }
     #[cfg(feature = "hip-link")]
     return probe_api(Api::linked());

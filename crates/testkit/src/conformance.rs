@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use omniflash_core::{Backend, Error};
@@ -97,9 +99,7 @@ impl Filter {
 
     fn is_ours(&self, name: &str) -> bool {
         let (part, parts) = self.share;
-        let hash = blake3::hash(name.as_bytes());
-        let first = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
-        u64::from_le_bytes(*first) % parts == part
+        name_hash(name) % parts == part
     }
 
     /// The cases of a row that it keeps, in their order.
@@ -220,35 +220,72 @@ pub fn run(backend: &dyn Backend, filter: &Filter) -> Summary {
 /// # Panics
 /// As [`run`].
 pub fn run_all(backends: &[&dyn Backend], filter: &Filter, expectations: &[Expectation]) -> Vec<Summary> {
-    let mut runners: Vec<Runner<'_>> =
+    run_chosen(backends, filter, expectations, 1, |_, _| true)
+}
+
+/// As [`run_all`], with `threads` cases at a time, and every case only on those backends, by their index, that
+/// `is_chosen` names.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_chosen(
+    backends: &[&dyn Backend],
+    filter: &Filter,
+    expectations: &[Expectation],
+    threads: usize,
+    is_chosen: impl Fn(&Spec, usize) -> bool + Sync,
+) -> Vec<Summary> {
+    let mut specs: Vec<(usize, Spec)> = (0..)
+        .zip(TABLE)
+        .flat_map(|(row, of)| filter.select(of).into_iter().map(move |spec| (row, spec)))
+        .collect();
+    if threads > 1 {
+        // Neighbours share kernels: side by side, one would wait until the other has compiled.
+        specs.sort_by_cached_key(|(_, spec)| name_hash(&spec.name));
+    }
+    let runners: Vec<Runner<'_>> =
         backends.iter().map(|backend| Runner::new(*backend, expectations)).collect();
-    for row in TABLE {
-        let specs = filter.select(row);
-        for runner in &mut runners {
-            runner.begin_row(row);
-        }
-        for spec in specs {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((row, spec)) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let chosen: Vec<&Runner<'_>> = (0..)
+                .zip(&runners)
+                .filter(|(at, _)| is_chosen(spec, *at))
+                .map(|(_, runner)| runner)
+                .collect();
+            if chosen.is_empty() {
+                continue;
+            }
             let case = spec.build();
             let oracle = Oracle::new(&case)
                 .unwrap_or_else(|error| panic!("the table is wrong: case {} is invalid: {error}", case.name));
             let yardstick = oracle.check_yardstick(&case, if spec.extreme { 1e5 } else { 16.0 });
-            for runner in &mut runners {
-                runner.run(&spec, &case, &oracle, spec.cost() <= filter.repeat_up_to);
-                runner.summary.violations.extend(
-                    yardstick.clone().map(|violation| (case.name.clone(), case.seed.clone(), violation)),
-                );
+            for runner in chosen {
+                runner.run(*row, spec, &case, &oracle, spec.cost() <= filter.repeat_up_to);
+                runner.complain(&case, yardstick.clone());
             }
         }
+    };
+    if threads > 1 {
+        std::thread::scope(|scope| (0..threads).for_each(|_| _ = scope.spawn(work)));
+    } else {
+        work();
     }
-    runners.into_iter().map(|runner| runner.summary).collect()
+    runners.into_iter().map(Runner::into_summary).collect()
+}
+
+/// A number that depends on a name alone.
+fn name_hash(name: &str) -> u64 {
+    let hash = blake3::hash(name.as_bytes());
+    u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
 }
 
 /// One backend on its way through the table.
 struct Runner<'r> {
     backend: &'r dyn Backend,
     expectations: &'r [Expectation],
-    twins: HashMap<String, (String, TwinBits)>,
-    summary: Summary,
+    twins: Mutex<HashMap<String, (String, TwinBits)>>,
+    summary: Mutex<Summary>,
 }
 
 type TwinBits = Vec<(&'static str, Vec<Vec<u8>>)>;
@@ -256,27 +293,40 @@ type TwinBits = Vec<(&'static str, Vec<Vec<u8>>)>;
 impl<'r> Runner<'r> {
     fn new(backend: &'r dyn Backend, expectations: &'r [Expectation]) -> Self {
         let info = backend.info();
-        Runner {
-            backend,
-            expectations,
-            twins: HashMap::new(),
-            summary: Summary {
-                backend: format!("{} ({}, {})", info.name, info.device_name, info.arch),
-                rows: Vec::new(),
-                violations: Vec::new(),
-            },
-        }
-    }
-
-    fn begin_row(&mut self, row: &Row) {
-        self.summary.rows.push(RowSummary {
+        let rows = TABLE.iter().map(|row| RowSummary {
             name: row.name.into(),
             question: row.question.into(),
             ..RowSummary::default()
         });
+        Runner {
+            backend,
+            expectations,
+            twins: Mutex::default(),
+            summary: Mutex::new(Summary {
+                backend: format!("{} ({}, {})", info.name, info.device_name, info.arch),
+                rows: rows.collect(),
+                violations: Vec::new(),
+            }),
+        }
     }
 
-    fn run(&mut self, spec: &Spec, case: &Case, oracle: &Oracle, repeat: bool) {
+    /// The summary, its violations in the order of their cases' names.
+    fn into_summary(self) -> Summary {
+        let mut summary = self.summary.into_inner().unwrap_or_else(PoisonError::into_inner);
+        summary.violations.sort_by(|one, other| one.0.cmp(&other.0));
+        summary
+    }
+
+    fn summary(&self) -> MutexGuard<'_, Summary> {
+        self.summary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn complain(&self, case: &Case, violations: impl IntoIterator<Item = Violation>) {
+        let named = violations.into_iter().map(|violation| (case.name.clone(), case.seed.clone(), violation));
+        self.summary().violations.extend(named);
+    }
+
+    fn run(&self, row: usize, spec: &Spec, case: &Case, oracle: &Oracle, repeat: bool) {
         let expectation = expectations::lookup(self.expectations, self.backend.info(), &case.name).copied();
         let started = Instant::now();
         let violations = match (case.run(self.backend), expectation.map(|line| line.expected)) {
@@ -285,7 +335,8 @@ impl<'r> Runner<'r> {
             (Err(error), _) => Some(vec![Violation::Failed(error)]),
             (Ok(outcome), _) => Some(self.judge(spec, case, oracle, &outcome, repeat)),
         };
-        let row = self.summary.rows.last_mut().expect("a row has begun");
+        let mut summary = self.summary();
+        let row = &mut summary.rows[row];
         row.elapsed += started.elapsed();
         row.cases += 1;
         let report = match (violations, expectation) {
@@ -306,12 +357,12 @@ impl<'r> Runner<'r> {
             }
             (None, None) => unreachable!("only an expectation excuses"),
         };
-        let named = report.into_iter().map(|violation| (case.name.clone(), case.seed.clone(), violation));
-        self.summary.violations.extend(named);
+        drop(summary);
+        self.complain(case, report);
     }
 
     fn judge(
-        &mut self,
+        &self,
         spec: &Spec,
         case: &Case,
         oracle: &Oracle,
@@ -327,10 +378,11 @@ impl<'r> Runner<'r> {
         }
         if let Some(group) = &spec.twin {
             let bits = first_sequence(case, outcome);
-            match self.twins.get(group) {
+            let mut twins = self.twins.lock().unwrap_or_else(PoisonError::into_inner);
+            match twins.get(group) {
                 Some((other, expected)) => violations.extend(twin_difference(other, expected, &bits)),
                 None => {
-                    self.twins.insert(group.clone(), (case.name.clone(), bits));
+                    twins.insert(group.clone(), (case.name.clone(), bits));
                 }
             }
         }

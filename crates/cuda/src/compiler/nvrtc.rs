@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 use omniflash_gpu::compiler::{RuntimeCompiler, RuntimeSymbols};
-use omniflash_gpu::library::open_first;
+use omniflash_gpu::library::{open_first, path_variable};
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 
 const SYMBOLS: RuntimeSymbols = RuntimeSymbols {
@@ -34,8 +34,8 @@ pub struct Nvrtc {
 impl Nvrtc {
     /// The library that [`NVRTC_VARIABLE`] names, else the system's, else that of a toolkit in `CUDA_HOME`.
     pub fn of_system() -> Self {
-        if let Some(path) = std::env::var_os(NVRTC_VARIABLE) {
-            return Nvrtc::new(vec![PathBuf::from(path)]);
+        if let Some(path) = path_variable(NVRTC_VARIABLE) {
+            return Nvrtc::new(vec![path]);
         }
         let names = if cfg!(windows) {
             ["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"].as_slice()

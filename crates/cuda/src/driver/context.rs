@@ -1,6 +1,7 @@
 //! The primary context of a device, shared with every other library of the process.
 
 use std::ffi::c_int;
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ impl Context {
             // SAFETY: the context is retained for as long as `self`.
             unsafe { self.api.cuCtxPushCurrent(self.raw) }?;
         }
-        Ok(Entered { context: self, pushed })
+        Ok(Entered { context: self, pushed, of_this_thread: PhantomData })
     }
 }
 
@@ -85,6 +86,8 @@ impl Drop for Context {
 pub struct Entered<'c> {
     context: &'c Context,
     pushed: bool,
+    /// What is current is a thread's own: the guard must not leave it.
+    of_this_thread: PhantomData<*const ()>,
 }
 
 impl Drop for Entered<'_> {

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use omniflash_gpu::compiler::compile_by_program;
+use omniflash_gpu::library::path_variable;
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 
 /// Names another clang than those on PATH and in ROCm.
@@ -13,13 +15,23 @@ pub const CLANG_VARIABLE: &str = "OMNIFLASH_HIP_CLANG";
 #[derive(Debug)]
 pub struct Clang {
     programs: Vec<PathBuf>,
+    /// Asked once: the question starts two processes for every program.
+    found: OnceLock<Result<Found, String>>,
+}
+
+/// A program that has the AMDGPU target.
+#[derive(Debug)]
+struct Found {
+    program: PathBuf,
+    /// What it says of its version.
+    version: String,
 }
 
 impl Clang {
     /// The system's clang.
     pub fn of_system() -> Self {
-        if let Some(program) = std::env::var_os(CLANG_VARIABLE) {
-            return Clang::new(vec![PathBuf::from(program)]);
+        if let Some(program) = path_variable(CLANG_VARIABLE) {
+            return Clang::new(vec![program]);
         }
         let in_toolkits = super::toolkits().into_iter().map(|toolkit| toolkit.join("llvm/bin/clang"));
         let on_path = ["clang-23", "clang-22", "clang-21", "clang-20", "clang"].map(PathBuf::from);
@@ -28,25 +40,28 @@ impl Clang {
 
     /// The first of these programs that compiles for AMD GPUs.
     pub fn new(programs: Vec<PathBuf>) -> Self {
-        Clang { programs }
+        Clang { programs, found: OnceLock::new() }
     }
 
-    /// The first program that has the AMDGPU target, with what it says of its version.
-    fn present(&self) -> Result<(&PathBuf, String), String> {
-        let says = |program: &PathBuf, option: &str| match Command::new(program).arg(option).output() {
-            Ok(output) if output.status.success() => {
-                Some(String::from_utf8_lossy(&output.stdout).into_owned())
-            }
-            _ => None,
-        };
-        for program in &self.programs {
-            if says(program, "--print-targets").is_some_and(|targets| targets.contains("amdgcn")) {
-                return Ok((program, says(program, "--version").unwrap_or_default()));
-            }
-        }
-        let names: Vec<String> = self.programs.iter().map(|program| program.display().to_string()).collect();
-        Err(format!("none of {} runs and has the AMDGPU target", names.join(", ")))
+    fn found(&self) -> Result<&Found, String> {
+        self.found.get_or_init(|| find(&self.programs)).as_ref().map_err(String::clone)
     }
+}
+
+/// The first program that has the AMDGPU target.
+fn find(programs: &[PathBuf]) -> Result<Found, String> {
+    let says = |program: &PathBuf, option: &str| match Command::new(program).arg(option).output() {
+        Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        _ => None,
+    };
+    for program in programs {
+        if says(program, "--print-targets").is_some_and(|targets| targets.contains("amdgcn")) {
+            let version = says(program, "--version").unwrap_or_default();
+            return Ok(Found { program: program.clone(), version });
+        }
+    }
+    let names: Vec<String> = programs.iter().map(|program| program.display().to_string()).collect();
+    Err(format!("none of {} runs and has the AMDGPU target", names.join(", ")))
 }
 
 impl Compiler for Clang {
@@ -56,14 +71,13 @@ impl Compiler for Clang {
 
     /// The first line: `Debian clang version 22.1.8 (1)`.
     fn version(&self) -> Result<String, String> {
-        let (_, text) = self.present()?;
-        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+        Ok(self.found()?.version.lines().next().unwrap_or_default().trim().to_owned())
     }
 
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
-        let (program, _) = self.present().map_err(CompileError::Unusable)?;
+        let found = self.found().map_err(CompileError::Unusable)?;
         let mut arguments: Vec<String> = source.options.iter().map(|option| (*option).to_owned()).collect();
         arguments.push(format!("--offload-arch={}", source.arch));
-        compile_by_program(program, &arguments, source, "kernel.hip")
+        compile_by_program(&found.program, &arguments, source, "kernel.hip")
     }
 }

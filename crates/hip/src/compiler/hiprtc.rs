@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use omniflash_gpu::compiler::{RuntimeCompiler, RuntimeSymbols};
-use omniflash_gpu::library::open_first;
+use omniflash_gpu::library::{open_first, path_variable};
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 
 const SYMBOLS: RuntimeSymbols = RuntimeSymbols {
@@ -32,8 +32,8 @@ pub struct Hiprtc {
 impl Hiprtc {
     /// The library that [`HIPRTC_VARIABLE`] names, else the system's, else that of ROCm.
     pub fn of_system() -> Self {
-        if let Some(path) = std::env::var_os(HIPRTC_VARIABLE) {
-            return Hiprtc::new(vec![PathBuf::from(path)]);
+        if let Some(path) = path_variable(HIPRTC_VARIABLE) {
+            return Hiprtc::new(vec![path]);
         }
         // Of ROCm 5, the driver library is the compiler too.
         let names = if cfg!(windows) {

@@ -8,9 +8,11 @@ pub use hiprtc::{HIPRTC_VARIABLE, Hiprtc};
 
 use std::path::PathBuf;
 
+use omniflash_gpu::library::path_variable;
+
 /// Where ROCm may be installed.
 fn toolkits() -> Vec<PathBuf> {
-    let named = ["ROCM_PATH", "HIP_PATH"].iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let named = ["ROCM_PATH", "HIP_PATH"].into_iter().filter_map(path_variable);
     named.chain([PathBuf::from("/opt/rocm")]).collect()
 }
 

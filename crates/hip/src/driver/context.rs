@@ -1,6 +1,7 @@
 //! A device, shared with every other library of the process.
 
 use std::ffi::c_int;
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
@@ -61,11 +62,11 @@ impl Context {
         // SAFETY: `current` is writable.
         unsafe { self.api.hipGetDevice(&raw mut current) }?;
         if current == self.ordinal() {
-            return Ok(Entered { context: self, previous: None });
+            return Ok(Entered { context: self, previous: None, of_this_thread: PhantomData });
         }
         // SAFETY: the device exists.
         unsafe { self.api.hipSetDevice(self.ordinal()) }?;
-        Ok(Entered { context: self, previous: Some(current) })
+        Ok(Entered { context: self, previous: Some(current), of_this_thread: PhantomData })
     }
 }
 
@@ -73,6 +74,8 @@ impl Context {
 pub struct Entered<'c> {
     context: &'c Context,
     previous: Option<c_int>,
+    /// What is current is a thread's own: the guard must not leave it.
+    of_this_thread: PhantomData<*const ()>,
 }
 
 impl Drop for Entered<'_> {

@@ -1,5 +1,6 @@
 //! `cargo xtask kernels hip`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -24,13 +25,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let records = Records::create(options.record.as_deref())?;
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
+    let twins = Twins::default();
     let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
     println_row("arch", ["vgpr", "sspill", "scratch", "lds", "object"], "kernel");
     std::thread::scope(|scope| {
         for _ in 0..jobs.min(tasks.len()) {
             scope.spawn(|| {
                 while let Some((architecture, instance)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let problems = build(*architecture, instance, &output, options.check, &records)
+                    let problems = build(*architecture, instance, &output, options.check, &records, &twins)
                         .unwrap_or_else(|error| vec![format!("{error:#}")]);
                     let name = format!("{architecture} {}", instance.id);
                     let problems = problems.into_iter().map(|problem| format!("{name}: {problem}"));
@@ -74,6 +76,7 @@ fn build(
     output: &Path,
     check: bool,
     records: &Records,
+    twins: &Twins,
 ) -> anyhow::Result<Vec<String>> {
     let folder = output.join(architecture.name());
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -96,6 +99,7 @@ fn build(
     let notes = Notes::parse(&tool("llvm-readobj-22", "--notes", &object)?)?;
     let disassembled = tool("llvm-objdump-22", "-d", &object)?;
     let mut problems = problems(architecture, instance, &notes, &disassembled);
+    problems.extend(twins.difference(architecture, &instance.id, &disassembled));
     problems.extend(log.lines().filter(|line| line.contains("warning")).map(|line| line.trim().to_owned()));
     let columns =
         [notes.registers, notes.scalar_spills, notes.scratch_bytes].map(|number| number.to_string());
@@ -122,6 +126,32 @@ fn build(
         fs::remove_file(&object)?;
     }
     Ok(problems)
+}
+
+/// The two processors of RDNA4 run the same machine code, which the tests build on: they compile for one.
+#[derive(Default)]
+struct Twins {
+    /// The code of whichever was compiled first, by the kernel's id.
+    first: Mutex<HashMap<String, String>>,
+}
+
+impl Twins {
+    /// Complains when the other processor's code of a kernel is not the same.
+    fn difference(&self, architecture: Architecture, id: &str, disassembled: &str) -> Option<String> {
+        if !matches!(architecture, Architecture::Gfx1200 | Architecture::Gfx1201) {
+            return None;
+        }
+        let (_, code) = disassembled.split_once("Disassembly of section")?;
+        let mut first = self.first.lock().expect("no thread panics while it holds the code");
+        match first.remove(id) {
+            Some(other) if other != code => Some("gfx1200 and gfx1201 have different machine code".into()),
+            Some(_) => None,
+            None => {
+                first.insert(id.to_owned(), code.to_owned());
+                None
+            }
+        }
+    }
 }
 
 pub(crate) fn tool(name: &str, option: &str, object: &Path) -> anyhow::Result<String> {
