@@ -4,9 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use crate::Verdict;
+use crate::terminal::ReaderGone;
 
 /// The exit code of everything that fails.
 const FAILED: u8 = 2;
+
+/// The exit code when nobody reads the output any more: what a shell shows of a program that its closed pipe has ended
+/// (128 and the signal's number).
+const READER_GONE: u8 = 141;
 
 /// Makes what would end the process otherwise end it in the same way: a panic, and the abort of an allocation that
 /// cannot fail by a typed error.
@@ -36,6 +41,7 @@ pub(crate) fn outcome(result: anyhow::Result<Verdict>) -> ExitCode {
     match result {
         Ok(Verdict::Passed) => ExitCode::SUCCESS,
         Ok(Verdict::OutOfTolerance) => ExitCode::FAILURE,
+        Err(error) if error.is::<ReaderGone>() => ExitCode::from(READER_GONE),
         Err(error) => exit(&format!("{error:#}")),
     }
 }

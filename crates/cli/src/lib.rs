@@ -39,7 +39,8 @@ enum Verdict {
 
 /// Runs the command line `arguments`, the program's name first.
 ///
-/// Exit codes: 0; 1 when a result is out of tolerance or a case slower than it was; 2 with one line on standard error for all that fails.
+/// Exit codes: 0; 1 when a result is out of tolerance or a case slower than it was; 2 with one line on standard error for
+/// all that fails; 141, and nothing on standard error, when the reader of standard output goes away.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     failure::install();
     let cli = match Cli::try_parse_from(arguments) {

@@ -1,7 +1,7 @@
 //! Writing to the terminal: plain text, tables, JSON, progress.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,10 +10,26 @@ use console::{Term, measure_text_width, style};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-/// Writes to standard output. A reader that has gone away is an error, not a panic.
+/// The reader of standard output has gone away, as `head` does when it has its lines: nothing is wrong, and nobody is
+/// left to work for.
+#[derive(Debug)]
+pub(crate) struct ReaderGone;
+
+impl Display for ReaderGone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the reader of standard output has gone away")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Writes to standard output. A reader that has gone away is the error [`ReaderGone`], not a panic.
 pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    write!(out, "{text}").and_then(|()| out.flush()).context("cannot write to standard output")
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        result => result.context("cannot write to standard output"),
+    }
 }
 
 /// As [`print`], with a line break.

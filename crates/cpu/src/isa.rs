@@ -65,12 +65,13 @@ impl Isa {
         Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
     }
 
-    /// The one that [`ISA_VARIABLE`] names, else the best.
+    /// The one that [`ISA_VARIABLE`] names; the best where it is not set or empty.
     ///
     /// # Errors
     /// [`Error::Value`] when the variable names none, [`Error::Absent`] when it names one that this processor lacks.
     pub fn from_environment() -> Result<Isa> {
         match std::env::var(ISA_VARIABLE) {
+            Ok(name) if name.is_empty() => Ok(Isa::best()),
             Ok(name) => name.parse::<Isa>()?.checked(),
             Err(std::env::VarError::NotPresent) => Ok(Isa::best()),
             Err(std::env::VarError::NotUnicode(name)) => {

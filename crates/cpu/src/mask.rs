@@ -9,7 +9,7 @@ use omniflash_core::{AttentionProblem, DType, Mask, ScoreIndex, TensorRef, Tile,
 use smallvec::SmallVec;
 
 use crate::dense::Dense;
-use crate::rows::{Indices, Sequence};
+use crate::rows::{Indices, Sequence, signed_at};
 
 /// One query row of a head.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ impl<'p> LoweredMask<'p> {
 enum Interval<'p> {
     Window { left: i64, right: i64 },
     Chunk { size: i64, is_causal: bool },
-    Prefix { prefix_len: Indices<'p> },
+    Prefix { prefix_len: &'p TensorRef<'p> },
     Document(Vec<Runs>),
 }
 
@@ -118,7 +118,7 @@ impl<'p> Interval<'p> {
             }
             Mask::Chunked { size } => Interval::Chunk { size: clamped(*size), is_causal: false },
             Mask::ChunkedCausal { size } => Interval::Chunk { size: clamped(*size), is_causal: true },
-            Mask::PrefixLm { prefix_len } => Interval::Prefix { prefix_len: Indices::new(prefix_len) },
+            Mask::PrefixLm { prefix_len } => Interval::Prefix { prefix_len },
             Mask::Document { ids } => {
                 let runs: Option<Vec<Runs>> =
                     (0..ids.shape()[0]).map(|batch| Runs::new(ids, batch)).collect();
@@ -138,7 +138,9 @@ impl<'p> Interval<'p> {
                 let end = begin.saturating_add(*size);
                 (begin, if *is_causal { end.min(position + 1) } else { end })
             }
-            Interval::Prefix { prefix_len } => (0, (prefix_len.at(batch) as i64).max(position + 1)),
+            Interval::Prefix { prefix_len } => {
+                (0, signed_at(prefix_len, batch).max(position.saturating_add(1)))
+            }
             Interval::Document(runs) => runs[batch.min(runs.len() - 1)].around(position),
         }
     }

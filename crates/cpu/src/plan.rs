@@ -29,10 +29,14 @@ const WORKER_WORDS: usize = (1 << 20) / size_of::<f32>();
 /// of 4 and of 8.
 const BLOCKS: [usize; 3] = [96, 48, 24];
 
-/// Strips of a task at most; more share a packed block no better.
-const MOST_STRIPS: usize = 8;
+/// Strips of a task at most: each packed block is shared by them, and packing waits for memory.
+const MOST_STRIPS: usize = 16;
 
-/// Tasks for each thread, so that the last ones to end leave little waiting.
+/// Strips of a task at most where each thread has few tasks.
+const FEW_STRIPS: usize = 8;
+
+/// Tasks for each thread, so that the last ones to end leave little waiting; twice as many of more than [`FEW_STRIPS`],
+/// which differ more under causal masks.
 const TASKS_PER_THREAD: usize = 8;
 
 /// Below this many strips, keys are split until there are so many tasks: a constant, for results must not depend on
@@ -145,14 +149,21 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
     };
     let most = (1..=MOST_STRIPS).rev().find(|&strips| fits(strips, block)).unwrap_or(1);
     let total = strips_per_head(shape, rows) * shape.num_kv_heads * shape.batch;
-    let pieces = config.num_partitions.unwrap_or_else(|| pieces(total, shape.seqlen_k));
+    let pieces = match config.num_partitions {
+        // More would be empty, whatever the length.
+        Some(asked) => asked.min(shape.seqlen_k.div_ceil(block)).max(1),
+        None => pieces(total, shape.seqlen_k),
+    };
     let strips = match config.block_m {
         Some(block_m) if block_m.is_multiple_of(rows) && block_m / rows <= most => block_m / rows,
         Some(block_m) => {
             let possible: Vec<String> = (1..=most).map(|strips| (strips * rows).to_string()).collect();
             return Err(Error::value("config.block_m", block_m, format!("one of {}", possible.join(", "))));
         }
-        None => (total * pieces / (TASKS_PER_THREAD * threads.max(1))).clamp(1, most),
+        None => {
+            let share = total * pieces / (TASKS_PER_THREAD * threads.max(1));
+            (share / 2).max(share.min(FEW_STRIPS)).clamp(1, most)
+        }
     };
     let is_tiled = config.block_m.is_some() || config.block_n.is_some();
     Ok(Tiling { sizes: sizes(strips, block), pieces, leaves_short: shape.ragged_q && !is_tiled })

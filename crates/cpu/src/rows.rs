@@ -137,7 +137,7 @@ impl<'p> Indices<'p> {
 }
 
 /// An element of a rank-1 index tensor that may be negative.
-fn signed_at(tensor: &TensorRef<'_>, i: usize) -> i64 {
+pub(crate) fn signed_at(tensor: &TensorRef<'_>, i: usize) -> i64 {
     let bits = Indices::new(tensor).raw(0, i);
     if tensor.dtype() == DType::U32 { i64::from(bits) } else { i64::from(bits as i32) }
 }

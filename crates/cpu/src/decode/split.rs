@@ -80,7 +80,9 @@ impl Geometry {
 
     /// How `len` keys are cut.
     pub(super) fn pieces(&self, len: usize) -> Pieces {
-        if let Some(count) = self.num_partitions {
+        if let Some(asked) = self.num_partitions {
+            // More than keys would be empty.
+            let count = asked.min(len).max(1);
             return Pieces { count, keys: len.div_ceil(count) };
         }
         let bytes_per_key = self.heads * (self.head_dim + self.value_dim) * self.element;

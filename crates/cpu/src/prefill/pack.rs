@@ -16,6 +16,12 @@ pub(crate) const KEY_STEP: usize = 4;
 /// Rows that ask for a cache line this many rows ahead of the one that is packed.
 const PREFETCH_ROWS: usize = 8;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Vectors of output that are transposed together, at most.
+const MOST_LINE_VECTORS: usize = 2;
+
 /// What a missing second row of values is read from.
 const ZEROS: [bf16; 16] = [bf16::ZERO; 16];
 
@@ -55,6 +61,9 @@ pub(crate) unsafe fn pack_queries<S: Simd, O: Operands<S>>(
             let mut block = simd.block();
             let begin = (word / S::LANES) * chunk;
             let elements = dim.saturating_sub(begin);
+            for next in rows.iter().skip(first + S::LANES).take(S::LANES) {
+                simd.prefetch(next.wrapping_add(begin).cast());
+            }
             for i in 0..S::LANES.min(rows.len() - first) {
                 // SAFETY: `elements` elements of the row are left from `begin` on; none is touched when that is 0.
                 block.as_mut()[i] =
@@ -206,21 +215,31 @@ pub(crate) unsafe fn unpack_output<S: Simd, T: Storage>(
     rows: &[*mut T],
     dim: usize,
 ) {
+    // Whole cache lines of a row at once: rows of a tensor often lie so far apart that a second visit is a second miss.
+    let line_vectors = (LINE / (S::LANES * size_of::<T>())).clamp(1, MOST_LINE_VECTORS);
     for first in (0..rows.len()).step_by(S::LANES) {
         // SAFETY: `first` starts a vector of the strip.
         let factor = unsafe { simd.load(factors.add(first)) };
-        for column in (0..dim).step_by(S::LANES) {
-            let mut block = simd.block();
-            for i in 0..S::LANES {
-                // SAFETY: column `column + i` is one of the packed ones.
-                let sums = unsafe { simd.load(o.add((column + i) * strip_rows::<S>() + first)) };
-                block.as_mut()[i] = simd.mul(sums, factor);
+        for column in (0..dim).step_by(line_vectors * S::LANES) {
+            let mut blocks = [simd.block(); MOST_LINE_VECTORS];
+            let vectors = line_vectors.min((dim - column).div_ceil(S::LANES));
+            for (b, block) in blocks[..vectors].iter_mut().enumerate() {
+                for i in 0..S::LANES {
+                    // SAFETY: column `column + b * LANES + i` is one of the packed ones.
+                    let sums =
+                        unsafe { simd.load(o.add((column + b * S::LANES + i) * strip_rows::<S>() + first)) };
+                    block.as_mut()[i] = simd.mul(sums, factor);
+                }
+                simd.transpose(block);
             }
-            simd.transpose(&mut block);
+            for next in rows.iter().skip(first + S::LANES).take(S::LANES) {
+                simd.prefetch(next.wrapping_add(column).cast_const().cast());
+            }
             for i in 0..S::LANES.min(rows.len() - first) {
-                // SAFETY: the row has `dim - column` elements from `column` on.
-                unsafe {
-                    store_part(simd, rows[first + i].add(column), block.as_ref()[i], dim - column);
+                for (b, block) in blocks[..vectors].iter().enumerate() {
+                    let at = column + b * S::LANES;
+                    // SAFETY: the row has `dim - at` elements from `at` on.
+                    unsafe { store_part(simd, rows[first + i].add(at), block.as_ref()[i], dim - at) };
                 }
             }
         }

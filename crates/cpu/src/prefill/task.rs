@@ -11,6 +11,9 @@ use crate::score::Tile;
 use crate::scratch::{Parts, rounded};
 use crate::simd::Simd;
 
+/// How far exponents of 2 may pass a row's running maximum before it is raised.
+const SLACK: f32 = 8.0;
+
 /// Sizes of a worker's memory, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -73,13 +76,13 @@ struct Memory {
     s: *mut f32,
     /// Elements of a tensor `[key][row]`.
     elements: *mut f32,
-    /// Running maximum of the exponents of each strip's rows.
+    /// What exponents of each strip's rows are reduced by: their running maximum, or up to [`SLACK`] less.
     m: *mut f32,
     /// Running sum of the weights of each strip's rows.
     l: *mut f32,
     /// For the rows of one strip and block: the largest score,
     maxima: *mut f32,
-    /// what exponents are reduced by,
+    /// what exponents are reduced by, finite,
     shift: *mut f32,
     /// what older sums are multiplied by,
     factor: *mut f32,
@@ -284,12 +287,12 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         }
         // SAFETY: the scores of all segments are in memory.
         unsafe {
-            self.raise_maxima(i);
+            let some_raised = self.raise_maxima(i);
             for segment in segments.iter() {
                 self.weigh(segment);
             }
             self.update_sums(i);
-            self.add_values(i, block, segments);
+            self.add_values(i, block, segments, some_raised);
         }
     }
 
@@ -357,17 +360,26 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         }
     }
 
-    /// Raises the running maxima by the block's, and finds what older sums are worth now.
+    /// Raises the running maxima that the block's pass by more than [`SLACK`], and finds what older sums are worth now;
+    /// whether some are worth less.
+    ///
+    /// A row's weights may then be as large as `2^SLACK`, which no type of weights minds, and its older sums are hardly
+    /// ever multiplied after the first blocks. Each row decides by itself.
     #[inline(always)]
-    unsafe fn raise_maxima(&mut self, i: usize) {
+    unsafe fn raise_maxima(&mut self, i: usize) -> bool {
         let simd = self.simd;
         let scale = simd.splat(self.call.scores.exponent_scale);
+        let mut some_raised = false;
         for lane in (0..self.strips[i].vectors * S::LANES).step_by(S::LANES) {
             // SAFETY: a vector of the strip.
             unsafe {
                 let m = self.memory.m.add(i * self.call.sizes.rows + lane);
                 let old = simd.load(m);
-                let new = simd.max(old, simd.mul(simd.load(self.memory.maxima.add(lane)), scale));
+                let found = simd.mul(simd.load(self.memory.maxima.add(lane)), scale);
+                let bound = simd.add(old, simd.splat(SLACK));
+                // A maximum that is no number is taken over, and so are all sums of its row.
+                let new = simd.select(simd.less_equal(found, bound), old, found);
+                some_raised |= simd.any(simd.less(bound, found));
                 // A row that has seen nothing yet: its exponents are -inf whatever they are reduced by, but -inf.
                 let has_seen_none = simd.less(new, simd.splat(f32::MIN));
                 let shift = simd.select(has_seen_none, simd.splat(0.0), new);
@@ -376,6 +388,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
                 simd.store(self.memory.factor.add(lane), simd.exp2(simd.sub(old, shift)));
             }
         }
+        some_raised
     }
 
     /// Turns the scores of a segment to weights, in place, and sums them.
@@ -439,9 +452,10 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         }
     }
 
-    /// Adds the block's weighted values to the output.
+    /// Adds the block's weighted values to the output, of which some rows are to be multiplied first if maxima were
+    /// raised.
     #[inline(always)]
-    unsafe fn add_values(&mut self, i: usize, block: &Block, segments: &Segments) {
+    unsafe fn add_values(&mut self, i: usize, block: &Block, segments: &Segments, some_raised: bool) {
         let (simd, sizes) = (self.simd, &self.call.sizes);
         let vectors = self.strips[i].vectors;
         let was_started = std::mem::replace(&mut self.strips[i].is_started, true);
@@ -449,6 +463,8 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         let o = unsafe { self.memory.o.add(i * sizes.output_words()) };
         let is_whole = segments.len() == 1 && segments[0].vectors == vectors && block.is_finite;
         let start = match (is_whole, was_started) {
+            // All factors are 1, or those of rows that have seen nothing.
+            (_, true) if !some_raised => Start::Kept,
             (true, true) => Start::Scaled(self.memory.factor),
             (true, false) => Start::Zero,
             (false, _) => {

@@ -340,3 +340,71 @@ fn the_backend_says_who_it_is() {
     assert_eq!((info.name.as_str(), info.arch.as_str()), ("cpu", "scalar"));
     assert!(info.units > 0);
 }
+
+#[test]
+fn scores_that_rise_from_block_to_block_agree() {
+    let (dim, keys) = (8, 500);
+    let v = normals(keys * dim, 11);
+    // What a key's score is above the one before: maxima are raised rarely, at some blocks, at each, and by far.
+    for step in [0.01f32, 0.05, 0.2, 3.0] {
+        let k: Vec<f32> = (0..keys * dim).map(|i| (i / dim) as f32 * step / dim as f32).collect();
+        for rows in [3, 40, 130] {
+            // Rows rise differently: the last ones fall.
+            let q: Vec<f32> = (0..rows * dim).map(|i| 1.0 - 1.1 * (i / dim) as f32 / rows as f32).collect();
+            for isa in Isa::available() {
+                let options = AttentionOptions::new().softmax_scale(1.0);
+                let (out, lse) = attend(isa, (&q, &k, &v), (rows, keys, dim), &options);
+                for row in [0, rows / 2, rows - 1] {
+                    let score = |key: usize| f64::from(q[row * dim]) * f64::from(k[key * dim]) * dim as f64;
+                    let largest = (0..keys).map(score).fold(f64::NEG_INFINITY, f64::max);
+                    let sum: f64 = (0..keys).map(|key| (score(key) - largest).exp()).sum();
+                    let weight = |key: usize| (score(key) - largest).exp() / sum;
+                    let expected: f64 = (0..keys).map(|key| weight(key) * f64::from(v[key * dim])).sum();
+                    let found = f64::from(out[row * dim]);
+                    // f32 scores of this size are this exact.
+                    let tolerance = 1e-6 * (1.0 + largest.abs());
+                    assert!((found - expected).abs() < tolerance, "{isa}, {step}, {row}: {found}, {expected}");
+                    let expected = largest + sum.ln();
+                    let found = f64::from(lse[row]);
+                    assert!((found - expected).abs() < tolerance, "{isa}, {step}, {row}: lse {found}, {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn more_partitions_than_keys_are_as_many_as_there_are_keys() {
+    let (dim, keys) = (16, 300);
+    let (k, v) = (normals(keys * dim, 12), normals(keys * dim, 13));
+    for rows in [2, 40] {
+        let q = normals(rows * dim, 14);
+        for isa in Isa::available() {
+            let options = AttentionOptions::new();
+            let (expected, _) = attend(isa, (&q, &k, &v), (rows, keys, dim), &options);
+            for partitions in [keys, keys + 1, usize::MAX] {
+                let (found, _) =
+                    attend(isa, (&q, &k, &v), (rows, keys, dim), &options.clone().num_partitions(partitions));
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 1e-5, "{isa}, {partitions}: {found} is not {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefix_of_less_than_no_keys_is_none() {
+    let (dim, keys) = (16, 90);
+    let (k, v) = (normals(keys * dim, 15), normals(keys * dim, 16));
+    let length = [-3i32];
+    let prefix = Mask::PrefixLm { prefix_len: TensorRef::from_slice(&length, &[1]).unwrap() };
+    for rows in [2, 90] {
+        let q = normals(rows * dim, 17);
+        for isa in Isa::available() {
+            let attend =
+                |mask| attend(isa, (&q, &k, &v), (rows, keys, dim), &AttentionOptions::new().mask(mask));
+            assert_eq!(attend(prefix.clone()), attend(Mask::Causal), "{isa}");
+        }
+    }
+}
