@@ -8,8 +8,7 @@ in another order each round, since a hot card is slower; for the same reason the
 seconds before each turn, as it does while an external command starts. The figure is the median over
 all rounds. Compare systems within one run only.
 
-With `--time-limit` the budgets are cut, to ten calls if need be, so that all cases fit; a case that
-would begin after the limit is left out, and said to be.
+`--time-limit` cuts the budgets, to ten calls a turn if need be, so that all cases fit.
 
 One JSON line is printed for each (system, case, dtype):
 
@@ -38,9 +37,12 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from schedule import Schedule  # noqa: E402
 
 FLUSH_BYTES = 256 << 20
-LEAST_BUDGET_SECONDS = 0.005
 FEWEST_REPLAYS = 10
 EXTERNAL_TIMEOUT_SECONDS = 300
 
@@ -257,38 +259,6 @@ class Comparison:
         return records
 
 
-class Schedule:
-    """How long each case may take, so that all of them fit the limit."""
-
-    def __init__(self, args: argparse.Namespace, count: int) -> None:
-        self.args, self.left = args, count
-        self.turns = args.rounds * (len(args.systems) + len(args.ext))
-        self.begin = self.case_begin = time.perf_counter()
-        # What cases took beside their budgets: data, the reference, starting commands.
-        self.beside: list[float] = []
-
-    def budget(self) -> float | None:
-        """Seconds of each turn of the next case; None when the limit is spent."""
-        self.case_begin = time.perf_counter()
-        if self.args.time_limit is None:
-            return self.args.budget
-        remaining = self.args.time_limit - (self.case_begin - self.begin)
-        if remaining <= 0:
-            return None
-        beside = statistics.median(self.beside) if self.beside else 0.0
-        share = (remaining / self.left - beside) / self.turns
-        return min(self.args.budget, max(LEAST_BUDGET_SECONDS, share))
-
-    def finish(self, budget: float) -> None:
-        """Count a case as done."""
-        self.left -= 1
-        self.beside.append(time.perf_counter() - self.case_begin - budget * self.turns)
-
-    def elapsed(self) -> float:
-        """Seconds since the beginning."""
-        return time.perf_counter() - self.begin
-
-
 def external(text: str) -> tuple[str, str]:
     """An argparse type: NAME=COMMAND."""
     name, separator, command = text.partition("=")
@@ -350,19 +320,12 @@ def main() -> None:
     random.seed(0)
     clock = Clock(args.idle)
     todo = [(dtype, case) for dtype in args.dtypes for case in selected(cases(args.quick), args.cases)]
-    schedule = Schedule(args, len(todo))
-    for place, (dtype, case) in enumerate(todo):
-        budget = schedule.budget()
-        if budget is None:
-            left = ", ".join(f"{case.name} {dtype}" for dtype, case in todo[place:])
-            print(f"# {len(todo) - place} cases left out by --time-limit: {left}", file=sys.stderr)
-            break
+    turns = args.rounds * (len(args.systems) + len(args.ext))
+    for (dtype, case), budget in Schedule(args.budget, turns, args.time_limit).cases(todo):
         comparison = Comparison(case, dtype, args, clock, budget)
         comparison.run()
         for record in comparison.records():
             print(json.dumps(record), flush=True)
-        schedule.finish(budget)
-    print(f"# {len(todo)} cases of peers in {schedule.elapsed():.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ pub(crate) enum Command {
     /// List backends and devices, and say why others are absent
     Info(InfoArguments),
     /// Measure; one JSON line a case, a table on a terminal
-    Bench(BenchArguments),
+    Bench(Box<BenchArguments>),
     /// Draw result files: a page of charts, or tables
     Report(ReportArguments),
     /// Compiled GPU kernels: build them ahead of their first use, pack, install, list and clear them
@@ -199,6 +199,9 @@ pub(crate) struct BenchArguments {
     /// Seconds to spend on each case [default: 1, quick 0.2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) budget: Option<f64>,
+    /// Seconds that all of it should take: cuts the budgets of cases, of the peers too; compiling kernels is not in it
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) time_limit: Option<f64>,
     /// Fewer and smaller cases
     #[arg(long)]
     pub(crate) quick: bool,
@@ -236,7 +239,7 @@ impl BenchArguments {
 
 /// One case, answered with one JSON line of its samples and its first outputs, for scripts that compare systems.
 #[derive(Args, Clone, Copy, Debug)]
-#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers"])]
+#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers", "time_limit"])]
 pub(crate) struct SingleCaseArguments {
     /// One case only, described by the next six options: its batch. Answers one line of samples and first outputs
     #[arg(long = "b", value_name = "B", requires_all = ["hq", "hkv", "sq", "skv", "d", "causal"])]
