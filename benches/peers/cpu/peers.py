@@ -35,9 +35,13 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from problem import CASES, DTYPES, Case, Reference, make_data
 from systems import MODULES, SYSTEMS
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from schedule import Schedule  # noqa: E402
 
 EXTERNAL_TIMEOUT_SECONDS = 300
 
@@ -292,6 +296,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument(
+        "--time-limit", type=float, help="seconds for all cases: cuts the budgets"
+    )
+    parser.add_argument(
         "--suffix",
         default="",
         help="appended to the names of the in-process systems, such as _mklfix",
@@ -321,19 +328,30 @@ def main() -> None:
     if args.list:
         list_systems()
         return
-    for case_name in args.cases:
-        for dtype in args.dtypes:
+    todo = [
+        (case_name, dtype, threads)
+        for case_name in args.cases
+        for dtype in args.dtypes
+        for threads in args.threads
+    ]
+    turns = args.rounds * (len(args.systems) + len(args.ext))
+    made = None
+    for (case_name, dtype, threads), budget in Schedule(
+        args.budget, turns, args.time_limit
+    ).cases(todo):
+        if made != (case_name, dtype):
+            made = (case_name, dtype)
             data = make_data(CASES[case_name], dtype)
             reference = Reference(CASES[case_name], data)
-            for threads in args.threads:
-                comparison = Comparison(case_name, dtype, threads, args)
-                comparison.run(data, reference)
-                lines = [json.dumps(record) for record in comparison.records()]
-                for line in lines:
-                    print(line, flush=True)
-                if args.out:
-                    with open(args.out, "a", encoding="utf-8") as file:
-                        file.writelines(line + "\n" for line in lines)
+        options = argparse.Namespace(**{**vars(args), "budget": budget})
+        comparison = Comparison(case_name, dtype, threads, options)
+        comparison.run(data, reference)
+        lines = [json.dumps(record) for record in comparison.records()]
+        for line in lines:
+            print(line, flush=True)
+        if args.out:
+            with open(args.out, "a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ Method. Every system gets the same deterministic data and its result is checked 
 attention on a sample of rows and heads before it is timed; a wrong result is not timed. One call is
 captured in a CUDA graph; before each replay 256 MB are written, so that the second-level cache
 holds nothing of use; CUDA events give the time. Systems take turns, `--budget` seconds each a round,
-in another order each round, since a hot card is slower. The figure is the median over all rounds.
-Compare systems within one run only.
+in another order each round, since a hot card is slower; for the same reason the card idles `--idle`
+seconds before each turn, as it does while an external command starts. The figure is the median over
+all rounds. Compare systems within one run only.
+
+`--time-limit` cuts the budgets, to ten calls a turn if need be, so that all cases fit.
 
 One JSON line is printed for each (system, case, dtype):
 
@@ -34,6 +37,10 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from schedule import Schedule  # noqa: E402
 
 FLUSH_BYTES = 256 << 20
 FEWEST_REPLAYS = 10
@@ -67,10 +74,10 @@ def list_systems() -> None:
 class Clock:
     """CUDA events around replays of a graph, or the host's clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle: float) -> None:
         import torch
 
-        self.torch = torch
+        self.torch, self.idle = torch, idle
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in "be")
 
@@ -111,6 +118,7 @@ class Clock:
     def samples(self, call, method: str, budget: float) -> list[float]:
         """Milliseconds of each call, for `budget` seconds and at least a few."""
         by_host, samples = method.startswith("host"), []
+        time.sleep(self.idle)
         end = time.perf_counter() + budget
         while len(samples) < FEWEST_REPLAYS or time.perf_counter() < end:
             samples.append(self.once(call, by_host))
@@ -157,8 +165,11 @@ def run_external(command: str, case, dtype: str, budget: float) -> dict:
 class Comparison:
     """All systems on one case and dtype."""
 
-    def __init__(self, case, dtype: str, args: argparse.Namespace, clock: Clock) -> None:
+    def __init__(
+        self, case, dtype: str, args: argparse.Namespace, clock: Clock, budget: float
+    ) -> None:
         self.case, self.dtype, self.args, self.clock = case, dtype, args, clock
+        self.budget = budget
         self.samples: dict[str, list[float]] = {}
         self.errors: dict[str, float] = {}
         self.methods: dict[str, str] = {}
@@ -177,7 +188,7 @@ class Comparison:
                 try:
                     if name in calls:
                         call, method = calls[name]
-                        samples = self.clock.samples(call, method, self.args.budget)
+                        samples = self.clock.samples(call, method, self.budget)
                     else:
                         samples = self.external(name)
                 except Skip as reason:
@@ -205,7 +216,7 @@ class Comparison:
 
     def external(self, name: str) -> list[float]:
         """One round of an external command."""
-        answer = run_external(self.args.ext[name], self.case, self.dtype, self.args.budget)
+        answer = run_external(self.args.ext[name], self.case, self.dtype, self.budget)
         self.check(name, self.reference.head_error(answer["head"]))
         self.methods[name] = "its own clock"
         return answer["samples_ms"]
@@ -242,7 +253,7 @@ class Comparison:
                     "n": len(samples),
                     "err": float(f"{self.errors[name]:.2e}"),
                     "err_tolerance": float(f"{self.reference.tolerance:.2e}"),
-                    "method": self.methods[name],
+                    "method": f"{self.methods[name]}, {1e3 * self.args.idle:.0f} ms idle",
                 }
             )
         return records
@@ -282,6 +293,10 @@ def parse_args() -> argparse.Namespace:
         "--budget", type=float, default=0.25, help="seconds for each system in each round"
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument(
+        "--idle", type=float, default=0.08, help="seconds the card idles before a turn"
+    )
+    parser.add_argument("--time-limit", type=float, help="seconds for all cases together")
     parser.add_argument("--quick", action="store_true", help="fewer cases")
     args = parser.parse_args()
     args.ext = dict(args.ext)
@@ -303,13 +318,14 @@ def main() -> None:
         if unknown:
             sys.exit(f"unknown {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     random.seed(0)
-    clock = Clock()
-    for dtype in args.dtypes:
-        for case in selected(cases(args.quick), args.cases):
-            comparison = Comparison(case, dtype, args, clock)
-            comparison.run()
-            for record in comparison.records():
-                print(json.dumps(record), flush=True)
+    clock = Clock(args.idle)
+    todo = [(dtype, case) for dtype in args.dtypes for case in selected(cases(args.quick), args.cases)]
+    turns = args.rounds * (len(args.systems) + len(args.ext))
+    for (dtype, case), budget in Schedule(args.budget, turns, args.time_limit).cases(todo):
+        comparison = Comparison(case, dtype, args, clock, budget)
+        comparison.run()
+        for record in comparison.records():
+            print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ is called to compute attention once; `rows(output)` gives the output in q's shap
 timed. What a system cannot do raises `Unsupported`, or an error of its own.
 """
 
+import sys
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -62,18 +64,22 @@ class TorchFlash(Torch):
 
 
 class FlashAttention3(System):
-    """The wheel fa3-fwd: forward only, for Hopper."""
+    """The wheel fa3-fwd: forward only, for Hopper. Where keys are long, it chooses how to split them."""
 
     modules = ("fa3_fwd_interface",)
 
     def __init__(self, case: Case, q, k, v) -> None:
+        import fa3_fwd_config
         import fa3_fwd_interface
 
+        # The wheel imports its own configuration by a name that it does not have.
+        sys.modules.setdefault("flash_attn_config", fa3_fwd_config)
         self.function = fa3_fwd_interface.flash_attn_func
-        self.inputs, self.causal = (q, k, v), case.causal
+        self.inputs = (q, k, v)
+        self.options = {"causal": case.causal, "num_splits": 0 if case.is_decode else 1}
 
     def __call__(self):
-        return self.function(*self.inputs, causal=self.causal)
+        return self.function(*self.inputs, **self.options)
 
     def rows(self, out) -> torch.Tensor:
         return out[0] if isinstance(out, tuple) else out
@@ -88,7 +94,7 @@ class FlashAttention4(FlashAttention3):
         from flash_attn.cute import flash_attn_func
 
         self.function = flash_attn_func
-        self.inputs, self.causal = (q, k, v), case.causal
+        self.inputs, self.options = (q, k, v), {"causal": case.causal}
 
 
 class FlashInferPrefill(System):

@@ -30,10 +30,10 @@ pub(crate) enum Command {
     /// List backends and devices, and say why others are absent
     Info(InfoArguments),
     /// Measure; one JSON line a case, a table on a terminal
-    Bench(BenchArguments),
+    Bench(Box<BenchArguments>),
     /// Draw result files: a page of charts, or tables
     Report(ReportArguments),
-    /// Build compiled GPU kernels ahead of their first use, list them, clear them
+    /// Compiled GPU kernels: build them ahead of their first use, pack, install, list and clear them
     #[command(subcommand)]
     Kernels(KernelsCommand),
     /// Show attention at work and check it; what runs without a subcommand
@@ -107,9 +107,13 @@ pub(crate) struct DemoArguments {
 pub(crate) enum KernelsCommand {
     /// Build the kernels of common calls into the cache; needs no GPU, but NVRTC or nvcc
     Build(BuildArguments),
-    /// List the kernels in the cache
+    /// Pack a folder of compiled kernels of one architecture into one file, for machines without a compiler
+    Pack(PackArguments),
+    /// Copy packs into the cache, after a look at every byte
+    Install(InstallArguments),
+    /// List the kernels and packs in the cache
     List(ListArguments),
-    /// Remove the kernels in the cache
+    /// Remove the kernels and packs in the cache
     Clear(ClearArguments),
 }
 
@@ -124,6 +128,26 @@ pub(crate) struct BuildArguments {
     /// head_dims, multiples of 8 up to 256
     #[arg(long, value_name = "D", value_delimiter = ',', default_value = "64,128", value_parser = head_dim)]
     pub(crate) head_dim: Vec<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PackArguments {
+    /// A folder that `cargo xtask kernels` has filled: target/kernels/cuda/sm_90a
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// The architecture of its kernels, such as sm_90a or gfx942
+    #[arg(long, value_name = "ARCH")]
+    pub(crate) arch: String,
+    /// The pack to write; its name ends in .kernels
+    #[arg(long, value_name = "FILE", value_parser = pack_path)]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InstallArguments {
+    /// Packs, one an architecture
+    #[arg(value_name = "FILES", required = true)]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -175,6 +199,9 @@ pub(crate) struct BenchArguments {
     /// Seconds to spend on each case [default: 1, quick 0.2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) budget: Option<f64>,
+    /// Seconds that all of it should take: cuts the budgets of cases, of the peers too; compiling kernels is not in it
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) time_limit: Option<f64>,
     /// Fewer and smaller cases
     #[arg(long)]
     pub(crate) quick: bool,
@@ -212,7 +239,7 @@ impl BenchArguments {
 
 /// One case, answered with one JSON line of its samples and its first outputs, for scripts that compare systems.
 #[derive(Args, Clone, Copy, Debug)]
-#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers"])]
+#[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers", "time_limit"])]
 pub(crate) struct SingleCaseArguments {
     /// One case only, described by the next six options: its batch. Answers one line of samples and first outputs
     #[arg(long = "b", value_name = "B", requires_all = ["hq", "hkv", "sq", "skv", "d", "causal"])]
@@ -255,6 +282,15 @@ fn head_dim(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(dim) if (8..=256).contains(&dim) && dim % 8 == 0 => Ok(dim),
         _ => Err("expected a multiple of 8 up to 256".into()),
+    }
+}
+
+/// A store knows packs by the end of their names.
+fn pack_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().is_some_and(|extension| extension == "kernels") {
+        true => Ok(path),
+        false => Err("expected a name that ends in .kernels".into()),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::terminal;
 const VARIABLES: [(&str, &str); 9] = [
     ("OMNIFLASH_BACKEND", "the backend that `auto` stands for"),
     ("OMNIFLASH_CPU_ISA", "the instruction set of cpu, for tests"),
-    ("OMNIFLASH_KERNELS", "a directory of compiled GPU kernels, asked first"),
+    ("OMNIFLASH_KERNELS", "compiled GPU kernels, asked first: a directory or a pack"),
     ("OMNIFLASH_CACHE", "the directory where kernels compiled here are kept"),
     ("OMNIFLASH_CUDA_LIBRARY", "the CUDA driver, where it is not found by itself"),
     ("OMNIFLASH_NVRTC_LIBRARY", "the same of the CUDA run-time compiler"),

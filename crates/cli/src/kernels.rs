@@ -1,4 +1,4 @@
-//! `omniflash kernels`: compiled GPU kernels, built ahead of their first use, listed, cleared.
+//! `omniflash kernels`: compiled GPU kernels, built ahead of their first use, packed, installed, listed, cleared.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,11 +8,13 @@ use omniflash::{
     AttentionOptions, AttentionPlan, AttentionProblem, DType, DeviceId, Error, KvCache, Mask, Query,
     ReferenceBackend, Registry, Stream, Tensor,
 };
-use omniflash_kernel_store::{CacheEntry, DiskCache};
+use omniflash_kernel_store::{CacheEntry, DiskCache, KernelPack};
 use serde_json::json;
 
 use crate::Verdict;
-use crate::arguments::{BuildArguments, ClearArguments, KernelsCommand, ListArguments};
+use crate::arguments::{
+    BuildArguments, ClearArguments, InstallArguments, KernelsCommand, ListArguments, PackArguments,
+};
 use crate::terminal;
 
 /// Whose kernels have a cache: the names of its folders.
@@ -21,9 +23,52 @@ const VENDORS: [&str; 2] = ["cuda", "hip"];
 pub(crate) fn run(command: &KernelsCommand) -> anyhow::Result<Verdict> {
     match command {
         KernelsCommand::Build(arguments) => build(arguments),
+        KernelsCommand::Pack(arguments) => pack(arguments),
+        KernelsCommand::Install(arguments) => install(arguments),
         KernelsCommand::List(arguments) => list(arguments),
         KernelsCommand::Clear(arguments) => clear(arguments),
     }
+}
+
+fn pack(arguments: &PackArguments) -> anyhow::Result<Verdict> {
+    vendor_of(&arguments.arch)?;
+    let pack = KernelPack::write(&arguments.folder, &arguments.arch, &arguments.output)?;
+    terminal::print_line(format_args!("{}: {}", pack.path().display(), contents(&pack)))?;
+    Ok(Verdict::Passed)
+}
+
+fn install(arguments: &InstallArguments) -> anyhow::Result<Verdict> {
+    for file in &arguments.files {
+        let pack = KernelPack::open(file)?;
+        let vendor = vendor_of(pack.arch())?;
+        let cache = DiskCache::of_user(vendor).context("there is no cache: OMNIFLASH_CACHE is empty")?;
+        let path = pack.install(&cache)?;
+        terminal::print_line(format_args!("{}: {}", path.display(), contents(&pack)))?;
+    }
+    Ok(Verdict::Passed)
+}
+
+/// What a pack holds.
+fn contents(pack: &KernelPack) -> String {
+    let noun = if pack.len() == 1 { "kernel" } else { "kernels" };
+    format!("{} {noun} for {}, {}", pack.len(), pack.arch(), kibibytes(pack.bytes()))
+}
+
+/// Whose architecture it is, a name of a cache's folder.
+fn vendor_of(arch: &str) -> omniflash::Result<&'static str> {
+    let digits = arch.strip_prefix("sm_").map(|rest| rest.trim_end_matches('a'));
+    if digits.is_some_and(|digits| digits.parse::<u32>().is_ok_and(|number| number >= 80)) {
+        return Ok("cuda");
+    }
+    if arch.parse::<omniflash_hip::Architecture>().is_ok() {
+        return Ok("hip");
+    }
+    Err(unknown_architecture(arch))
+}
+
+fn unknown_architecture(arch: &str) -> Error {
+    let amd: Vec<&str> = omniflash_hip::Architecture::ALL.iter().map(|known| known.name()).collect();
+    Error::value("--arch", arch, format!("of NVIDIA sm_90 and the like, of AMD {}", amd.join(", ")))
 }
 
 /// The caches of the vendors, and what each holds.
@@ -41,6 +86,7 @@ fn caches() -> anyhow::Result<Vec<(DiskCache, Vec<CacheEntry>)>> {
 fn list(arguments: &ListArguments) -> anyhow::Result<Verdict> {
     for (cache, entries) in caches()? {
         let total: usize = entries.iter().map(|entry| entry.bytes).sum();
+        list_packs(&cache, arguments)?;
         if arguments.json {
             for entry in &entries {
                 terminal::print_json(&json!({
@@ -69,19 +115,51 @@ fn list(arguments: &ListArguments) -> anyhow::Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
+/// The packs that were installed in a cache.
+fn list_packs(cache: &DiskCache, arguments: &ListArguments) -> anyhow::Result<()> {
+    let packs = cache.packs().with_context(|| format!("cannot list {}", cache.directory().display()))?;
+    for pack in packs {
+        let pack = match pack {
+            Ok(pack) => pack,
+            Err(error) => {
+                terminal::print_note(error)?;
+                continue;
+            }
+        };
+        let path = pack.path().display();
+        if arguments.json {
+            terminal::print_json(&json!({
+                "pack": path.to_string(),
+                "arch": pack.arch(),
+                "version": pack.version(),
+                "kernels": pack.len(),
+                "bytes": pack.bytes(),
+            }))?;
+        } else {
+            terminal::print_line(format_args!("{path}: {}, of version {}", contents(&pack), pack.version()))?;
+        }
+    }
+    Ok(())
+}
+
 fn clear(arguments: &ClearArguments) -> anyhow::Result<Verdict> {
     let caches = caches()?;
     if !arguments.yes {
         let held: Vec<String> = caches
             .iter()
-            .map(|(cache, entries)| format!("{} kernels in {}", entries.len(), cache.directory().display()))
+            .map(|(cache, entries)| {
+                let packs = cache.packs().map_or(0, |packs| packs.len());
+                let noun = if packs == 1 { "pack" } else { "packs" };
+                let and_packs = if packs > 0 { format!(" and {packs} {noun}") } else { String::new() };
+                format!("{} kernels{and_packs} in {}", entries.len(), cache.directory().display())
+            })
             .collect();
         anyhow::bail!("add --yes to remove {}", held.join(" and "));
     }
     for (cache, _) in caches {
         let directory = cache.directory().display();
         let removed = cache.clear().with_context(|| format!("cannot clear {directory}"))?;
-        terminal::print_line(format_args!("{removed} kernels removed from {directory}"))?;
+        terminal::print_line(format_args!("{removed} files removed from {directory}"))?;
     }
     Ok(Verdict::Passed)
 }
@@ -104,8 +182,7 @@ fn planner(arch: &str) -> omniflash::Result<Planner> {
         let planner = omniflash_hip::OfflinePlanner::new(architecture, store);
         return Ok(Box::new(move |problem| planner.plan(problem)));
     }
-    let amd: Vec<&str> = omniflash_hip::Architecture::ALL.iter().map(|known| known.name()).collect();
-    Err(Error::value("--arch", arch, format!("of NVIDIA sm_90 and the like, of AMD {}", amd.join(", "))))
+    Err(unknown_architecture(arch))
 }
 
 fn build(arguments: &BuildArguments) -> anyhow::Result<Verdict> {

@@ -97,7 +97,7 @@ if [ "$2" = --list ]; then
   echo '{"system": "here", "absent": null}'
   echo '{"system": "gone", "absent": "No module named gone"}'
 else
-  case "$*" in *"--systems here --ext omniflash-cpu="*) ;; *) echo "$*" >&2; exit 3;; esac
+  case "$*" in *"--systems here --ext omniflash-cpu="*"--time-limit "*) ;; *) echo "$*" >&2; exit 3;; esac
   echo '{"system": "here", "case": "dec4k", "dtype": "bf16", "ms": 2.0, "gbps": 8.4}'
 fi
 "#,
@@ -112,6 +112,8 @@ fi
             "cpu",
             "--budget",
             "0",
+            "--time-limit",
+            "60",
             "--peers",
             "--python",
             python,

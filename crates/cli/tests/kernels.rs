@@ -28,7 +28,7 @@ fn an_empty_cache_lists_and_clears_nothing_and_asks_first() {
     assert!(text(&kernels(&folder, &["list"])).contains("0 kernels"));
     assert!(text(&kernels(&folder, &["list", "--json"])).is_empty());
     assert!(one_line(&kernels(&folder, &["clear"])).contains("--yes"));
-    assert!(text(&kernels(&folder, &["clear", "--yes"])).contains("0 kernels removed"));
+    assert!(text(&kernels(&folder, &["clear", "--yes"])).contains("0 files removed"));
 }
 
 #[test]
@@ -36,6 +36,32 @@ fn an_architecture_that_is_not_known_is_refused() {
     let folder = Folder::new();
     assert!(one_line(&kernels(&folder, &["build", "--arch", "sm_1"])).contains("sm_80"));
     assert!(one_line(&kernels(&folder, &["build", "--arch", "vax"])).contains("--arch is vax"));
+}
+
+#[test]
+fn a_pack_is_made_installed_listed_and_cleared() {
+    let folder = Folder::new();
+    let built = folder.path("sm_90a");
+    std::fs::create_dir(&built).unwrap();
+    std::fs::write(built.join("fwd-bf16-sm_90a-0123456789abcdef.cubin"), "image").unwrap();
+    let (from, pack) = (built.to_str().unwrap(), folder.path("omniflash-sm_90a.kernels"));
+    let pack = pack.to_str().unwrap();
+    let packing =
+        |arch: &str, output: &str| kernels(&folder, &["pack", from, "--arch", arch, "--output", output]);
+    assert!(text(&packing("sm_90a", pack)).contains("1 kernel for sm_90a, 1 KiB"));
+    assert!(one_line(&packing("sm_80", pack)).contains("is for sm_90a, expected sm_80"));
+    assert!(one_line(&packing("vax", pack)).contains("--arch is vax"));
+    assert!(one_line(&packing("sm_90a", "pack.zip")).contains(".kernels"));
+    assert!(text(&kernels(&folder, &["install", pack])).contains("cuda/sm_90a.kernels: 1 kernel"));
+    let listed = text(&kernels(&folder, &["list", "--json"]));
+    assert!(listed.contains(r#""arch":"sm_90a""#) && listed.contains(r#""kernels":1"#), "{listed}");
+    assert!(one_line(&kernels(&folder, &["clear"])).contains("and 1 pack in"));
+    assert!(text(&kernels(&folder, &["clear", "--yes"])).contains("1 files removed"));
+    let mut bytes = std::fs::read(pack).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(pack, bytes).unwrap();
+    assert!(one_line(&kernels(&folder, &["install", pack])).contains("damaged"));
+    assert!(one_line(&kernels(&folder, &["install", from])).contains("sm_90a"));
 }
 
 #[test]
@@ -55,6 +81,6 @@ fn kernels_are_built_where_a_compiler_is_then_listed_and_cleared() {
     // A second build finds all of them.
     assert!(text(&kernels(&folder, &arguments)).contains("are ready"));
     assert_eq!(text(&kernels(&folder, &["list", "--json"])).lines().count(), held);
-    assert!(text(&kernels(&folder, &["clear", "--yes"])).contains(&format!("{held} kernels removed")));
+    assert!(text(&kernels(&folder, &["clear", "--yes"])).contains(&format!("{held} files removed")));
     assert!(text(&kernels(&folder, &["list"])).contains("0 kernels"));
 }

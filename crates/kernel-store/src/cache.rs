@@ -9,6 +9,7 @@ use fd_lock::RwLock;
 
 use crate::entry::{self, CacheEntry};
 use crate::kernel::{KernelSource, Key};
+use crate::pack::{KernelPack, PACK_EXTENSION, PackError};
 
 /// Names another cache directory; empty for none.
 pub const CACHE_VARIABLE: &str = "OMNIFLASH_CACHE";
@@ -54,7 +55,7 @@ impl DiskCache {
     /// Those of reading the directory; a directory that does not exist holds nothing.
     pub fn entries(&self) -> io::Result<Vec<CacheEntry>> {
         let mut entries: Vec<CacheEntry> = self
-            .files()?
+            .files(EXTENSION)?
             .into_iter()
             .filter_map(|path| entry::describe(&fs::read(&path).ok()?, path).ok())
             .collect();
@@ -62,19 +63,34 @@ impl DiskCache {
         Ok(entries)
     }
 
-    /// Removes every kernel, damaged ones too, and says how many there were.
+    /// The packs installed, or what is wrong with one.
+    ///
+    /// # Errors
+    /// Those of reading the directory.
+    pub fn packs(&self) -> io::Result<Vec<Result<KernelPack, PackError>>> {
+        Ok(self.files(PACK_EXTENSION)?.into_iter().map(KernelPack::open).collect())
+    }
+
+    /// The files of the packs installed; none where the directory cannot be read.
+    pub(crate) fn pack_files(&self) -> Vec<PathBuf> {
+        self.files(PACK_EXTENSION).unwrap_or_default()
+    }
+
+    /// Removes every kernel and every pack, damaged ones too, and says how many files there were.
     ///
     /// # Errors
     /// Those of reading the directory and removing its files.
     pub fn clear(&self) -> io::Result<usize> {
-        let files = self.files()?;
+        let mut files = self.files(EXTENSION)?;
+        files.extend(self.files(PACK_EXTENSION)?);
         for path in &files {
             remove(path)?;
         }
         Ok(files.len())
     }
 
-    fn files(&self) -> io::Result<Vec<PathBuf>> {
+    /// The files of a kind, in the order of their names.
+    fn files(&self, kind: &str) -> io::Result<Vec<PathBuf>> {
         let listing = match fs::read_dir(&self.directory) {
             Ok(listing) => listing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -83,10 +99,11 @@ impl DiskCache {
         let mut files = Vec::new();
         for file in listing {
             let path = file?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            if path.extension().is_some_and(|extension| extension == kind) {
                 files.push(path);
             }
         }
+        files.sort();
         Ok(files)
     }
 
@@ -121,7 +138,7 @@ impl DiskCache {
     /// A verified image from any compiler: for machines that have none now.
     pub(crate) fn load_any(&self, source: &KernelSource<'_>) -> Option<(Vec<u8>, PathBuf)> {
         let prefix = source.key().to_hex()[..32].to_owned();
-        self.files().ok()?.into_iter().find_map(|path| {
+        self.files(EXTENSION).ok()?.into_iter().find_map(|path| {
             if !path.file_name()?.to_str()?.starts_with(&prefix) {
                 return None;
             }

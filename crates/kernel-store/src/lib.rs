@@ -1,8 +1,8 @@
 //! Finds, compiles and caches device kernels, for any vendor.
 //!
 //! A [`KernelStore`] answers a [`KernelSource`] with a compiled [`Kernel`] from, in this order: a directory of
-//! prebuilt kernels, kernels embedded in the program, the user's cache directory, the first [`Compiler`] that is
-//! present. One compilation of a kernel runs at a time, in a process and among processes; what a cache holds is
+//! prebuilt kernels or a [`KernelPack`] of them, packs installed in the user's cache directory, kernels embedded in the
+//! program, what was compiled into the cache before, the first [`Compiler`] that is present. One compilation of a kernel runs at a time, in a process and among processes; what a cache holds is
 //! verified before it is used; a cache that cannot be written costs time, never an answer.
 //!
 //! ```
@@ -33,10 +33,13 @@ mod cache;
 mod compiler;
 mod entry;
 mod kernel;
+mod listing;
+mod pack;
 mod store;
 
 pub use cache::{CACHE_VARIABLE, DiskCache};
 pub use compiler::{CompileError, Compiler};
 pub use entry::CacheEntry;
 pub use kernel::{Kernel, KernelSource, Origin, prebuilt_name, prebuilt_tag};
+pub use pack::{KernelPack, PackError};
 pub use store::{KERNELS_VARIABLE, KernelStore, StoreOptions};

@@ -1,8 +1,7 @@
 //! The store itself: where a kernel is looked for, and how it comes to be.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -12,6 +11,7 @@ use omniflash_core::{Error, Result};
 use crate::cache::DiskCache;
 use crate::compiler::{CompileError, Compiler};
 use crate::kernel::{Kernel, KernelSource, Key, Origin, tag_of};
+use crate::listing::Listing;
 
 /// Names a directory of prebuilt kernels.
 pub const KERNELS_VARIABLE: &str = "OMNIFLASH_KERNELS";
@@ -19,12 +19,12 @@ pub const KERNELS_VARIABLE: &str = "OMNIFLASH_KERNELS";
 /// Where a store looks for kernels, in the order of the fields.
 #[derive(Debug, Default)]
 pub struct StoreOptions {
-    /// A directory of prebuilt kernels, or of folders with them; files are named by
-    /// [`prebuilt_name`](crate::prebuilt_name).
+    /// A pack of prebuilt kernels, or a directory of packs and kernels and of folders with them; kernels are named by
+    /// [`prebuilt_name`](crate::prebuilt_name), packs end in `.kernels`.
     pub directory: Option<PathBuf>,
     /// Names and images of kernels in the program.
     pub embedded: &'static [(&'static str, &'static [u8])],
-    /// The user's cache.
+    /// The user's cache; packs installed there come before what was compiled.
     pub cache: Option<DiskCache>,
     /// The compilers to try.
     pub compilers: Vec<Box<dyn Compiler>>,
@@ -36,8 +36,8 @@ pub struct StoreOptions {
 #[derive(Debug)]
 pub struct KernelStore {
     directory: Option<PathBuf>,
-    /// The files of the directory by their tags, listed once.
-    listing: OnceLock<HashMap<String, PathBuf>>,
+    /// What the directory and the cache hold of prebuilt kernels, listed once.
+    listing: OnceLock<Listing>,
     embedded: &'static [(&'static str, &'static [u8])],
     cache: Option<DiskCache>,
     compilers: Vec<FoundCompiler>,
@@ -163,15 +163,31 @@ impl KernelStore {
         Err(Error::NoKernel { arch: source.arch.into(), id: source.id.into(), hint: self.hint(&absent) })
     }
 
-    /// A kernel of the directory or of the program.
+    /// What is prebuilt: first in the directory, then in packs that were installed.
+    fn listing(&self) -> &Listing {
+        self.listing.get_or_init(|| {
+            let mut listing = Listing::default();
+            if let Some(cache) = &self.cache {
+                cache.pack_files().into_iter().for_each(|path| listing.add(path));
+            }
+            if let Some(directory) = &self.directory {
+                listing.add_all(directory);
+            }
+            listing
+        })
+    }
+
+    /// A kernel of the directory, of a pack or of the program.
     fn prebuilt(&self, source: &KernelSource<'_>) -> Option<Kernel> {
-        let listing = self.listing.get_or_init(|| self.directory.as_deref().map(list).unwrap_or_default());
-        let in_directory = |tag: &String| {
-            let path = listing.get(tag)?;
-            match fs::read(path) {
-                Ok(image) => Some(Kernel { image: image.into(), origin: Origin::Prebuilt(path.clone()) }),
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "a prebuilt kernel cannot be read");
+        let listing = self.listing();
+        let in_file = |tag: &String| {
+            let place = listing.places.get(tag)?;
+            match place.image(tag) {
+                Ok(image) => {
+                    Some(Kernel { image: image.into(), origin: Origin::Prebuilt(place.path().into()) })
+                }
+                Err(reason) => {
+                    tracing::warn!(reason, "a prebuilt kernel cannot be read");
                     None
                 }
             }
@@ -181,7 +197,7 @@ impl KernelStore {
             Some(Kernel { image: (*image).into(), origin: Origin::Embedded })
         };
         let tags = source.prebuilt_tags;
-        tags.iter().find_map(in_directory).or_else(|| tags.iter().find_map(in_program))
+        tags.iter().find_map(in_file).or_else(|| tags.iter().find_map(in_program))
     }
 
     /// A kernel of the cache, by a compiler of this machine; by any, when it has none.
@@ -239,28 +255,10 @@ impl KernelStore {
             None => "there is no cache".into(),
         };
         let mut tried = vec![directory, cache];
+        tried.extend(self.listing().refused.iter().cloned());
         tried.extend(absent.iter().cloned());
         format!("{}; {}", tried.join("; "), self.advice)
     }
-}
-
-/// The files of a directory of prebuilt kernels, and of the folders in it, by their tags.
-fn list(directory: &Path) -> HashMap<String, PathBuf> {
-    let paths = |folder: &Path| -> Vec<PathBuf> {
-        match fs::read_dir(folder) {
-            Ok(files) => files.filter_map(|file| Some(file.ok()?.path())).collect(),
-            Err(error) => {
-                tracing::warn!(folder = %folder.display(), %error, "prebuilt kernels cannot be listed");
-                Vec::new()
-            }
-        }
-    };
-    let (folders, mut files): (Vec<_>, Vec<_>) = paths(directory).into_iter().partition(|path| path.is_dir());
-    files.extend(folders.iter().flat_map(|folder| paths(folder)));
-    files
-        .into_iter()
-        .filter_map(|path| Some((tag_of(path.file_name()?.to_str()?)?.to_owned(), path)))
-        .collect()
 }
 
 #[cfg(test)]

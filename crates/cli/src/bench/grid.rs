@@ -48,6 +48,15 @@ impl Group {
         }
     }
 
+    /// How many times its budget the group takes where it times steps of a call.
+    pub(super) fn budgets(self) -> usize {
+        match self {
+            Group::Overhead => 4,
+            // Three calls in all.
+            _ => 0,
+        }
+    }
+
     /// Whether its figures are times of computing attention, which a peak bounds.
     pub(super) fn is_throughput(self) -> bool {
         !matches!(self, Group::Jit | Group::Overhead)
@@ -65,7 +74,11 @@ pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<Benc
         Group::Decode if is_cpu => decode(if quick { &CPU_DECODE[..1] } else { &CPU_DECODE }, Form::Full),
         Group::Decode => decode(if quick { &GPU_DECODE[..2] } else { &GPU_DECODE }, Form::Full),
         Group::Paged => {
-            let shapes = if is_cpu { &CPU_DECODE[..1] } else { &GPU_DECODE[..2] };
+            let shapes: &[Shape] = match (is_cpu, quick) {
+                (true, _) => &CPU_DECODE[..1],
+                (false, true) => &GPU_DECODE[..2],
+                (false, false) => &GPU_DECODE,
+            };
             let page_sizes: &[usize] = if quick { &[64] } else { &[16, 64, 128] };
             let mut cases: Vec<BenchCase> =
                 page_sizes.iter().flat_map(|&page_size| decode(shapes, Form::Paged(page_size))).collect();

@@ -21,6 +21,7 @@ mod compare;
 mod grid;
 mod measure;
 mod peers;
+mod schedule;
 mod single;
 mod steps;
 mod table;
@@ -30,6 +31,7 @@ use compare::Baseline;
 pub(crate) use grid::Group;
 use grid::grid;
 use measure::{Measurement, record, record_of_case};
+use schedule::Schedule;
 use workload::{BenchCase, Form, dtype_name};
 
 pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
@@ -51,7 +53,7 @@ fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
     };
     let mut bench = Bench {
         arguments,
-        budget: arguments.budget(),
+        schedule: Schedule::new(arguments),
         dtypes: if arguments.dtype.is_empty() { vec![DType::BF16] } else { arguments.dtype.clone() },
         as_json: arguments.json || !terminal::is_terminal(),
         baseline,
@@ -59,13 +61,15 @@ fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
         bar: terminal::progress(0),
     };
     bench.check_filter(&backends)?;
+    bench.schedule.begin(backends.iter().map(|backend| bench.steps(&**backend)).sum())?;
     for backend in &backends {
         bench.measure(&**backend)?;
     }
     if arguments.peers {
         bench.bar.finish_and_clear();
         let mut taken = Vec::new();
-        peers::run(arguments, &backends, |record| {
+        let limit = bench.schedule.limit_of_peers(peers::known(&backends));
+        peers::run(arguments, &backends, limit, |record| {
             bench.emit(&record)?;
             taken.push(record);
             Ok(())
@@ -107,7 +111,7 @@ fn backends(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
 /// A run over the grids.
 struct Bench<'a> {
     arguments: &'a BenchArguments,
-    budget: Duration,
+    schedule: Schedule,
     dtypes: Vec<DType>,
     as_json: bool,
     baseline: Option<Baseline>,
@@ -131,6 +135,12 @@ impl Bench<'_> {
             .collect()
     }
 
+    /// How many budgets the backend's cases and steps take.
+    fn steps(&self, backend: &dyn Backend) -> usize {
+        let timed = self.groups().filter(|group| !group.is_throughput() && self.arguments.case.is_none());
+        self.cases(backend).len() * self.dtypes.len() + timed.map(Group::budgets).sum::<usize>()
+    }
+
     /// Refuses a `--case` that selects nothing.
     fn check_filter(&self, backends: &[Arc<dyn Backend>]) -> anyhow::Result<()> {
         let Some(text) = &self.arguments.case else { return Ok(()) };
@@ -152,7 +162,8 @@ impl Bench<'_> {
         for dtype in self.dtypes.clone() {
             for (group, case) in &cases {
                 self.bar.set_message(format!("{} {} {dtype}", backend.info().name, case.name()));
-                let measured = Measurement::take(backend, case, dtype, self.budget);
+                let budget = self.schedule.next(*group, 1);
+                let measured = Measurement::take(backend, case, dtype, budget);
                 let record = measured.map(|m| vec![record_of_case(backend, case, dtype, &m.samples, &peaks)]);
                 self.take(backend, *group, &case.name(), dtype, record)?;
                 self.bar.inc(1);
@@ -161,9 +172,10 @@ impl Bench<'_> {
         if self.arguments.case.is_none() {
             for group in self.groups().filter(|group| !group.is_throughput()).collect::<Vec<_>>() {
                 self.bar.set_message(format!("{} {}", backend.info().name, group.name()));
+                let budget = self.schedule.next(group, group.budgets());
                 let steps = match group {
                     Group::Jit => steps::first_use(&backend.info().name),
-                    _ => steps::overhead(backend, self.budget),
+                    _ => steps::overhead(backend, budget),
                 };
                 let records = steps.map(|steps| {
                     let of_step = |(name, samples)| record(backend, name, DType::BF16, &samples);
@@ -173,6 +185,7 @@ impl Bench<'_> {
             }
         }
         self.bar.finish_and_clear();
+        self.schedule.tell(&backend.info().name)?;
         if !self.as_json {
             table::print(backend, &peaks, &self.records[first..])?;
         }
@@ -186,7 +199,7 @@ impl Bench<'_> {
         }
         self.bar.set_message(format!("{} peaks", backend.info().name));
         let stream = backend.stream()?;
-        match backend.measure_peaks(&stream, self.budget.min(Duration::from_millis(300))) {
+        match backend.measure_peaks(&stream, self.arguments.budget().min(Duration::from_millis(300))) {
             Ok(peaks) => Ok(peaks),
             // Figures without a share are still figures.
             Err(error) => {

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use omniflash::{Backend, DeviceId};
@@ -25,13 +27,29 @@ struct Listed {
     absent: Option<String>,
 }
 
-/// Times the peers of each backend's kind of device, ours in turns with them, and hands over each line.
+/// How many of these backends have peers that are known.
+pub(super) fn known(backends: &[Arc<dyn Backend>]) -> usize {
+    backends.iter().filter(|backend| folder(&***backend).is_some()).count()
+}
+
+/// The folder of the scripts for a kind of device.
+fn folder(backend: &dyn Backend) -> Option<&'static str> {
+    match backend.info().device {
+        DeviceId::Cpu => Some("cpu"),
+        DeviceId::Cuda(_) => Some("gpu"),
+        _ => None,
+    }
+}
+
+/// Times the peers of each backend's kind of device, ours in turns with them, and hands over each line; those of one
+/// backend take about `limit`, if there is one.
 ///
 /// # Errors
 /// When there are no scripts or no Python, or a script fails half-way; an absent peer is told, not an error.
 pub(super) fn run(
     arguments: &BenchArguments,
-    backends: &[std::sync::Arc<dyn Backend>],
+    backends: &[Arc<dyn Backend>],
+    limit: Option<Duration>,
     mut take: impl FnMut(Record) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let scripts = scripts()?;
@@ -41,13 +59,9 @@ pub(super) fn run(
         .or_else(|| std::env::var_os(PYTHON_VARIABLE).map(PathBuf::from))
         .unwrap_or_else(|| "python3".into());
     for backend in backends {
-        let folder = match backend.info().device {
-            DeviceId::Cpu => "cpu",
-            DeviceId::Cuda(_) => "gpu",
-            _ => {
-                note(format_args!("{}: no peers are known for this kind of device", backend.info().name))?;
-                continue;
-            }
+        let Some(folder) = folder(&**backend) else {
+            note(format_args!("{}: no peers are known for this kind of device", backend.info().name))?;
+            continue;
         };
         let script = scripts.join(folder).join("peers.py");
         match list(&python, &script) {
@@ -59,7 +73,11 @@ pub(super) fn run(
                 }
                 if !present.is_empty() {
                     let names: Vec<String> = present.into_iter().map(|listed| listed.system).collect();
-                    measure(arguments, &**backend, &python, &script, &names, &mut take)?;
+                    let mut command = command(arguments, &**backend, &python, &script, &names)?;
+                    if let Some(limit) = limit {
+                        command.args(["--time-limit", &limit.as_secs_f64().to_string()]);
+                    }
+                    measure(command, &**backend, &mut take)?;
                 }
             }
             Err(reason) => note(format_args!("the peers of {} are absent: {reason:#}", backend.info().name))?,
@@ -96,15 +114,14 @@ fn list(python: &Path, script: &Path) -> anyhow::Result<Vec<Listed>> {
         .collect()
 }
 
-/// Runs a script and hands over its lines as they come.
-fn measure(
+/// What runs a script for these systems and ours.
+fn command(
     arguments: &BenchArguments,
     backend: &dyn Backend,
     python: &Path,
     script: &Path,
     systems: &[String],
-    take: &mut impl FnMut(Record) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Command> {
     let ourselves = std::env::current_exe().context("cannot find this program")?;
     let name = &backend.info().name;
     let kind = name.split(':').next().unwrap_or_default();
@@ -126,7 +143,18 @@ fn measure(
     if arguments.quick {
         command.arg("--quick");
     }
-    let mut child = command.spawn().with_context(|| format!("cannot run {}", python.display()))?;
+    Ok(command)
+}
+
+/// Runs a script and hands over its lines as they come.
+fn measure(
+    mut command: Command,
+    backend: &dyn Backend,
+    take: &mut impl FnMut(Record) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let program = command.get_program().to_owned();
+    let mut child =
+        command.spawn().with_context(|| format!("cannot run {}", Path::new(&program).display()))?;
     let output = child.stdout.take().expect("it is piped");
     let taken = BufReader::new(output).lines().try_for_each(|line| {
         let line = line.context("cannot read what the peers' script writes")?;

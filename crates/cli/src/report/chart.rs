@@ -117,8 +117,6 @@ pub(super) struct Dot {
 pub(super) struct Guide {
     path: String,
     text: String,
-    x: f64,
-    y: f64,
 }
 
 /// A chart with two axes.
@@ -206,11 +204,10 @@ impl Plot<'_> {
                 })
                 .collect(),
         });
-        let guides = self.guides.iter().map(|(points, text)| {
-            let last = points.last().copied().unwrap_or_default();
-            let (x, y) = place(last.0, last.1);
-            Guide { path: path(&mut points.iter().copied()), text: text.clone(), x, y }
-        });
+        let guides = self
+            .guides
+            .iter()
+            .map(|(points, text)| Guide { path: path(&mut points.iter().copied()), text: text.clone() });
         Chart {
             width: WIDTH,
             height: HEIGHT,

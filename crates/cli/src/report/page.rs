@@ -28,6 +28,7 @@ const TEMPLATES: [(&str, &str); 4] = [
 #[derive(Debug, Serialize)]
 struct Section {
     name: String,
+    device: String,
     origin: Vec<(String, String)>,
     throughput: Vec<Chart>,
     shapes: Vec<Bars>,
@@ -121,6 +122,7 @@ fn section(file: &Results) -> Section {
     let summary = summary(&cells).map(|(mean, smallest)| (three_digits(mean), three_digits(smallest)));
     Section {
         name: file.name.clone(),
+        device: file.origin("device").unwrap_or_default().into(),
         origin: file.origin.clone(),
         throughput: throughput(&sized, systems),
         shapes: shapes(&sized, systems),
@@ -240,11 +242,21 @@ fn shapes(sized: &[Sized<'_>], systems: &Systems) -> Vec<Bars> {
     bars_by_dtype(&chosen, systems, |record| record.tflops, ("GFLOP/s", "TFLOP/s"), |_| Vec::new())
 }
 
-/// Bytes a second of decode cases, beside what the device reads.
+/// Bytes a second of decode cases, beside what the device reads: whole caches, then pages.
 fn decode(sized: &[Sized<'_>], systems: &Systems) -> Vec<Bars> {
-    let chosen: Vec<&Sized<'_>> = sized.iter().filter(|one| one.case.is_decode).collect();
+    let (paged, dense): (Vec<&Sized<'_>>, Vec<_>) =
+        sized.iter().filter(|one| one.case.is_decode).partition(|one| !one.case.form.is_empty());
+    let mut charts = decode_bars(&dense, systems);
+    charts.extend(decode_bars(&paged, systems).into_iter().map(|mut bars| {
+        bars.title.push_str(", from pages and otherwise");
+        bars
+    }));
+    charts
+}
+
+fn decode_bars(chosen: &[&Sized<'_>], systems: &Systems) -> Vec<Bars> {
     bars_by_dtype(
-        &chosen,
+        chosen,
         systems,
         |record| record.tbps,
         ("GB/s", "TB/s"),
@@ -333,7 +345,7 @@ fn rooflines(sized: &[Sized<'_>], systems: &Systems) -> Vec<Chart> {
         let low = intensities().fold(ridge / 4.0, f64::min);
         let high = intensities().fold(ridge * 4.0, f64::max);
         let roof = vec![(low, low * read * factor), (ridge, peak * factor), (high, peak * factor)];
-        let text = format!("{} {unit}, {} GB/s", three_digits(peak * factor), three_digits(read * 1e3));
+        let text = format!("{}, {}", rate_text(peak, false), rate_text(read, true));
         Some(
             Plot {
                 title: format!("{device}, {dtype}"),

@@ -1,6 +1,6 @@
 //! No GPU and no compiler: a compiler that reverses its source, and can be told to fail.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
