@@ -199,7 +199,7 @@ pub(crate) struct BenchArguments {
     /// Seconds to spend on each case [default: 1, quick 0.2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) budget: Option<f64>,
-    /// Seconds that all of it should take: cuts the budgets of cases, of the peers too; compiling kernels is not in it
+    /// Seconds that all of it should take: cuts the budgets of cases, and of the peers, to a few calls if need be
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) time_limit: Option<f64>,
     /// Fewer and smaller cases

@@ -44,7 +44,7 @@ impl Schedule {
         let most = self.budget * budgets as u32;
         let expected = self.own_limit().map_or(most, |limit| most.min(limit));
         terminal::print_note(format_args!(
-            "{budgets} cases and steps of ours, {} at most and what compiling takes",
+            "cases and steps of ours: {budgets}, {} at most and what compiling takes",
             terminal::time(expected)
         ))
     }

@@ -89,10 +89,10 @@ impl Record {
         let is_decode = self.case.starts_with("dec_");
         // The peers of the CPU write both rates of every case; only one of them means something.
         if !is_decode && self.tflops.is_none() {
-            self.tflops = self.gflops.map(|gflops| gflops / 1e3);
+            self.tflops = self.gflops.map(|gflops| rounded(gflops / 1e3));
         }
         if is_decode && self.tbps.is_none() {
-            self.tbps = self.gbps.map(|gbps| gbps / 1e3);
+            self.tbps = self.gbps.map(|gbps| rounded(gbps / 1e3));
         }
         (self.gflops, self.gbps) = (None, None);
         self
