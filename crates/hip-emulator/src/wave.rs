@@ -3,6 +3,7 @@
 use crate::checker::lds_race::Accessor;
 use crate::checker::wait_count::Outstanding;
 use crate::fault::Violation;
+use crate::instruction::mfma::Matrices;
 use crate::instruction::operand::{
     ACCUMULATORS, EXEC, Kind, Operand, PRIVATE_APERTURE, Place, SCALARS, SHARED_APERTURE, VCC,
 };
@@ -43,6 +44,7 @@ pub(crate) struct Wave {
     pub(crate) recent_allocation: usize,
     /// The `MODE` register; only its round and denormal fields exist here.
     pub(crate) mode: u32,
+    pub(crate) matrices: Option<Box<Matrices>>,
 }
 
 impl Wave {
@@ -66,6 +68,7 @@ impl Wave {
             scratch_bytes,
             recent_allocation: 0,
             mode: 0xf0,
+            matrices: None,
         }
     }
 

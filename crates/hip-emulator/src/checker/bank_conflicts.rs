@@ -4,7 +4,8 @@
 //! takes as many cycles as the most distinct dwords it asks of one bank. The order in which real parts group lanes
 //! differs between instructions and is not documented, so the count compares layouts and does not predict time.
 
-/// The cycles beyond one for each group of lanes; `addresses` are the active lanes' byte addresses.
+/// The cycles beyond one for each group of lanes; `addresses` are the active lanes' byte addresses, `banks` is a power of two,
+/// 64 at most.
 pub(crate) fn extra_cycles(addresses: &[u32; 64], active: u64, bytes: u32, banks: usize) -> u64 {
     let dwords = bytes.div_ceil(4).max(1) as usize;
     let lanes_in_group = (banks / dwords).clamp(1, 64);
@@ -27,18 +28,19 @@ fn group_cycles(
     banks: usize,
 ) -> u64 {
     // Most accesses are free of conflicts: each bank is then asked for one dword, kept in `owner`.
-    const NONE: u32 = u32::MAX;
-    let mut owner = [NONE; 64];
+    let mut owner = [0; 64];
+    let mut asked = 0u64;
     let mut others: Vec<u32> = Vec::new();
     for lane in lanes {
         if active >> lane & 1 == 0 {
             continue;
         }
         for dword in addresses[lane] / 4..addresses[lane] / 4 + dwords {
-            let slot = &mut owner[dword as usize % banks];
-            if *slot == NONE {
-                *slot = dword;
-            } else if *slot != dword {
+            let bank = dword as usize & (banks - 1);
+            if asked >> bank & 1 == 0 {
+                asked |= 1 << bank;
+                owner[bank] = dword;
+            } else if owner[bank] != dword {
                 others.push(dword);
             }
         }
@@ -50,7 +52,7 @@ fn group_cycles(
     others.dedup();
     let mut cycles = [1u64; 64];
     for dword in others {
-        cycles[dword as usize % banks] += 1;
+        cycles[dword as usize & (banks - 1)] += 1;
     }
     cycles[..banks].iter().copied().max().unwrap_or(1)
 }

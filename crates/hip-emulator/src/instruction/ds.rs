@@ -463,14 +463,25 @@ fn load(
     context.counters.lds_bytes_read += u64::from(active.count_ones()) * u64::from(bytes);
     let first = usize::from(register);
     let mut lanes = active;
+    let mut previous = None;
     while lanes != 0 {
         let lane = lanes.trailing_zeros() as usize;
         lanes &= lanes - 1;
         let address = addresses[lane];
+        // Lanes often read one address together: it has been checked, and its words lie in the lane before.
+        if let (Format::Dwords(count), Some((from, same))) = (format, previous)
+            && same == address
+        {
+            for words in &mut wave.vector[first..first + usize::from(count)] {
+                words[lane] = words[from];
+            }
+            continue;
+        }
         if context.checks.alignment {
             check_alignment(u64::from(address), format.alignment(), lane, "LDS read")?;
         }
         let data = context.lds.read(address, bytes, by)?;
+        previous = Some((lane, address));
         match format {
             Format::Dwords(_) => {
                 for (at, word) in data.as_chunks::<4>().0.iter().enumerate() {

@@ -149,6 +149,18 @@ impl Float8 {
     }
 }
 
+/// f16 from the low half of a word; in integer operations, so that compilers do several at a time.
+#[inline(always)]
+pub(crate) fn f16_bits(bits: u32) -> f32 {
+    /// 2 to the power of the difference of the biases, by which subnormals come out normal.
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    const INFINITE: u32 = 0x7c00 << 13;
+    let magnitude = (bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
+    let value = if magnitude < INFINITE { finite } else { magnitude | 0x7f80_0000 };
+    f32::from_bits(value | (bits & 0x8000) << 16)
+}
+
 /// bf16 from the low half of a word.
 #[inline(always)]
 pub(crate) fn bf16_bits(bits: u32) -> f32 {
@@ -163,6 +175,15 @@ pub(crate) fn to_bf16(value: f32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_f16_has_the_value_that_it_has_elsewhere() {
+        for bits in 0..=u16::MAX {
+            let (found, expected) = (f16_bits(0xabcd_0000 | u32::from(bits)), half::f16::from_bits(bits));
+            let is_same = found.to_bits() == expected.to_f32().to_bits();
+            assert!(is_same || found.is_nan() && expected.is_nan(), "{bits:#x}: {found}");
+        }
+    }
 
     #[test]
     fn e4m3_follows_the_ocp_table() {

@@ -1,9 +1,7 @@
 //! MFMA: the matrix instructions of CDNA. They ignore EXEC.
 
-use half::f16;
-
 use super::Operation;
-use super::float::{Float8, bf16_bits};
+use super::float::{Float8, bf16_bits, f16_bits};
 use super::lane_function::has_fast_vectors;
 use super::operand::{Kind, Operand};
 use super::statement::Statement;
@@ -38,6 +36,7 @@ impl Element {
         match self {
             Element::F32 => each.for_each(|(&word, value)| *value = f32::from_bits(word)),
             Element::Bf16 => each.for_each(|(&word, value)| *value = bf16_bits(word >> shift & 0xffff)),
+            Element::F16 => each.for_each(|(&word, value)| *value = f16_bits(word >> shift)),
             _ => each.for_each(|(&word, value)| *value = self.value(word, index)),
         }
     }
@@ -47,7 +46,7 @@ impl Element {
         let part = word >> (index * self.bits() % 32);
         match self {
             Element::F32 => f32::from_bits(word),
-            Element::F16 => f16::from_bits(part as u16).to_f32(),
+            Element::F16 => f16_bits(part),
             Element::Bf16 => bf16_bits(part & 0xffff),
             Element::Float8(format) => format.decode(part as u8),
             Element::I8 => f32::from(part as i8),
@@ -146,6 +145,19 @@ const LARGEST: usize = 32 * LANES;
 /// The widest A or B: 32 elements a lane.
 const INPUTS: usize = 32 * LANES;
 
+/// Room for A, B and D of one product, which a wave keeps: to clear it would cost as much as the product.
+pub(crate) struct Matrices {
+    a: [f32; INPUTS],
+    b: [f32; INPUTS],
+    accumulators: [u32; LARGEST],
+}
+
+impl Default for Matrices {
+    fn default() -> Self {
+        Matrices { a: [0.0; INPUTS], b: [0.0; INPUTS], accumulators: [0; LARGEST] }
+    }
+}
+
 impl Mfma {
     /// Row, column and block of output register `register` in `lane`.
     fn output(&self, register: usize, lane: usize) -> (usize, usize, usize) {
@@ -161,16 +173,16 @@ impl Mfma {
         let Mfma { size, depth, blocks, .. } = *self;
         counters.matrix_operations += (2 * size * size * depth * blocks) as u64;
         // Both by k, so that gathering and the inner loop of the product run along consecutive lanes.
-        let (mut a, mut b) = ([0.0; INPUTS], [0.0; INPUTS]);
-        let lost_rows = self.gather(wave, self.a, self.elements[0], &mut a);
-        let lost_columns = self.gather(wave, self.b, self.elements[1], &mut b);
+        let mut matrices = wave.matrices.take().unwrap_or_default();
+        let Matrices { a, b, accumulators } = &mut *matrices;
+        let lost_rows = self.gather(wave, self.a, self.elements[0], a);
+        let lost_columns = self.gather(wave, self.b, self.elements[1], b);
         let outputs = size * size * blocks / LANES;
-        let mut accumulators = [0; LARGEST];
-        let c_written = self.accumulators(wave, outputs, &mut accumulators);
+        let c_written = self.accumulators(wave, outputs, accumulators);
         if self.is_integer {
-            multiply_integers(self, &a, &b, &mut accumulators);
+            multiply_integers(self, a, b, accumulators);
         } else {
-            multiply(self, &a, &b, &mut accumulators);
+            multiply(self, a, b, accumulators);
         }
         for register in 0..outputs {
             let mut values = [0; LANES];
@@ -185,6 +197,7 @@ impl Mfma {
             }
             wave.set_vector(self.destination + register as u16, &values, u64::MAX, written);
         }
+        wave.matrices = Some(matrices);
     }
 
     /// The lanes of an output register whose row and column have no uninitialised element.

@@ -65,6 +65,9 @@ impl VectorOperation {
     }
 }
 
+/// A 64-bit value of each lane.
+pub(crate) type WideLanes = [u64; LANES];
+
 /// A source with its modifiers resolved to bit operations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source {
@@ -119,25 +122,20 @@ impl Source {
         (buffer, if known == u64::MAX { u64::MAX } else { 0 })
     }
 
-    /// The 64-bit (or zero-extended 32-bit) value of one lane.
-    pub(crate) fn wide(&self, wave: &Wave, lane: usize) -> u64 {
-        let value = match self.operand.place {
-            Place::Vector(register) => {
-                let low = wave.vector[usize::from(register)][lane];
-                if self.kind.is_wide() {
-                    u64::from(low) | u64::from(wave.vector[usize::from(register) + 1][lane]) << 32
-                } else {
-                    u64::from(self.modify(low))
-                }
-            }
-            _ => wave.uniform(&self.operand, self.kind).0,
-        };
-        if !self.kind.is_wide() && self.operand.vector().is_some() {
-            return value;
-        }
+    /// The 64-bit (or zero-extended 32-bit) values of all lanes.
+    pub(crate) fn wide(&self, wave: &Wave) -> WideLanes {
         let sign = self.kind.sign();
-        let value = if self.operand.absolute { value & !sign } else { value };
-        if self.operand.negate { value ^ sign } else { value }
+        let clear = if self.operand.absolute { sign } else { 0 };
+        let flip = if self.operand.negate { sign } else { 0 };
+        let Place::Vector(register) = self.operand.place else {
+            return [wave.uniform(&self.operand, self.kind).0 & !clear ^ flip; LANES];
+        };
+        let low = &wave.vector[usize::from(register)];
+        if !self.kind.is_wide() {
+            return low.map(|word| u64::from(self.modify(word)));
+        }
+        let high = &wave.vector[usize::from(register) + 1];
+        std::array::from_fn(|lane| (u64::from(low[lane]) | u64::from(high[lane]) << 32) & !clear ^ flip)
     }
 
     /// The lanes whose value is initialised.
@@ -425,27 +423,25 @@ impl Vector {
             Function::WideWithVcc(_) => (wave.lane_mask(VCC), wave.lane_mask_written(VCC)),
             _ => (0, u64::MAX),
         };
-        let (mut low, mut high, mut carries) = ([0; LANES], [0; LANES], 0);
-        for lane in 0..LANES {
-            if active >> lane & 1 == 0 {
-                continue;
+        let source = |at: usize| if at < self.count { self.sources[at].wide(wave) } else { [0; LANES] };
+        let (a, b, c) = (source(0), source(1), source(2));
+        let mut carries = 0;
+        let mut values: WideLanes = match self.function {
+            Function::Wide(function) => std::array::from_fn(|lane| function(a[lane], b[lane], c[lane])),
+            Function::WideWithVcc(function) => {
+                std::array::from_fn(|lane| function(a[lane], b[lane], c[lane], mask >> lane & 1 == 1))
             }
-            let source = |at: usize| if at < self.count { self.sources[at].wide(wave, lane) } else { 0 };
-            let (a, b, c) = (source(0), source(1), source(2));
-            let value = match self.function {
-                Function::Wide(function) => function(a, b, c),
-                Function::WideWithVcc(function) => function(a, b, c, mask >> lane & 1 == 1),
-                Function::WideCarry(function) => {
-                    let (value, carry) = function(a, b, c);
-                    carries |= u64::from(carry) << lane;
-                    value
-                }
-                _ => 0,
-            };
-            let value = if self.kind == Kind::F64 { self.output.apply_wide(value) } else { value };
-            low[lane] = value as u32;
-            high[lane] = (value >> 32) as u32;
+            Function::WideCarry(function) => std::array::from_fn(|lane| {
+                let (value, carry) = function(a[lane], b[lane], c[lane]);
+                carries |= u64::from(carry) << lane;
+                value
+            }),
+            _ => [0; LANES],
+        };
+        if self.kind == Kind::F64 {
+            values = values.map(|value| self.output.apply_wide(value));
         }
+        let (low, high) = (values.map(|value| value as u32), values.map(|value| (value >> 32) as u32));
         let known = known & known_mask;
         if self.kind.is_wide() {
             wave.set_vector(self.destination, &low, active, known | self.low_words_written(wave));
@@ -454,7 +450,7 @@ impl Vector {
             self.store(wave, low, active, known);
         }
         if let Some(register) = self.carry {
-            wave.set_lane_mask(register, carries, known | !active);
+            wave.set_lane_mask(register, carries & active, known | !active);
         }
     }
 }

@@ -221,8 +221,9 @@ impl Compare {
 
     fn compare_wide(&self, wave: &Wave) -> (u64, u64) {
         let mut bits = 0;
+        let (a, b) = (self.sources[0].wide(wave), self.sources[1].wide(wave));
         for lane in 0..wave.size() {
-            let (a, b) = (self.sources[0].wide(wave, lane), self.sources[1].wide(wave, lane));
+            let (a, b) = (a[lane], b[lane]);
             let holds = match self.value_type {
                 Type::Signed => self.relation.holds(a as i64, b as i64),
                 Type::Unsigned => self.relation.holds(a, b),

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::float::{Float8, to_bf16};
+use super::float::{Float8, f16_bits, to_bf16};
 use super::lane_function::has_fast_vectors;
 use super::mfma::Element;
 use super::operand::{Kind, Operand, Place};
@@ -11,7 +11,7 @@ use super::{Context, Operation};
 use crate::counters::Class;
 use crate::fault::Violation;
 use crate::target::Family;
-use crate::wave::{LANES, Wave};
+use crate::wave::{LANES, Lanes, Wave};
 
 const SIZE: usize = 16;
 const WAVE: usize = 32;
@@ -125,19 +125,21 @@ impl Wmma {
         let mut written = [u64::MAX; 8];
         for index in 0..8 {
             let (register, shift) = self.place(index);
-            for lane in 0..WAVE {
-                let (row, column) = (self.row(index, lane), lane % SIZE);
-                let (word, is_known) = self.accumulator(wave, register, lane);
-                let value = products[row][column];
-                let slot = &mut results[register][lane];
-                *slot = match self.result {
-                    Result16::F32 | Result16::I32 => value,
-                    // The other half of an RDNA 3 register is kept.
-                    _ if self.is_rdna3 => word & !(0xffff << shift) | self.narrow(value) << shift,
-                    _ => *slot | self.narrow(value) << shift,
-                };
-                let is_known = is_known && lost_rows >> row & 1 == 0 && lost_columns >> column & 1 == 0;
-                written[register] &= !(u64::from(!is_known) << lane);
+            let (words, known) = self.accumulator(wave, register);
+            written[register] &= known;
+            for first in [0, SIZE] {
+                let row = self.row(index, first);
+                let is_lost = if lost_rows >> row & 1 == 1 { u64::from(u16::MAX) } else { lost_columns };
+                written[register] &= !(is_lost << first);
+                let slots = &mut results[register][first..first + SIZE];
+                for ((slot, word), value) in slots.iter_mut().zip(&words[first..]).zip(products[row]) {
+                    *slot = match self.result {
+                        Result16::F32 | Result16::I32 => value,
+                        // The other half of an RDNA 3 register is kept.
+                        _ if self.is_rdna3 => word & !(0xffff << shift) | self.narrow(value) << shift,
+                        _ => *slot | self.narrow(value) << shift,
+                    };
+                }
             }
         }
         for register in 0..registers {
@@ -152,13 +154,17 @@ impl Wmma {
         let mut starts = [[0; SIZE]; SIZE];
         for index in 0..8 {
             let (register, shift) = self.place(index);
-            for lane in 0..WAVE {
-                let word = self.accumulator(wave, register, lane).0 >> shift;
-                starts[self.row(index, lane)][lane % SIZE] = match self.result {
-                    Result16::F32 | Result16::I32 => word,
-                    Result16::F16 => f16::from_bits(word as u16).to_f32().to_bits(),
-                    Result16::Bf16 => word << 16,
-                };
+            let (words, _) = self.accumulator(wave, register);
+            for first in [0, SIZE] {
+                let row = &mut starts[self.row(index, first)];
+                for (start, word) in row.iter_mut().zip(&words[first..]) {
+                    let word = word >> shift;
+                    *start = match self.result {
+                        Result16::F32 | Result16::I32 => word,
+                        Result16::F16 => f16_bits(word).to_bits(),
+                        Result16::Bf16 => word << 16,
+                    };
+                }
             }
         }
         starts
@@ -172,11 +178,12 @@ impl Wmma {
         }
     }
 
-    fn accumulator(&self, wave: &Wave, register: usize, lane: usize) -> (u32, bool) {
+    /// The lanes of a register of C, and which of them are initialised.
+    fn accumulator(&self, wave: &Wave, register: usize) -> (Lanes, u64) {
         match self.c.place {
             Place::Vector(first) => {
                 let at = usize::from(first) + register;
-                (wave.vector[at][lane], wave.vector_written[at] >> lane & 1 == 1)
+                (wave.vector[at], wave.vector_written[at])
             }
             _ => {
                 let kind = match self.result {
@@ -185,7 +192,7 @@ impl Wmma {
                     Result16::F16 | Result16::Bf16 => Kind::F16,
                 };
                 let bits = wave.uniform(&self.c, kind).0 as u32;
-                (if kind == Kind::F16 { bits | bits << 16 } else { bits }, true)
+                ([if kind == Kind::F16 { bits | bits << 16 } else { bits }; LANES], u64::MAX)
             }
         }
     }
