@@ -33,7 +33,7 @@ const ARCHITECTURES: &str = "gfx90a,gfx942,gfx950,gfx1100,gfx1200,gfx1201";
 const REPEATED: u64 = 400_000;
 
 /// Cases of a kernel that is compiled for RDNA3 too.
-const SHARED_BY: usize = 4;
+const SHARED_BY: usize = 6;
 
 /// What every architecture shows in every run: each dtype, prefill and decode, every kind of cache, closures, device
 /// source, biases, sinks, odd strides, wide heads, partitions, and one answer for a sequence alone and among others.
