@@ -294,6 +294,30 @@ mod tests {
     }
 
     #[test]
+    fn few_rows_get_a_smaller_tile_that_holds_them() {
+        for architecture in Architecture::ALL {
+            for (dtype, dim) in
+                [DType::F32, DType::BF16].into_iter().flat_map(|d| [(d, 64), (d, 128), (d, 256)])
+            {
+                let base = ForwardConfig::new(architecture, dtype, dim, dim, "test").unwrap();
+                for rows in [1, 8, 40, 1000] {
+                    let few = base.for_few_rows(rows);
+                    assert!(few.check().is_ok(), "{architecture} {few}: {:?}", few.check());
+                    assert!(
+                        few == base || few.block_m >= rows && few.warps < base.warps,
+                        "{architecture} {few}"
+                    );
+                    assert!(few.shared_memory_bytes() <= base.shared_memory_bytes());
+                }
+                assert_eq!(base.for_few_rows(1000), base);
+            }
+        }
+        let base = ForwardConfig::new(Architecture::Gfx942, DType::BF16, 128, 128, "test").unwrap();
+        let alone = base.for_few_rows(8);
+        assert_eq!((alone.block_m, alone.block_n, alone.warps, alone.stages), (32, 32, 1, 2));
+    }
+
+    #[test]
     fn impossible_tiles_are_refused_with_what_is_possible() {
         for architecture in Architecture::ALL {
             let config = ForwardConfig::new(architecture, DType::F16, 128, 128, "test").unwrap();
