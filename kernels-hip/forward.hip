@@ -47,7 +47,7 @@ using KeyTile = LinearTile<Element, kBlockN, kHeadDim, kKeyChunks | 1, true, kTh
 
 template <class T>
 struct ValueTileOf {
-  using Type = TransposedTile<T, kBlockN, kValueColumns, kThreads>;
+  using Type = HalfValueTile<T, kBlockN, kValueColumns, kThreads>;
 };
 template <>
 struct ValueTileOf<float> {

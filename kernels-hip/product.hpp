@@ -117,7 +117,13 @@ struct MatrixProduct {
   static OMNIFLASH_DEVICE void values(Accumulator (&o)[kOutputs], const Accumulator (&p)[kTiles], int values) {
     Operand weights;
     pipelined<kTiles * kTile / 16 * kOutputs, kDepth, false>(
-        [&](int i) { return load_operand<ValueTile>(values, i % kOutputs, i / kOutputs); },
+        [&](int i) {
+          if constexpr (kReadsTransposed) {
+            return Operand{{ValueTile::column(values, i % kOutputs, i / kOutputs)}};
+          } else {
+            return load_operand<ValueTile>(values, i % kOutputs, i / kOutputs);
+          }
+        },
         [&](int i, const Operand& v) {
           if (i % kOutputs == 0) weights = operand_of(packed(p, i / kOutputs));
           o[i % kOutputs] = multiply_add<Element>(v, weights, o[i % kOutputs]);

@@ -1,8 +1,9 @@
 // Tiles of keys and values: where they lie in shared memory, and how they get there by way of registers.
 //
 // A chunk is 16 bytes. Keys lie as rows, one slot a key (slot_of); a pitch of an odd number of chunks keeps eight
-// consecutive slots in different banks. Values of 16 bits lie transposed, one slot a column, their chunks permuted; values
-// of 32 bits lie as rows, because their products take one number of a lane at a time.
+// consecutive slots in different banks. Values of 16 bits lie transposed, one slot a column, their chunks permuted, or as
+// rows where shared memory can be read as columns; values of 32 bits lie as rows, because their products take one number
+// of a lane at a time.
 #pragma once
 
 #include "matrix.hpp"
@@ -265,5 +266,44 @@ struct TransposedTile {
     }
   };
 };
+
+// ---- rows that are read as columns: what 16-bit values lie in
+
+#if defined(__gfx950__)
+
+// 16-bit values as rows, of which a lane reads the eight keys of its group in its own column. Sixteen lanes bring four rows
+// of sixteen columns together; a pitch of an odd number of 64 bytes keeps the four in different banks.
+template <class Element, int kKeys, int kColumns, int kThreads>
+struct TransposingTile : LinearTile<Element, kKeys, kColumns, (kColumns / 32 | 1) * 4, false, kThreads> {
+  static constexpr int kPitchBytes = (kColumns / 32 | 1) * 64;
+
+  // Keys 16 step + 8 group .. of the column whose slot is the lane's in tile n.
+  static OMNIFLASH_DEVICE Chunk column(int base, int n, int step) {
+    // The lane's part in what sixteen read: four neighbouring columns of one key.
+    const int lane = lane_column(), key = 8 * lane_group() + lane % 16 / 4, first = (lane & 16) + slot_of(lane % 4 * 4);
+    const int at = base + key * kPitchBytes + first * 2 + 16 * step * kPitchBytes + n * kTile * 2;
+    const Half low = read(at), high = read(at + 4 * kPitchBytes);
+    return Chunk{low[0], low[1], high[0], high[1]};
+  }
+
+ private:
+  using Half = unsigned __attribute__((ext_vector_type(2)));
+  static OMNIFLASH_DEVICE Half read(int at) {
+    return __builtin_bit_cast(Half,
+                              __builtin_amdgcn_ds_read_tr16_b64_v4i16((OMNIFLASH_LOCAL Short4*)(shared_bytes + at)));
+  }
+};
+
+template <class Element, int kKeys, int kColumns, int kThreads>
+using HalfValueTile = TransposingTile<Element, kKeys, kColumns, kThreads>;
+constexpr bool kReadsTransposed = true;
+
+#else
+
+template <class Element, int kKeys, int kColumns, int kThreads>
+using HalfValueTile = TransposedTile<Element, kKeys, kColumns, kThreads>;
+constexpr bool kReadsTransposed = false;
+
+#endif
 
 }  // namespace omniflash

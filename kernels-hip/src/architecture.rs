@@ -79,6 +79,11 @@ impl Architecture {
         if self == Architecture::Gfx950 { 160 << 10 } else { 64 << 10 }
     }
 
+    /// Whether shared memory can be read as columns of 16-bit numbers, so that values lie in it as rows.
+    pub fn reads_transposed(self) -> bool {
+        self == Architecture::Gfx950
+    }
+
     /// The most vector registers that a thread of a block of so many threads can have, accumulators among them.
     pub fn registers(self, block_threads: u32) -> u32 {
         // Four SIMDs of 512 registers a lane on CDNA; on RDNA no instruction reaches more than 256.

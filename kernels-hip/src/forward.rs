@@ -113,6 +113,30 @@ impl ForwardConfig {
         })
     }
 
+    /// The tile for launches that give a tile no more than `rows` query rows, decoding above all: fewer waves rather than
+    /// idle ones, and blocks so small that several of a compute unit keep loads in flight.
+    ///
+    /// All threads copy. On RDNA, with half the lanes of a wave and 256 registers, two waves are the least, and four above
+    /// 64 dimensions; long outputs and f32, which have no registers to spare, keep their waves.
+    pub fn for_few_rows(self, rows: usize) -> Self {
+        let needed = rows.div_ceil(self.architecture.wave_rows()).next_power_of_two();
+        let wide = self.head_dim.max(self.value_dim);
+        let (block_n, least_warps, stages) = match (self.architecture.is_cdna(), self.dtype.size(), wide) {
+            // A wave alone; two tiles of long vectors would leave room for one block in 64 KiB of shared memory.
+            (true, 2, _) if needed == 1 => (32, 1, if wide <= 128 { 2 } else { 1 }),
+            (true, 2, _) | (true, _, ..=128) => (self.block_n, 1, self.stages),
+            (false, 2, ..=64) => (32, 2, 2),
+            (false, 2, ..=128) => (32, 4, 2),
+            _ => (self.block_n, self.warps, self.stages),
+        };
+        let warps = needed.max(least_warps);
+        if warps >= self.warps {
+            return self;
+        }
+        let block_m = warps * self.architecture.wave_rows();
+        ForwardConfig { block_m, block_n, warps, stages, ..self }
+    }
+
     /// Checks that such an instance can be built and launched.
     ///
     /// # Errors
@@ -172,7 +196,13 @@ impl ForwardConfig {
         let size = self.dtype.size();
         // An odd number of chunks of 16 bytes keeps neighbouring rows in different banks.
         let keys = self.block_n * 16 * ((self.head_dim * size / 16) | 1);
-        let values = self.block_n * self.value_columns() * size;
+        let value_bytes = if self.architecture.reads_transposed() && size == 2 {
+            // An odd number of 64 bytes, likewise.
+            64 * ((self.value_columns() / 32) | 1)
+        } else {
+            self.value_columns() * size
+        };
+        let values = self.block_n * value_bytes;
         let tiles = if self.stages == 1 { keys.max(values) } else { keys + values };
         tiles + (4 * self.warps).next_multiple_of(16)
     }
@@ -261,6 +291,30 @@ mod tests {
             }
             assert!(ForwardConfig::new(architecture, DType::F16, 264, 64, "test").is_err());
         }
+    }
+
+    #[test]
+    fn few_rows_get_a_smaller_tile_that_holds_them() {
+        for architecture in Architecture::ALL {
+            for (dtype, dim) in
+                [DType::F32, DType::BF16].into_iter().flat_map(|d| [(d, 64), (d, 128), (d, 256)])
+            {
+                let base = ForwardConfig::new(architecture, dtype, dim, dim, "test").unwrap();
+                for rows in [1, 8, 40, 1000] {
+                    let few = base.for_few_rows(rows);
+                    assert!(few.check().is_ok(), "{architecture} {few}: {:?}", few.check());
+                    assert!(
+                        few == base || few.block_m >= rows && few.warps < base.warps,
+                        "{architecture} {few}"
+                    );
+                    assert!(few.shared_memory_bytes() <= base.shared_memory_bytes());
+                }
+                assert_eq!(base.for_few_rows(1000), base);
+            }
+        }
+        let base = ForwardConfig::new(Architecture::Gfx942, DType::BF16, 128, 128, "test").unwrap();
+        let alone = base.for_few_rows(8);
+        assert_eq!((alone.block_m, alone.block_n, alone.warps, alone.stages), (32, 32, 1, 2));
     }
 
     #[test]

@@ -129,13 +129,7 @@ impl ForwardEntry {
 }
 
 fn simple(id: String, unit: TranslationUnit) -> Instance {
-    Instance {
-        id,
-        unit,
-        block_threads: 128,
-        shared_memory_bytes: 0,
-        uses_matrix_cores: false,
-    }
+    Instance { id, unit, block_threads: 128, shared_memory_bytes: 0, uses_matrix_cores: false }
 }
 
 /// Functors of a type whose parameters come with a launch.

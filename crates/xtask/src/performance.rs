@@ -59,12 +59,12 @@ impl Use {
         if self == Use::Causal { Mask::Causal } else { Mask::None }
     }
 
-    /// The instance: in decoding one wave, whose rows are the heads of a group.
+    /// The instance: in decoding that of few rows, the heads of a group.
     fn config(self, architecture: Architecture, head_dim: usize) -> anyhow::Result<ForwardConfig> {
         let config = ForwardConfig::new(architecture, DType::BF16, head_dim, head_dim, "xtask")?;
         Ok(match self {
-            Use::Decode => ForwardConfig { warps: 1, block_m: architecture.wave_rows(), ..config },
-            _ => config,
+            Use::Decode => config.for_few_rows(GROUP as usize),
+            Use::Full | Use::Causal => config,
         })
     }
 }
@@ -219,6 +219,9 @@ fn row(architecture: Architecture, head_dim: usize, kind: Use) -> anyhow::Result
     if reads > 0.0 {
         missed.push(format!("{reads} cycles of LDS conflicts in the reads of a tile"));
     }
+    if inner.scratch > 0.0 {
+        missed.push(format!("{} instructions that move registers to or from memory", inner.scratch));
+    }
     Ok((row, missed))
 }
 
@@ -252,7 +255,8 @@ fn inner_loop(config: &ForwardConfig, kind: Use, functors: &[u8], image: &[u8]) 
     let before = launch(config, kind, functors, image, few)?;
     let after = launch(config, kind, functors, image, more)?;
     let tiles = (more - few) as f64;
-    let waves = tiles * config.warps as f64;
+    // In decoding one wave has all rows.
+    let waves = tiles * if kind == Use::Decode { 1.0 } else { config.warps as f64 };
     let difference = |of: &dyn Fn(&Counters) -> u64| (of(&after) - of(&before)) as f64;
     let class = |class: Class| difference(&|counters| counters.of(class)) / waves;
     let cycles = cycles(config.architecture);

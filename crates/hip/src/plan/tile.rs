@@ -22,7 +22,10 @@ pub(crate) fn choose(request: &Request<'_>, rows: usize) -> Result<TileChoice> {
     let base =
         ForwardConfig { paged: shape.kv_kind == KvKind::Paged, vector_loads: request.is_aligned, ..base };
     let heads_per_tile = packed_heads(rows, shape.group_size(), base.block_m);
-    let (default, reason) = few_rows_tile(base, rows * heads_per_tile);
+    let rows = rows * heads_per_tile;
+    let default = base.for_few_rows(rows);
+    let only = if default == base { "" } else { "only " };
+    let reason = format!("tile {}x{} for {only}{rows} rows", default.block_m, default.block_n);
     let config = fixed(request.config, default)?;
     if config != default {
         config.check()?;
@@ -36,24 +39,6 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
     let separate = rows.div_ceil(block_m) * group_size;
     let packed = (rows * group_size).div_ceil(block_m);
     if group_size > 1 && 10 * packed <= 9 * separate { group_size } else { 1 }
-}
-
-/// Fewer rows than a tile has need fewer waves, not idle ones; more blocks then fit on a compute unit and keep more
-/// loads in flight.
-fn few_rows_tile(base: ForwardConfig, rows: usize) -> (ForwardConfig, String) {
-    let architecture = base.architecture;
-    // A row of a tile is copied by one pass of the threads at most.
-    let chunks =
-        base.head_dim.max(base.value_dim).next_multiple_of(architecture.wave_rows()) * base.dtype.size() / 16;
-    let warps = rows
-        .div_ceil(architecture.wave_rows())
-        .max(chunks.div_ceil(architecture.wave_size()))
-        .next_power_of_two();
-    if warps >= base.warps {
-        return (base, format!("tile {}x{} for {rows} rows", base.block_m, base.block_n));
-    }
-    let config = ForwardConfig { block_m: architecture.wave_rows() * warps, warps, ..base };
-    (config, format!("tile {}x{} for only {rows} rows", config.block_m, config.block_n))
 }
 
 /// Sets what the caller fixed.

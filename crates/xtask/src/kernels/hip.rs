@@ -217,7 +217,9 @@ fn problems(
             problems.push(problem);
         }
     };
-    expect(notes.scratch_bytes == 0, format!("{} bytes of registers go to memory", notes.scratch_bytes));
+    // Not the bytes alone: clang keeps the slot of a scalar that ends in a lane, and no instruction uses it.
+    let moves = ["scratch_", "buffer_load", "buffer_store"].iter().any(|name| disassembled.contains(name));
+    expect(!moves, format!("registers go to memory, {} bytes of a thread", notes.scratch_bytes));
     let registers = architecture.registers(instance.block_threads);
     expect(notes.registers <= registers, format!("{} registers, {registers} are there", notes.registers));
     let shared = notes.shared_bytes as usize + instance.shared_memory_bytes;
