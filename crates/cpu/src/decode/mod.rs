@@ -24,11 +24,13 @@ use crate::threads::on_threads;
 mod block;
 mod job;
 mod join;
+mod keys;
 mod products;
 mod queue;
 mod scores;
 mod softmax;
 mod split;
+mod values;
 mod worker;
 
 /// Reading less than this takes less time than waking another thread is worth.

@@ -147,11 +147,12 @@ mod tests {
 
     #[test]
     fn pieces_cover_every_key_once() {
-        for num_partitions in [None, Some(1), Some(3), Some(7), Some(200)] {
+        for num_partitions in [None, Some(1), Some(3), Some(7), Some(200), Some(usize::MAX)] {
             let geometry = Geometry { num_partitions, ..side_by_side(geometry(8, 128, 2)) };
             for len in [0, 1, 63, 64, 300, 4096, 33_000] {
                 let pieces = geometry.pieces(len);
-                assert!(num_partitions.is_none_or(|count| count == pieces.count));
+                // As many as asked for, but no more than there are keys.
+                assert!(num_partitions.is_none_or(|count| count.min(len.max(1)) == pieces.count));
                 let mut next = 5;
                 for i in 0..pieces.count {
                     let (begin, end) = pieces.range(i, (5, 5 + len));

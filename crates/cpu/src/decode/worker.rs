@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use crate::decode::block::{Block, Blocks};
 use crate::decode::job::{Job, Task, padded_rows};
 use crate::decode::join;
-use crate::decode::products::{BLOCK_KEYS, LINE, Products, STEP_KEYS, Weighing};
-use crate::decode::queue::{Asked, BLOCKS, Distances, Queue, Upcoming, ask};
+use crate::decode::products::{BLOCK_KEYS, Products};
+use crate::decode::queue::{Asked, BLOCKS, Queue};
 use crate::decode::scores::ScoreRow;
 use crate::decode::softmax;
 use crate::mask::{Keys, QueryRow};
@@ -136,31 +136,22 @@ impl<T> Drop for Broken<'_, '_, T> {
     }
 }
 
-struct Worker<'j, 'p, P: Products> {
-    products: P,
-    job: &'j Job<'p, P::Element>,
-    records: Records,
-    query_words: usize,
+pub(super) struct Worker<'j, 'p, P: Products> {
+    pub(super) products: P,
+    pub(super) job: &'j Job<'p, P::Element>,
+    pub(super) records: Records,
+    pub(super) query_words: usize,
     /// Whose queries are packed: entry and first head.
-    packed: Option<(usize, usize)>,
-    queries: *mut f32,
-    scores: *mut f32,
+    pub(super) packed: Option<(usize, usize)>,
+    pub(super) queries: *mut f32,
+    pub(super) scores: *mut f32,
     /// Sums of weights, a vector for each row.
-    sums: *mut f32,
-    maxima: *mut f32,
+    pub(super) sums: *mut f32,
+    pub(super) maxima: *mut f32,
     /// Records of a piece that is a whole sequence.
-    own_records: *mut f32,
+    pub(super) own_records: *mut f32,
     /// Records of the present piece.
-    out: *mut f32,
-}
-
-/// Some keys of a head.
-struct KeyRows<'b, T> {
-    keys: &'b [*const T],
-    /// Where from each of them others are that are asked for beside it; none beside rows after the first.
-    asked: Option<Distances>,
-    /// From the task's first head, in elements.
-    offset: isize,
+    pub(super) out: *mut f32,
 }
 
 impl<P: Products> Worker<'_, '_, P> {
@@ -244,106 +235,6 @@ impl<P: Products> Worker<'_, '_, P> {
         }
     }
 
-    /// Scaled dot products of all rows with the keys of a block, in the order of memory: a tile of keys of all heads,
-    /// then the next.
-    #[inline(always)]
-    unsafe fn score(&self, block: &Block<P::Element>, rows: usize, upcoming: &Upcoming<P::Element>) {
-        let head_stride = self.job.kv.k().head_stride();
-        // What the tiles of the last rows, which are the fewest, have most of.
-        let step = if rows.is_multiple_of(4) { tile_keys::<P>(4) } else { STEP_KEYS };
-        for first in (0..block.len).step_by(step) {
-            for index in 0..block.task.heads {
-                let offset = index as isize * head_stride;
-                for (row, taken) in row_blocks(rows) {
-                    let keys = KeyRows {
-                        keys: &block.keys[first..first + step],
-                        asked: (row == 0).then(|| upcoming.distances(first, block.keys[first])),
-                        offset,
-                    };
-                    let row = index * padded_rows(rows) + row;
-                    let queries = self.queries.wrapping_add(row * self.query_words);
-                    let scores = self.scores.wrapping_add(row * BLOCK_KEYS + first);
-                    // SAFETY: rows of the worker's memory; the block's keys are inside the problem.
-                    unsafe {
-                        match (taken, P::Simd::LANES) {
-                            (4, 8) => self.score_rows::<4, 2>(&keys, queries, scores),
-                            (4, _) => self.score_rows::<4, 4>(&keys, queries, scores),
-                            (2, 8) => self.score_rows::<2, 4>(&keys, queries, scores),
-                            (2, _) => self.score_rows::<2, 8>(&keys, queries, scores),
-                            (_, 8) => self.score_rows::<1, 8>(&keys, queries, scores),
-                            _ => self.score_rows::<1, 16>(&keys, queries, scores),
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Dot products of `ROWS` rows with some keys, `KEYS` at a time.
-    #[inline(always)]
-    unsafe fn score_rows<const ROWS: usize, const KEYS: usize>(
-        &self,
-        rows: &KeyRows<'_, P::Element>,
-        queries: *const f32,
-        scores: *mut f32,
-    ) {
-        let (products, simd) = (self.products, self.products.simd());
-        let (lanes, dim) = (P::Simd::LANES, self.job.geometry.head_dim);
-        let scale = simd.splat(self.job.scores.scale);
-        let vectors_of_line = LINE / (P::KEY_VECTOR * size_of::<P::Element>());
-        for (tile, pointers) in rows.keys.chunks_exact(KEYS).enumerate() {
-            let mut keys = [std::ptr::null::<P::Element>(); KEYS];
-            for (key, pointer) in keys.iter_mut().zip(pointers) {
-                *key = pointer.wrapping_offset(rows.offset);
-            }
-            let mut sums = [[simd.splat(0.0); KEYS]; ROWS];
-            let mut left = dim;
-            let mut query = queries;
-            while left > 0 {
-                if let Some(distances) = &rows.asked {
-                    for key in keys {
-                        ask(simd, key, distances);
-                    }
-                }
-                for _ in 0..vectors_of_line {
-                    // SAFETY: the elements of the keys that are left, and a vector of each packed row.
-                    unsafe {
-                        let queries = Queries { first: query, stride: self.query_words };
-                        if left >= P::KEY_VECTOR {
-                            multiply::<P, ROWS, KEYS>(products, &keys, queries, None, &mut sums);
-                        } else if left > 0 {
-                            multiply::<P, ROWS, KEYS>(products, &keys, queries, Some(left), &mut sums);
-                        }
-                    }
-                    for key in &mut keys {
-                        *key = key.wrapping_add(P::KEY_VECTOR);
-                    }
-                    left = left.saturating_sub(P::KEY_VECTOR);
-                    query = query.wrapping_add(lanes);
-                }
-            }
-            let mut finished = [0.0f32; 16];
-            for part in 0..ROWS * KEYS / lanes {
-                let mut vectors = simd.block();
-                for (i, vector) in vectors.as_mut().iter_mut().enumerate() {
-                    let at = part * lanes + i;
-                    *vector = sums[at / KEYS][at % KEYS];
-                }
-                // SAFETY: a tile has at most 16 scores.
-                unsafe {
-                    simd.store(finished.as_mut_ptr().add(part * lanes), simd.mul(scale, simd.sums(&vectors)));
-                }
-            }
-            for r in 0..ROWS {
-                // SAFETY: keys of a block are padded to a multiple of 16, of which BLOCK_KEYS is one.
-                unsafe {
-                    let target = scores.add(r * BLOCK_KEYS + tile * KEYS);
-                    finished.as_ptr().add(r * KEYS).copy_to_nonoverlapping(target, KEYS);
-                }
-            }
-        }
-    }
-
     /// Turns scores to weights and rescales sums where a maximum has grown; whether some weight is of a hidden key.
     #[inline(always)]
     unsafe fn normalize(&mut self, block: &Block<P::Element>, bits: &[u64], rows: usize) -> bool {
@@ -391,60 +282,6 @@ impl<P: Products> Worker<'_, '_, P> {
         is_sparse
     }
 
-    /// Adds weighted values to all rows' sums, in the order of memory.
-    #[inline(always)]
-    unsafe fn weigh(
-        &self,
-        block: &Block<P::Element>,
-        rows: usize,
-        is_sparse: bool,
-        upcoming: &Upcoming<P::Element>,
-    ) {
-        let (job, products) = (self.job, self.products);
-        let value_dim = job.geometry.value_dim;
-        let head_stride = job.kv.v().head_stride();
-        if !is_sparse {
-            for index in 0..block.task.heads {
-                for row in 0..rows {
-                    let weights = self.scores.wrapping_add((index * padded_rows(rows) + row) * BLOCK_KEYS);
-                    // SAFETY: a row of the worker's memory.
-                    unsafe { products.prepare_weights(weights, block.len) };
-                }
-            }
-        }
-        for first in (0..block.len).step_by(STEP_KEYS) {
-            for index in 0..block.task.heads {
-                let (mut row, mut taken) = (0, 0);
-                while row + taken < rows {
-                    row += taken;
-                    taken = if is_sparse { 1 } else { block_rows(rows - row) };
-                    let at = index * padded_rows(rows) + row;
-                    let word = if is_sparse { first } else { first / P::KEYS_A_WORD };
-                    let weighing = Weighing {
-                        weights: self.scores.wrapping_add(at * BLOCK_KEYS + word),
-                        values: &block.values[first..first + STEP_KEYS],
-                        offset: index as isize * head_stride,
-                        column: 0,
-                        out: self.out.wrapping_add(at * job.record()),
-                        out_stride: job.record(),
-                        len: STEP_KEYS.min(block.len - first),
-                        asked: (row == 0).then(|| upcoming.distances(first, block.values[first])),
-                    };
-                    // SAFETY: rows of the worker's memory and of its task's records; the block's values are in the
-                    // problem.
-                    unsafe {
-                        match taken {
-                            _ if is_sparse => weigh_seen::<P>(products, weighing, value_dim),
-                            4 => weigh_rows::<P, 4>(products, weighing, value_dim),
-                            2 => weigh_rows::<P, 2>(products, weighing, value_dim),
-                            _ => weigh_rows::<P, 1>(products, weighing, value_dim),
-                        }
-                    }
-                }
-            }
-        }
-    }
-
     /// Completes the records of a piece, and the rows of a sequence that is one piece.
     #[inline(always)]
     unsafe fn close(&mut self, task: Task, rows: usize) {
@@ -483,137 +320,8 @@ fn at_head<T: Storage>(job: &Job<'_, T>, index: usize, rows: usize) -> usize {
     index * padded_rows(rows) * job.record()
 }
 
-/// Rows as blocks of four, two or one: first row and size. Three rows are four, the last of which counts for nothing.
-#[inline(always)]
-fn row_blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows.div_ceil(4)).map(move |i| (4 * i, block_rows(rows - 4 * i)))
-}
-
 /// Rows of the next block where `left` are left.
 #[inline(always)]
-fn block_rows(left: usize) -> usize {
+pub(super) fn block_rows(left: usize) -> usize {
     if left >= 3 { 4 } else { left }
-}
-
-/// One vector of each of some packed rows.
-#[derive(Clone, Copy)]
-struct Queries {
-    first: *const f32,
-    /// Words from a row to the next.
-    stride: usize,
-}
-
-/// Adds the products of one vector of each key with one of each row; of the first `count` elements if that is said.
-///
-/// # Safety
-/// `KEY_VECTOR` elements of each key, or `count`, and a vector of each row can be read.
-#[inline(always)]
-unsafe fn multiply<P: Products, const ROWS: usize, const KEYS: usize>(
-    products: P,
-    keys: &[*const P::Element; KEYS],
-    queries: Queries,
-    count: Option<usize>,
-    sums: &mut [[<P::Simd as Simd>::Vector; KEYS]; ROWS],
-) {
-    let simd = products.simd();
-    let mut vectors = [simd.splat(0.0); ROWS];
-    for (r, row) in vectors.iter_mut().enumerate() {
-        // SAFETY: the caller's duty.
-        *row = unsafe { simd.load(queries.first.add(r * queries.stride)) };
-    }
-    for t in 0..KEYS {
-        // SAFETY: the caller's duty.
-        let key = unsafe {
-            match count {
-                None => products.load_key(keys[t]),
-                Some(count) => products.load_key_first(keys[t], count),
-            }
-        };
-        for (sums, row) in sums.iter_mut().zip(vectors) {
-            sums[t] = products.multiply(key, row, sums[t]);
-        }
-    }
-}
-
-/// Keys of a tile of `rows` rows: as many as give sums that one reduction takes.
-#[inline(always)]
-fn tile_keys<P: Products>(rows: usize) -> usize {
-    if P::Simd::LANES == 8 { 8 / rows } else { 16 / rows }
-}
-
-/// Vectors of columns that are summed at once beside `rows` rows.
-#[inline(always)]
-const fn most_columns<P: Products>(rows: usize) -> usize {
-    match rows {
-        1 => 8,
-        4 if P::Simd::LANES == 8 => 2,
-        _ => 4,
-    }
-}
-
-/// Goes through the columns of some rows.
-#[inline(always)]
-unsafe fn weigh_rows<P: Products, const ROWS: usize>(
-    products: P,
-    mut weighing: Weighing<'_, P::Element>,
-    value_dim: usize,
-) {
-    let lanes = P::Simd::LANES;
-    let most = most_columns::<P>(ROWS);
-    let mut left = value_dim / lanes;
-    // SAFETY: columns that values and sums have.
-    unsafe {
-        while left > 0 {
-            let taken = if left >= 8 && most >= 8 {
-                products.weigh::<ROWS, 8>(&weighing, None);
-                8
-            } else if left >= 4 && most >= 4 {
-                products.weigh::<ROWS, 4>(&weighing, None);
-                4
-            } else if left >= 2 {
-                products.weigh::<ROWS, 2>(&weighing, None);
-                2
-            } else {
-                products.weigh::<ROWS, 1>(&weighing, None);
-                1
-            };
-            left -= taken;
-            weighing.column += taken * lanes;
-            weighing.out = weighing.out.add(taken * lanes);
-        }
-        let rest = value_dim % lanes;
-        if rest > 0 {
-            products.weigh::<ROWS, 1>(&weighing, Some(rest));
-        }
-    }
-}
-
-/// One row whose weights are f32 and may be 0 for keys that it does not see: their values are not looked at.
-#[inline(always)]
-unsafe fn weigh_seen<P: Products>(products: P, mut weighing: Weighing<'_, P::Element>, value_dim: usize) {
-    let simd = products.simd();
-    let lanes = P::Simd::LANES;
-    while weighing.column < value_dim {
-        let count = lanes.min(value_dim - weighing.column);
-        // SAFETY: a vector of the row's sums, and elements of values that have them.
-        unsafe {
-            let mut sum = simd.load(weighing.out);
-            for (key, value) in weighing.values[..weighing.len].iter().enumerate() {
-                let value = value.wrapping_offset(weighing.to_columns());
-                weighing.ask(simd, value, lanes);
-                let weight = weighing.weights.add(key).read();
-                if weight != 0.0 {
-                    let value = if count == lanes {
-                        P::Element::load(simd, value)
-                    } else {
-                        P::Element::load_first(simd, value, count)
-                    };
-                    sum = simd.fma(simd.splat(weight), value, sum);
-                }
-            }
-            simd.store(weighing.out, sum);
-            weighing.out = weighing.out.add(lanes);
-        }
-        weighing.column += lanes;
-    }
 }

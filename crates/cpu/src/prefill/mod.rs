@@ -24,19 +24,22 @@ use crate::simd::{Avx512, PairKernel};
 use crate::simd::{Kernel, Simd, Storage, dispatch};
 use crate::threads::on_threads;
 
+mod memory;
 mod operands;
+mod output;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod pack;
-mod strip;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
+mod softmax;
+mod strip;
 mod task;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod tile;
 
+pub(crate) use memory::Sizes;
 #[cfg(target_arch = "x86_64")]
 use operands::Pairs;
 use operands::{Operands, Widened};
-pub(crate) use task::Sizes;
 use task::Worker;
 pub(crate) use tile::PANEL;
 

@@ -363,10 +363,16 @@ fn scores_that_rise_from_block_to_block_agree() {
                     let found = f64::from(out[row * dim]);
                     // f32 scores of this size are this exact.
                     let tolerance = 1e-6 * (1.0 + largest.abs());
-                    assert!((found - expected).abs() < tolerance, "{isa}, {step}, {row}: {found}, {expected}");
+                    assert!(
+                        (found - expected).abs() < tolerance,
+                        "{isa}, {step}, {row}: {found}, {expected}"
+                    );
                     let expected = largest + sum.ln();
                     let found = f64::from(lse[row]);
-                    assert!((found - expected).abs() < tolerance, "{isa}, {step}, {row}: lse {found}, {expected}");
+                    assert!(
+                        (found - expected).abs() < tolerance,
+                        "{isa}, {step}, {row}: lse {found}, {expected}"
+                    );
                 }
             }
         }
@@ -386,7 +392,10 @@ fn more_partitions_than_keys_are_as_many_as_there_are_keys() {
                 let (found, _) =
                     attend(isa, (&q, &k, &v), (rows, keys, dim), &options.clone().num_partitions(partitions));
                 for (found, expected) in found.iter().zip(&expected) {
-                    assert!((found - expected).abs() < 1e-5, "{isa}, {partitions}: {found} is not {expected}");
+                    assert!(
+                        (found - expected).abs() < 1e-5,
+                        "{isa}, {partitions}: {found} is not {expected}"
+                    );
                 }
             }
         }
