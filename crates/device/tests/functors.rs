@@ -285,7 +285,10 @@ fn the_functors_of_both_languages_agree() {
             }
         }
     }
-    assert!(statuses_of_runs.iter().all(|count| *count > 10), "whole documents are known: {statuses_of_runs:?}");
+    assert!(
+        statuses_of_runs.iter().all(|count| *count > 10),
+        "whole documents are known: {statuses_of_runs:?}"
+    );
 }
 
 fn compare(pair: &Pair, asked: &Question, answers: &Answers) {
