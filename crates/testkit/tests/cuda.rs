@@ -72,7 +72,7 @@ fn every_gpu_passes_the_golden_cases() {
 
 /// Random cases: as many, and no new one after so long. Most need a kernel of their own, which takes a second or two to
 /// compile, so that they run side by side.
-const RANDOM_CASES: usize = 128;
+const RANDOM_CASES: usize = 160;
 const RANDOM_BUDGET: Duration = Duration::from_secs(45);
 
 #[test]
@@ -84,7 +84,10 @@ fn random_cases_come_out_right_on_every_gpu() {
             for worker in 0..workers {
                 let (backend, ran, refused) = (&*backend, &ran, &refused);
                 scope.spawn(move || {
-                    let config = ProptestConfig::with_cases((RANDOM_CASES / workers) as u32);
+                    let config = ProptestConfig {
+                        failure_persistence: None,
+                        ..ProptestConfig::with_cases((RANDOM_CASES / workers) as u32)
+                    };
                     let seed = [worker as u8 + 1; 32];
                     let mut runner =
                         TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
