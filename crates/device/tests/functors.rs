@@ -220,6 +220,7 @@ fn compile(text: &str) -> (tempfile::TempDir, libloading::Library) {
             "-Wall",
             "-Werror",
             "-Wno-comment",
+            "-Wno-unknown-pragmas",
             "-fPIC",
             "-shared",
             "-ffp-contract=off",
@@ -286,7 +287,7 @@ fn the_functors_of_both_languages_agree() {
         }
     }
     assert!(
-        statuses_of_runs.iter().all(|count| *count > 10),
+        statuses_of_runs.iter().all(|count| *count > 5),
         "whole documents are known: {statuses_of_runs:?}"
     );
 }
