@@ -11,7 +11,10 @@
 // Threads: kWarps warps, all alike. Each owns its rows of S = Q K^T and of O in registers; all copy tiles.
 // Shared memory: [ Q | K slot 0 .. kStages - 1 | V slot 0 .. kStages - 1 ], the output tile over the same from the start.
 // Tiles of which all is visible have a loop of their own, in which nothing of the mask is left.
-// With one slot V(n) is copied during Q K(n)^T and K(n + 1) during P V(n); with two, both of n + 1 during all of n.
+// With one slot V(n) is copied during Q K(n)^T and K(n + 1) during P V(n); with two, both of n + 1 during all of n. Copies of
+// whole tiles are issued between the steps of Q K(n)^T.
+// Hidden values that are not finite make sums that are not (0 times Inf is NaN): a block whose sums come out so computes
+// its tiles again, and takes such values out of those that the mask touches.
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
 // kStages and kVectorLoads.
@@ -53,11 +56,21 @@ OMNIFLASH_DEVICE RowsOfValueDim output_tile() { return {shared_memory()}; }
 // Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 
-// Copies of whole rows are unrolled; element by element the code would grow too long.
-constexpr int kCopyUnroll = kVectorLoads ? 8 : 1;
+// Copies of pages' rows are unrolled; element by element, or of the last tile alone, the code would grow too long.
+constexpr int kCopyUnroll = kVectorLoads && !Keys::kOneStride ? 8 : 1;
 
 // Whether a warp's rows of the queries stay in registers: where they take few, each tile loads a fifth less.
 constexpr bool kKeepsQueries = sizeof(Element) == 2 && kFragments * (kHeadDim / 4) <= 32;
+
+// Whether a mask hides any key before a sequence's end.
+template <class Mask>
+constexpr bool hides_keys = true;
+template <>
+inline constexpr bool hides_keys<NoMask> = false;
+constexpr bool kHides = hides_keys<MaskType> || hides_by_score<ScoreModType>;
+
+// Whether tiles of keys of which none is missing are copied by constant steps.
+constexpr bool kCopiesWholeTiles = kVectorLoads && Keys::kOneStride;
 
 // What one block works on.
 struct Block {
@@ -88,6 +101,13 @@ struct Block {
 
   // Whether this warp has any row.
   OMNIFLASH_DEVICE bool is_active() const { return rows.first_row + warp_row < rows.num_rows; }
+
+  // What the mask does to a tile for the rows of this warp, of which there is one.
+  OMNIFLASH_DEVICE TileStatus status_of_warp(int tile) const {
+    RowTile own = rows;
+    own.first_row += warp_row;
+    return KeyTiles<MaskType>(functors.mask, sequence, own, 16 * kFragments, kBlockN).status(tile);
+  }
 
   // Row of an accumulator's fragment and half in the sequence; past the end, the last.
   OMNIFLASH_DEVICE int row(int fragment, int half) const {
@@ -121,24 +141,163 @@ struct Block {
                                                     QueryWalker{*this, rows.first_row});
     }
   }
-  // Keys past the end become zeros: whatever lies there, it is not read.
+};
+
+// ---- copies of whole tiles
+//
+// What stands before a product delays it: copies there cost the latency of their addresses, one behind the other. Between
+// the steps of a product they cost their issue alone.
+
+// Whether the output takes half of the register file: addresses that stay are then for the inner loop alone.
+constexpr bool kIsCrowded = kFragments * kV >= 32;
+
+// Whether the scores of one tile carry the copies of the next.
+constexpr bool kCarriesCopies = kStages == 1 || kHides || !kIsCrowded;
+
+// A thread's copies of whole tiles of keys or of values, in passes.
+template <class Tile>
+struct Copies {
+  using Filler = TileFiller<kThreads, kBlockN, Tile>;
+  static constexpr int kPasses = Filler::kPasses;
+  Filler filler;
+  const Element* first;  // of the first pass in tile 0
+  long long stride;
+
+  template <class Walker>
+  OMNIFLASH_DEVICE Copies(int thread, int columns, const Walker& from) : filler(thread, columns) {
+    if constexpr (kCopiesWholeTiles) {
+      stride = from.stride;
+      first = filler.first_chunk(from.vector, stride);
+    }
+  }
+
+  OMNIFLASH_DEVICE const Element* of_tile(int tile) const {
+    return first + static_cast<long long>(tile * kBlockN) * stride;
+  }
+  // A pass, whose chunk is at `from`.
+  OMNIFLASH_DEVICE void copy(const Tile& to, int pass, const Element*& from) const {
+    filler.copy(to, pass, from);
+    from += Filler::kStep * stride;
+  }
+};
+
+struct TileCopies {
+  const Block& block;
+  Copies<RowsOfHeadDim> keys;
+  Copies<RowsOfValueDim> values;
+
+  OMNIFLASH_DEVICE TileCopies(const Block& block, int thread)
+      : block(block),
+        keys(thread, block.parameters.head_dim, block.keys.template keys_from<Element>(0)),
+        values(thread, block.parameters.value_dim, block.keys.template values_from<Element>(0)) {}
+
+  // Any tile. Keys past the end become zeros: whatever lies there, it is not read.
   OMNIFLASH_DEVICE void copy_keys(int tile, int slot) const {
-    copy(key_tile(slot), parameters.head_dim, keys.template keys_from<Element>(tile * kBlockN), tile);
+    if (is_whole(tile)) return copy_whole_keys(tile, slot);
+    fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(key_tile(slot), block.parameters.head_dim, num_valid(tile),
+                                                            block.keys.template keys_from<Element>(tile * kBlockN));
   }
   OMNIFLASH_DEVICE void copy_values(int tile, int slot) const {
-    copy(value_tile(slot), parameters.value_dim, keys.template values_from<Element>(tile * kBlockN), tile);
+    if (is_whole(tile)) return copy_whole_values(tile, slot);
+    fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(value_tile(slot), block.parameters.value_dim, num_valid(tile),
+                                                            block.keys.template values_from<Element>(tile * kBlockN));
   }
-  template <class Tile, class Walker>
-  OMNIFLASH_DEVICE void copy(const Tile& to, int columns, const Walker& from, int tile) const {
-    const int num_valid = sequence.kv_len - tile * kBlockN;
-    if constexpr (kVectorLoads && Keys::kOneStride) {
-      if (num_valid >= kBlockN) {
-        fill_whole_tile<kThreads, kBlockN>(to, columns, from.vector, from.stride);
+  // What is there before the first scores.
+  OMNIFLASH_DEVICE void copy_first(int tile) const {
+    copy_keys(tile, 0);
+    if constexpr (kStages == 2) copy_values(tile, 0);
+    copy_commit();
+  }
+  // What is copied beside the scores of a tile.
+  OMNIFLASH_DEVICE void copy_beside(int tile, int next, bool has_next, int slot) const {
+    if constexpr (kStages == 1) {
+      copy_values(tile, 0);
+    } else if (has_next) {
+      copy_keys(next, 1 - slot);
+      copy_values(next, 1 - slot);
+    }
+    copy_commit();
+  }
+
+  OMNIFLASH_DEVICE int num_valid(int tile) const { return block.sequence.kv_len - tile * kBlockN; }
+  OMNIFLASH_DEVICE bool is_whole(int tile) const { return kCopiesWholeTiles && num_valid(tile) >= kBlockN; }
+
+  OMNIFLASH_DEVICE void copy_whole_keys(int tile, int slot) const {
+    const Element* from = keys.of_tile(tile);
+#pragma unroll
+    for (int pass = 0; pass < keys.kPasses; ++pass) keys.copy(key_tile(slot), pass, from);
+  }
+  OMNIFLASH_DEVICE void copy_whole_values(int tile, int slot) const {
+    const Element* from = values.of_tile(tile);
+#pragma unroll
+    for (int pass = 0; pass < values.kPasses; ++pass) values.copy(value_tile(slot), pass, from);
+  }
+};
+
+// What the steps of a tile's scores carry: with two slots the keys and then the values of the next tile, evenly; with one
+// the tile's own values, in the first eighth of the steps, for they are waited for right after the scores.
+struct ScoreCargo {
+  const TileCopies& copies;
+  mutable const Element *keys, *values;
+  int slot;
+  bool has_next;
+
+  OMNIFLASH_DEVICE ScoreCargo(const TileCopies& copies, int tile, int next, bool has_next, int slot)
+      : copies(copies),
+        keys(copies.keys.of_tile(next)),
+        values(copies.values.of_tile(kStages == 1 ? tile : next)),
+        slot(slot),
+        has_next(has_next) {}
+
+  OMNIFLASH_DEVICE void operator()(int step, int steps) const {
+    constexpr int kKeyPasses = kStages == 2 ? decltype(copies.keys)::kPasses : 0;
+    constexpr int kPasses = kKeyPasses + decltype(copies.values)::kPasses, kHaste = kStages == 2 ? 1 : 8;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      if (pass < kHaste * step * kPasses / steps || pass >= kHaste * (step + 1) * kPasses / steps) continue;
+      if (kStages == 1) {
+        copies.values.copy(value_tile(0), pass, values);
+      } else if (pass < kKeyPasses) {
+        if (has_next) copies.keys.copy(key_tile(1 - slot), pass, keys);
       } else {
-        fill_tile<kThreads, kBlockN, kVectorLoads, 1>(to, columns, num_valid, from);
+        if (has_next) copies.values.copy(value_tile(1 - slot), pass - kKeyPasses, values);
       }
+    }
+  }
+};
+
+// The tiles of keys that the mask does not skip, one after the other. Where a status reads memory, each lane of the warp asks
+// for one of 32 tiles.
+struct TileWalk {
+  KeyTiles<MaskType> tiles;
+  int first = -64;  // of the tiles asked for last
+  TileStatus own = TileStatus::Skip;  // of tile first + lane
+
+  OMNIFLASH_DEVICE TileWalk(const Block& block)
+      : tiles(block.functors.mask, block.sequence, block.rows, kBlockM, kBlockN) {
+    tiles.take_partition(block_index_y(), block.parameters.num_partitions);
+  }
+  OMNIFLASH_DEVICE int end() const { return tiles.end; }
+
+  // As KeyTiles::next.
+  OMNIFLASH_DEVICE int next(int tile, TileStatus& status) {
+    if constexpr (!status_reads<MaskType>) {
+      return tiles.next(tile, status);
     } else {
-      fill_tile<kThreads, kBlockN, kVectorLoads, kCopyUnroll>(to, columns, num_valid, from);
+      while (tile < tiles.end) {
+        if (static_cast<unsigned>(tile - first) >= 32) {
+          first = tile;
+          own = first + lane_index() < tiles.end ? tiles.status(first + lane_index()) : TileStatus::Skip;
+        }
+        const bool is_next = first + lane_index() >= tile && own != TileStatus::Skip;
+        if (warp_any(is_next)) {
+          const int lane = first_lane(is_next);
+          status = static_cast<TileStatus>(from_lane(static_cast<unsigned>(own), lane));
+          return first + lane;
+        }
+        tile = first + 32;
+      }
+      return tiles.end;
     }
   }
 };
@@ -150,13 +309,27 @@ OMNIFLASH_DEVICE void keep_queries(Queries& queries, int first_row) {
   if constexpr (kKeepsQueries) Product::load_queries(queries, query_tile(), first_row);
 }
 
-template <class Product, class Queries>
-OMNIFLASH_DEVICE void add_scores(Scores& s, const Queries& queries, int first_row, int slot) {
+template <class Product, class Queries, class Cargo = NoCargo>
+OMNIFLASH_DEVICE void add_scores(Scores& s, const Queries& queries, int first_row, int slot, const Cargo& cargo = {}) {
   if constexpr (kKeepsQueries) {
-    Product::scores(s, queries, key_tile(slot));
+    Product::scores(s, queries, key_tile(slot), cargo);
+  } else if constexpr (Product::kTakesCargo) {
+    Product::scores(s, query_tile(), first_row, key_tile(slot), cargo);
   } else {
+    cargo(0, 1);
     Product::scores(s, query_tile(), first_row, key_tile(slot));
   }
+}
+
+// Whether a sum is not finite: a hidden value that is not, times weight 0, or what the row does see.
+OMNIFLASH_DEVICE bool has_non_finite(const Output& o) {
+  float zero[4] = {};
+#pragma unroll
+  for (int i = 0; i < kFragments * kV * 4; ++i) {
+    zero[i % 4] = fused_multiply_add(o[i / (kV * 4)][i / 4 % kV][i % 4], 0.0f, zero[i % 4]);
+  }
+  const float sum = zero[0] + zero[1] + (zero[2] + zero[3]);
+  return !(sum == 0.0f);
 }
 
 // ---- results
@@ -240,33 +413,42 @@ OMNIFLASH_DEVICE void store_partial_row(const Block& block, int row, const float
 
 OMNIFLASH_DEVICE void store(const Block& block, Softmax& softmax, Output& o) {
   const bool partitioned = block.parameters.num_partitions > 1;
-  const bool wants_lse = static_cast<LseForm>(block.parameters.lse_form) == LseForm::Written;
+  // A sink counts once: where the sequence is cut, in combine.hpp.
+  const bool has_sinks = !partitioned && static_cast<SinkForm>(block.parameters.sink_form) != SinkForm::Absent;
+  float lse[kFragments][2];
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int in_tile = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
-      const bool valid = block.rows.first_row + in_tile < block.rows.num_rows;
-      const int row = block.row(m, half), head = block.rows.head(row);
-      // A sink counts once: where the sequence is cut, in combine.hpp.
-      const float sink = partitioned ? -kInfinity : sink_log2(block.parameters, head);
+      const float sink = has_sinks ? sink_log2(block.parameters, block.rows.head(block.row(m, half))) : -kInfinity;
       const SoftmaxRow& state = softmax[m][half];
       const SoftmaxResult result = finalize(state.offset(block.factor), quad_sum(state.sum), sink);
+      lse[m][half] = result.lse;
 #pragma unroll
       for (int n = 0; n < kV; ++n) {
         o[m][n][2 * half] *= result.scale;
         o[m][n][2 * half + 1] *= result.scale;
       }
-      if (!valid) continue;
-      if (partitioned) {
-        store_partial_row(block, row, result.lse, o[m], half);
-      } else if (wants_lse && lane_index() % 4 == 0) {
-        *block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.rows.query(row), head) =
-            result.lse;
-      }
     }
   }
   if (!partitioned) store_output(block, o);
+  const bool wants_lse = static_cast<LseForm>(block.parameters.lse_form) == LseForm::Written;
+  if (!partitioned && !wants_lse) return;
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int in_tile = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
+      if (block.rows.first_row + in_tile >= block.rows.num_rows) continue;
+      const int row = block.row(m, half);
+      if (partitioned) {
+        store_partial_row(block, row, lse[m][half], o[m], half);
+      } else if (lane_index() % 4 == 0) {
+        *block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.rows.query(row),
+                                   block.rows.head(row)) = lse[m][half];
+      }
+    }
+  }
 }
 
 }  // namespace omniflash
@@ -275,106 +457,137 @@ OMNIFLASH_KERNEL(omniflash::kThreads)
 omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                   OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
-  const Block block(parameters, functors, work_of_block(parameters, block_index_x()));
+  const Work work = work_of_block(parameters, block_index_x());
+  const Block block(parameters, functors, work);
+  // For the results: in memory, so that the loop's registers need not hold it.
+  volatile int later[3] = {work.batch, work.first_head, work.row_tile};
   if (block.rows.is_empty() || block.sequence.q_len < static_cast<int>(parameters.least_q_len)) return;
 
-  KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
-  tiles.take_partition(block_index_y(), parameters.num_partitions);
-  TileStatus status, next_status;
-  int tile = tiles.next(tiles.begin, status);
+  TileWalk tiles(block);
+  TileStatus status = TileStatus::Skip, next_status = TileStatus::Skip;
+  int tile = tiles.next(tiles.tiles.begin, status);
 
-  Output o = {};
-  // Member by member: with the default constructor alone, rows of the second half came out as if max had begun at 0
-  // (NVRTC on an H200; seen in results, not traced in the machine code).
+  Output o;
   Softmax softmax;
-#pragma unroll
-  for (int i = 0; i < 2 * kFragments; ++i) {
-    softmax[i / 2][i % 2].max = -kInfinity;
-    softmax[i / 2][i % 2].sum = 0.0f;
-  }
-  const bool active = block.is_active();
-  if (tile < tiles.end) {
+  if (tile < tiles.end()) {
     block.copy_queries();
-    block.copy_keys(tile, 0);
-    if constexpr (kStages == 2) block.copy_values(tile, 0);
-    copy_commit();
+    TileCopies(block, opaque(thread_index())).copy_first(tile);
   }
+  const TileCopies copies(block, thread_index());
+  const bool active = block.is_active();
+  const int whole_tiles = block.sequence.kv_len / kBlockN;
   unsigned queries[kFragments][kKeepsQueries ? kHeadDim / 16 : 1][4];
-  if (kKeepsQueries && tile < tiles.end) {
+  if (kKeepsQueries && tile < tiles.end()) {
     copy_wait<0>();
     barrier();
     keep_queries<Product>(queries, block.warp_row);
   }
-  for (int slot = 0; tile < tiles.end;) {
-    // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
-    while (!hides_by_score<ScoreModType> && tile < tiles.end && status == TileStatus::Full && block.is_folded &&
-           (tile + 1) * kBlockN <= block.sequence.kv_len) {
-      const int next = tiles.next(tile + 1, next_status);
-      copy_wait<0>();
-      barrier();  // this tile has landed, and all warps have left the slots of the last one
-      if constexpr (kStages == 1) {
-        block.copy_values(tile, 0);
-      } else if (next < tiles.end) {
-        block.copy_keys(next, 1 - slot);
-        block.copy_values(next, 1 - slot);
+
+  // A second time only where sums turn out not to be finite and a mask has hidden values: these are then looked at.
+  bool has_hidden = false;
+  for (bool searches = false;; searches = true) {
+    // Member by member: with the default constructor alone, rows of the second half came out as if max had begun at 0
+    // (NVRTC on an H200; seen in results, not traced in the machine code).
+#pragma unroll
+    for (int i = 0; i < 2 * kFragments; ++i) {
+      softmax[i / 2][i % 2].max = -kInfinity;
+      softmax[i / 2][i % 2].sum = 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kFragments * kV * 4; ++i) o[i / (kV * 4)][i / 4 % kV][i % 4] = 0.0f;
+    int next = tiles.next(tile + 1, next_status);
+    for (int slot = 0; tile < tiles.end();) {
+      // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
+      while (!hides_by_score<ScoreModType> && tile < tiles.end() && status == TileStatus::Full && block.is_folded &&
+             tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
+        copy_wait<0>();
+        barrier();  // this tile has landed, and all warps have left the slots of the last one
+        Scores s = {};
+        if constexpr (kCopiesWholeTiles && kCarriesCopies) {
+          add_scores<Product>(s, queries, block.warp_row, slot,
+                              ScoreCargo(copies, tile, next, next < tiles.end(), slot));
+          copy_commit();
+        } else if constexpr (kCopiesWholeTiles) {
+          if (next < tiles.end()) {
+            const TileCopies anew(block, opaque(thread_index()));
+            anew.copy_whole_keys(next, 1 - slot);
+            anew.copy_whole_values(next, 1 - slot);
+          }
+          copy_commit();
+          add_scores<Product>(s, queries, block.warp_row, slot);
+        } else {
+          copies.copy_beside(tile, next, next < tiles.end(), slot);
+          add_scores<Product>(s, queries, block.warp_row, slot);
+        }
+        if constexpr (kStages == 1) {
+          copy_wait<0>();
+          barrier();  // the values have landed, and all warps have left the keys
+          if (next < tiles.end()) {
+            if constexpr (kCopiesWholeTiles) {
+              copies.copy_whole_keys(next, 0);
+            } else {
+              copies.copy_keys(next, 0);
+            }
+          }
+          copy_commit();
+        }
+        if constexpr (!kFoldable) modify(block, tile * kBlockN, s);
+        online_softmax(block.factor, softmax, s, o);
+        Product::values(o, s, value_tile(slot));
+        tile = next;
+        status = next_status;
+        next = tiles.next(next + 1, next_status);
+        slot = (slot + 1) % kStages;
       }
-      copy_commit();
+      if (tile >= tiles.end()) break;
+
+      // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
+      const bool touched = hides_keys<MaskType> && status != TileStatus::Full;
+      const bool hides = kHides && (touched || hides_by_score<ScoreModType>);
+      has_hidden = has_hidden || hides;
+
+      copy_wait<0>();
+      barrier();
+      const TileCopies anew(block, opaque(thread_index()));
+      const TileCopies& border_copies = kIsCrowded ? anew : copies;
+      border_copies.copy_beside(tile, next, next < tiles.end(), slot);
+
+      // What the warp's own rows see of the tile.
+      TileStatus own = touched ? TileStatus::Partial : TileStatus::Full;
+      if constexpr (!status_reads<MaskType>) {
+        if (touched && active) own = block.status_of_warp(tile);
+      }
+      const bool computes = active && own != TileStatus::Skip;
+
       Scores s = {};
-      add_scores<Product>(s, queries, block.warp_row, slot);
+      if (computes) add_scores<Product>(s, queries, block.warp_row, slot);
       if constexpr (kStages == 1) {
         copy_wait<0>();
-        barrier();  // the values have landed, and all warps have left the keys
-        if (next < tiles.end) block.copy_keys(next, 0);
+        barrier();
+        if (next < tiles.end()) border_copies.copy_keys(next, 0);
         copy_commit();
       }
-      if constexpr (!kFoldable) modify(block, tile * kBlockN, s);
-      online_softmax(block.factor, softmax, s, o);
-      Product::values(o, s, value_tile(slot));
+      if (computes) {
+        modify(block, tile * kBlockN, s);
+        const bool asks = own != TileStatus::Full;
+        if (asks || tile >= whole_tiles) hide(block, functors.mask, tile * kBlockN, asks, s);
+        online_softmax(block.factor, softmax, s, o);
+      }
+      if (searches && hides && barrier_any(has_non_finite<kThreads, kBlockN>(value_tile(slot)))) {
+        if (computes) add_non_finite(value_tile(slot), s, o);
+        barrier();
+        clear_non_finite<kThreads, kBlockN>(value_tile(slot));
+        barrier();
+      }
+      if (computes) Product::values(o, s, value_tile(slot));
       tile = next;
       status = next_status;
+      next = tiles.next(next + 1, next_status);
       slot = (slot + 1) % kStages;
     }
-    if (tile >= tiles.end) break;
-
-    // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
-    const int next = tiles.next(tile + 1, next_status);
-    const bool touched = status != TileStatus::Full;
-    const bool hides = touched || hides_by_score<ScoreModType>;
-
-    copy_wait<0>();
-    barrier();
-    if constexpr (kStages == 1) {
-      block.copy_values(tile, 0);
-    } else if (next < tiles.end) {
-      block.copy_keys(next, 1 - slot);
-      block.copy_values(next, 1 - slot);
-    }
-    copy_commit();
-
-    Scores s = {};
-    if (active) add_scores<Product>(s, queries, block.warp_row, slot);
-    if constexpr (kStages == 1) {
-      copy_wait<0>();
-      barrier();
-      if (next < tiles.end) block.copy_keys(next, 0);
-      copy_commit();
-    }
-    if (active) {
-      modify(block, tile * kBlockN, s);
-      if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile * kBlockN, touched, s);
-      online_softmax(block.factor, softmax, s, o);
-    }
-    if (hides && barrier_any(has_non_finite<kThreads, kBlockN>(value_tile(slot)))) {
-      if (active) add_non_finite(value_tile(slot), s, o);
-      barrier();
-      clear_non_finite<kThreads, kBlockN>(value_tile(slot));
-      barrier();
-    }
-    if (active) Product::values(o, s, value_tile(slot));
-    tile = next;
-    status = next_status;
-    slot = (slot + 1) % kStages;
+    if (!kHides || searches || !has_hidden || !barrier_any(has_non_finite(o))) break;
+    tile = tiles.next(opaque(tiles.tiles.begin), status);
+    TileCopies(block, opaque(thread_index())).copy_first(tile);
   }
-  // Made again, so that the loop's registers need not hold what only results need.
-  store(Block(parameters, functors, work_of_block(parameters, opaque(block_index_x()))), softmax, o);
+  store(Block(parameters, functors, Work{later[0], later[1], later[2]}), softmax, o);
 }

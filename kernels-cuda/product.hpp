@@ -32,12 +32,19 @@ OMNIFLASH_DEVICE void load_keys(unsigned (&b)[4], const Tile& tile, int lane, in
   load_matrices(b, tile.chunk(first_key + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
 }
 
+// What a product may carry along: work in small parts, such as copies, one part after each of its steps.
+struct NoCargo {
+  OMNIFLASH_DEVICE void operator()(int /*step*/, int /*steps*/) const {}
+};
+
 // f16 and bf16 on tensor cores.
 template <class Element>
 struct HalfProduct {
-  template <int kFragments, int kN, class Tile>
+  static constexpr bool kTakesCargo = true;
+
+  template <int kFragments, int kN, class Tile, class Cargo = NoCargo>
   static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Tile& q, int first_row,
-                                      const Tile& k) {
+                                      const Tile& k, const Cargo& cargo = {}) {
     const int lane = opaque(lane_index());
     const unsigned rows = rows_of_lane(q, lane, first_row), keys = keys_of_lane(k, lane);
 #pragma unroll
@@ -57,6 +64,7 @@ struct HalfProduct {
           multiply_add<Element>(acc[m][n + 1], a[m], b[2], b[3]);
         }
       }
+      cargo(step, Tile::kElements / 16);
     }
   }
 
@@ -69,9 +77,9 @@ struct HalfProduct {
       load_rows(a[i / kSteps][i % kSteps], q, lane_index(), first_row + 16 * (i / kSteps), i % kSteps);
     }
   }
-  template <int kFragments, int kN, int kSteps, class Tile>
+  template <int kFragments, int kN, int kSteps, class Tile, class Cargo = NoCargo>
   static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const unsigned (&a)[kFragments][kSteps][4],
-                                      const Tile& k) {
+                                      const Tile& k, const Cargo& cargo = {}) {
     const unsigned keys = keys_of_lane(k, opaque(lane_index()));
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -85,6 +93,7 @@ struct HalfProduct {
           multiply_add<Element>(acc[m][n + 1], a[m][step], b[2], b[3]);
         }
       }
+      cargo(step, kSteps);
     }
   }
 
@@ -123,6 +132,7 @@ struct HalfProduct {
 // count: 1 rounds to tf32, 3 leaves out only the product of the rests.
 template <int kTerms>
 struct Tf32Product {
+  static constexpr bool kTakesCargo = false;
   static_assert(kTerms == 1 || kTerms == 3);
 
   struct Parts {
@@ -205,6 +215,8 @@ struct Tf32Product {
 
 // f32 by fused multiply-add.
 struct ExactProduct {
+  static constexpr bool kTakesCargo = false;
+
   template <int kFragments, int kN, class Tile>
   static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Tile& q, int first_row,
                                       const Tile& k) {

@@ -126,25 +126,60 @@ OMNIFLASH_DEVICE void fill_tile(const Tile& tile, int columns, int num_valid, Wa
   }
 }
 
-// The same for rows of one stride of which none is missing: nothing is asked for a row, and where its chunks go differs by
-// constants.
+// A thread's part in filling tiles of rows of one stride of which none is missing: a column of chunks, from its first row
+// down in passes of kStep rows. Nothing is asked for a row, and where the chunks of its passes go differs by constants.
+template <int kThreads, int kRows, class Tile>
+struct TileFiller {
+  static constexpr int kStep = kThreads / Tile::kChunks, kPasses = (kRows + kStep - 1) / kStep;
+  static_assert(kStep >= 1, "a row has at most as many chunks as there are threads");
+  int row, column;   // of the first chunk: a row of the tile, an element of the row
+  unsigned offset;   // of the first chunk from the tile's address
+  bool is_idle;      // a thread that does not make up a whole row with others
+  bool valid;        // whether the row has this column; a column that it has not becomes zeros
+
+  OMNIFLASH_DEVICE TileFiller(int thread, int columns) {
+    const int chunk = thread % Tile::kChunks;
+    row = thread / Tile::kChunks;
+    offset = Tile{0}.chunk(row, chunk);
+    is_idle = kThreads % Tile::kChunks != 0 && row >= kStep;
+    valid = chunk * Tile::kChunkElements < columns;
+    column = valid ? chunk * Tile::kChunkElements : 0;
+  }
+
+  // This thread's chunk of the first pass in rows from `first` on, which are `stride` elements apart.
+  template <class Element>
+  OMNIFLASH_DEVICE const Element* first_chunk(const Element* first, long long stride) const {
+    return first + row * stride + column;
+  }
+
+  template <class Element>
+  OMNIFLASH_DEVICE void copy(const Tile& tile, int pass, const Element* from) const {
+    if (is_idle || (kRows % kStep != 0 && row + pass * kStep >= kRows)) return;
+    copy_async_16(tile.address + below(pass), from, valid);
+  }
+
+ private:
+  OMNIFLASH_DEVICE unsigned below(int pass) const {
+    if constexpr (kStep % 8 == 0) {
+      return offset + pass * kStep * Tile::kRowBytes;
+    } else if constexpr (kStep == 4 && Tile::kChunks % 8 == 0 && kThreads % Tile::kChunks == 0) {
+      // Rows 0 to 3 of eight, and the row 4 below: its permutation differs in one bit.
+      return (offset ^ pass % 2 * 64) + pass * kStep * Tile::kRowBytes;
+    } else {
+      return Tile{0}.chunk(row + pass * kStep, static_cast<int>(thread_index() % Tile::kChunks));
+    }
+  }
+};
+
+// Fills a tile of such rows.
 template <int kThreads, int kRows, class Element, int kColumns>
 OMNIFLASH_DEVICE void fill_whole_tile(const SharedTile<Element, kColumns>& tile, int columns, const Element* first,
                                       long long stride) {
-  using Tile = SharedTile<Element, kColumns>;
-  constexpr int kStep = kThreads / Tile::kChunks, kPasses = (kRows + kStep - 1) / kStep;
-  const int thread = opaque(thread_index()), chunk = thread % Tile::kChunks;
-  const int row = thread / Tile::kChunks;
-  if (kThreads % Tile::kChunks != 0 && row >= kStep) return;
-  const bool valid = chunk * Tile::kChunkElements < columns;
-  const Element* from = first + row * stride + (valid ? chunk * Tile::kChunkElements : 0);
+  using Filler = TileFiller<kThreads, kRows, SharedTile<Element, kColumns>>;
+  const Filler filler(opaque(thread_index()), columns);
+  const Element* from = filler.first_chunk(first, stride);
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    if (kRows % kStep == 0 || row + pass * kStep < kRows) {
-      copy_async_16(tile.chunk(row + pass * kStep, chunk), from, valid);
-    }
-    from += kStep * stride;
-  }
+  for (int pass = 0; pass < Filler::kPasses; ++pass, from += Filler::kStep * stride) filler.copy(tile, pass, from);
 }
 
 }  // namespace omniflash

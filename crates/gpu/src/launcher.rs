@@ -9,6 +9,7 @@ use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionProblem, Result, Stream};
 use omniflash_device::parameters::DeviceAddress;
 
+use crate::driver::Driver as _;
 use crate::parameters;
 use crate::planner::{Planned, Planner};
 use crate::stream_state::{StreamState, StreamStates, StreamUse, lock};
@@ -65,6 +66,8 @@ impl<V: Vendor> Launcher<V> {
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
         planned.key.check(problem, &functors)?;
+        // Once for all that follows, which else would each change the thread's device and back.
+        let _entered = self.driver.enter()?;
         let needs_state = planned.workspace.partial_bytes() > 0
             || planned.instance.counts_tiles()
             || !functors.tables.is_empty();

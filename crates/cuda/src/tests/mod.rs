@@ -216,8 +216,12 @@ fn a_second_launch_only_launches() {
         let before = asked.map(|name| fake.calls(name));
         let launches = fake.launches().len();
         let plan = backend.plan(&problem).unwrap();
-        launch(&backend, &problem, &stream).unwrap();
+        let entered = ["cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"];
+        let entered_before = entered.map(|name| fake.calls(name));
+        // SAFETY: the fake driver launches nothing, and the tensors live on.
+        unsafe { backend.launch(&plan, &problem, &stream) }.unwrap();
         assert_eq!(asked.map(|name| fake.calls(name)), before, "{plan}");
+        assert_eq!(entered.map(|name| fake.calls(name)), entered_before.map(|calls| calls + 1), "{plan}");
         let joins = plan.num_partitions > 1 && plan.kernel_id.starts_with("fwd");
         let kernels = if joins { 2 } else { 1 };
         assert_eq!(fake.launches().len() - launches, kernels, "{plan}");

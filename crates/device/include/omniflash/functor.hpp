@@ -1,7 +1,7 @@
 // What a kernel asks of a mask and a score modification, and what it assumes where a functor does not answer.
 //
 // A mask has keep(ScoreIndex); optional are status(TileRect), range(RowRange, KeyRange&), bits(ScoreIndex),
-// add(ScoreIndex) and kHeadInvariant. A score modification has apply(score, ScoreIndex). See the README.
+// add(ScoreIndex), kHeadInvariant and kStatusReads. A score modification has apply(score, ScoreIndex). See the README.
 #pragma once
 
 #include "omniflash/numeric.hpp"
@@ -57,6 +57,10 @@ constexpr bool has_add = requires(const Mask& mask, const ScoreIndex& at) { mask
 
 template <class Mask>
 constexpr bool head_invariant = requires { requires Mask::kHeadInvariant; };
+
+// Whether a status reads memory: a warp then does well to ask for 32 tiles at a time.
+template <class Mask>
+constexpr bool status_reads = requires { requires Mask::kStatusReads; };
 
 template <class Mask>
 OMNIFLASH_DEVICE TileStatus status_of(const Mask& mask, const TileRect& tile) {

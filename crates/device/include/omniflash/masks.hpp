@@ -68,6 +68,7 @@ struct PrefixLm : IntervalMask<PrefixLm> {
 
 struct Document {
   static constexpr bool kHeadInvariant = true;
+  static constexpr bool kStatusReads = true;
   const int* ids;
   long long batch_stride, stride;
   int columns;
@@ -75,6 +76,34 @@ struct Document {
     if (at.q < 0 || at.q >= columns || at.k >= columns) return false;
     const int* row = ids + at.batch * batch_stride;
     return row[at.q * stride] == row[at.k * stride];
+  }
+  // Exact where both ranges lie in whole documents, whatever the order of ids.
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const {
+    const int q_begin = maximum(tile.q_begin, 0), q_end = minimum(tile.q_end, columns);
+    const int k_end = minimum(tile.k_end, columns);
+    if (q_begin >= q_end || tile.k_begin >= k_end) return TileStatus::Skip;
+    const int* row = ids + tile.batch * batch_stride;
+    const Ids keys = ids_of(row, tile.k_begin, k_end), queries = ids_of(row, q_begin, q_end);
+    if (keys.most < queries.least || queries.most < keys.least) return TileStatus::Skip;
+    const bool one = keys.least == keys.most && queries.least == queries.most;
+    return one && q_begin == tile.q_begin && q_end == tile.q_end && k_end == tile.k_end ? TileStatus::Full
+                                                                                       : TileStatus::Partial;
+  }
+
+ private:
+  struct Ids {
+    int least, most;
+  };
+  // The least and the largest id of the positions begin..end, of which there is one.
+  OMNIFLASH_DEVICE Ids ids_of(const int* row, int begin, int end) const {
+    Ids ids{row[begin * stride], row[begin * stride]};
+#pragma unroll 8
+    for (int i = begin + 1; i < end; ++i) {
+      const int id = row[i * stride];
+      ids.least = minimum(ids.least, id);
+      ids.most = maximum(ids.most, id);
+    }
+    return ids;
   }
 };
 
@@ -135,6 +164,7 @@ struct TableMask {
 template <class A, class B>
 struct And {
   static constexpr bool kHeadInvariant = head_invariant<A> && head_invariant<B>;
+  static constexpr bool kStatusReads = status_reads<A> || status_reads<B>;
   alignas(16) A a;
   alignas(16) B b;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return a.keep(at) && b.keep(at); }
@@ -156,6 +186,7 @@ struct And {
 template <class A, class B>
 struct Or {
   static constexpr bool kHeadInvariant = head_invariant<A> && head_invariant<B>;
+  static constexpr bool kStatusReads = status_reads<A> || status_reads<B>;
   alignas(16) A a;
   alignas(16) B b;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return a.keep(at) || b.keep(at); }
@@ -179,6 +210,7 @@ struct Or {
 template <class A>
 struct Not {
   static constexpr bool kHeadInvariant = head_invariant<A>;
+  static constexpr bool kStatusReads = status_reads<A>;
   alignas(16) A a;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return !a.keep(at); }
   OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return opposite(status_of(a, tile)); }
