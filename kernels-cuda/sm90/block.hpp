@@ -48,8 +48,9 @@ constexpr int kTilesAhead = 4;
 // Registers of a thread before and after they are shared out: (producer + kConsumers * consumer) threads must not have more
 // than the launch gave the block, or the consumers wait for ever.
 constexpr int kAccumulators = kBlockN / 2 + kBlockN / 4 + kValueDim / 2;
-constexpr int kProducerRegisters = kConsumers == 3 ? 32 : kAccumulators > 160 ? 40 : 56;
-constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : kAccumulators > 160 ? 232 : 224;
+constexpr bool kIsCrowded = kConsumers == 3 ? kAccumulators > 120 : kAccumulators > 160;
+constexpr int kProducerRegisters = kConsumers == 3 ? (kIsCrowded ? 32 : 56) : (kIsCrowded ? 40 : 56);
+constexpr int kConsumerRegisters = kConsumers == 3 ? (kIsCrowded ? 160 : 152) : (kIsCrowded ? 232 : 224);
 static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (kConsumers == 3 ? 512 : 504));
 
 // Scores stay unscaled, and softmax_scale (positive: the plan sees to it) is folded into the exponential, where nothing looks
