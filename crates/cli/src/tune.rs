@@ -126,8 +126,8 @@ fn tune(
 
 fn nothing_to_tune(backend: &dyn Backend) -> anyhow::Error {
     anyhow::anyhow!(
-        "{} has nothing to tune: its plans have no alternatives; a GPU's kernels have (see `omniflash info` for why cuda \
-         and hip are absent, then `omniflash tune --backend cuda`)",
+        "{} has nothing to tune: its plans have no alternatives; those of NVIDIA GPUs have (`omniflash info` says why cuda is \
+         absent, then `omniflash tune --backend cuda`)",
         backend.info().name
     )
 }
