@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Info(InfoArguments),
     /// Measure; one JSON line a case, a table on a terminal
     Bench(Box<BenchArguments>),
+    /// Measure which tiles of the GPU kernels are the fastest for given sizes on this machine
+    Tune(TuneArguments),
     /// Draw result files: a page of charts, or tables
     Report(ReportArguments),
     /// Compiled GPU kernels: build them ahead of their first use, pack, install, list and clear them
@@ -228,6 +230,27 @@ pub(crate) struct BenchArguments {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) single: SingleCaseArguments,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TuneArguments {
+    /// Cases, named as `omniflash bench` names them: B4_S4096_H16_16_D128_causal [default: four common ones]
+    #[arg(value_name = "CASE")]
+    pub(crate) cases: Vec<String>,
+    /// Types of q, k and v
+    #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "bf16", value_parser = float_dtype)]
+    pub(crate) dtype: Vec<DType>,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgument,
+    /// Seconds to spend on each configuration
+    #[arg(long, value_name = "SECONDS", default_value = "0.3", value_parser = seconds)]
+    pub(crate) budget: f64,
+    /// Keep the fastest in the user's cache, for later plans of the same sizes on such a device
+    #[arg(long)]
+    pub(crate) store: bool,
+    /// JSON lines also on a terminal
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 impl BenchArguments {

@@ -1,4 +1,4 @@
-//! The command `omniflash`: `attend`, `verify`, `info`, `bench`, `report`, `kernels` and a demonstration, all thin over the library.
+//! The command `omniflash`: `attend`, `verify`, `info`, `bench`, `tune`, `report`, `kernels` and a demonstration, all thin over the library.
 //!
 //! [`case_file`] is the format of bug reports and tests, and knows nothing of the command line.
 
@@ -19,6 +19,7 @@ mod self_test;
 mod support;
 mod synthetic;
 mod terminal;
+mod tune;
 mod verify;
 
 use std::ffi::OsString;
@@ -60,6 +61,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Verdict> {
         Some(Command::Verify(arguments)) => verify::run(&arguments),
         Some(Command::Info(arguments)) => info::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
+        Some(Command::Tune(arguments)) => tune::run(&arguments),
         Some(Command::Kernels(command)) => kernels::run(&command),
         Some(Command::Report(arguments)) => report::run(&arguments),
     }

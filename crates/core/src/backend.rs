@@ -1,8 +1,10 @@
 //! The one trait that every backend implements.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::AttentionConfig;
 use crate::device::{Buffer, DeviceId, Stream};
 use crate::error::{Error, Result};
 use crate::kv_append::KvAppend;
@@ -112,6 +114,30 @@ pub trait Backend: Send + Sync + fmt::Debug {
         _repeats: usize,
     ) -> Result<Option<Vec<f64>>> {
         Ok(None)
+    }
+
+    /// Configurations of a problem that are worth measuring against each other, the plan's own choice (nothing fixed)
+    /// first; compiles nothing. Only that one, as here, where there is nothing to choose from.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Backend::plan) but [`Error::NoKernel`].
+    fn alternatives(&self, _problem: &AttentionProblem<'_>) -> Result<Vec<AttentionConfig>> {
+        Ok(vec![AttentionConfig::default()])
+    }
+
+    /// Keeps one of [`alternatives`](Backend::alternatives) for problems of this kind: from now on plans take it where
+    /// the caller fixes nothing, in this process and in later ones on such a device. Answers with the file that keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there is nothing to choose from or no place to keep it, those of
+    /// [`plan`](Backend::plan) for an impossible configuration.
+    fn keep_choice(&self, _problem: &AttentionProblem<'_>, _config: &AttentionConfig) -> Result<PathBuf> {
+        Err(Error::unsupported(
+            &self.info().name,
+            "keeping a configuration",
+            "its plans have no alternatives",
+            "give the configuration with each call (AttentionOptions::config)",
+        ))
     }
 
     /// Measures what the device can do at most, in about `budget` for each figure; a backend that measures nothing, as

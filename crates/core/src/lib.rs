@@ -43,6 +43,7 @@ mod score_mod;
 mod source;
 mod tensor;
 mod tolerance;
+pub mod tuning;
 
 pub use backend::{Backend, BackendInfo, Support, run};
 pub use config::{Algorithm, AttentionConfig, F32Arithmetic, Swizzle};

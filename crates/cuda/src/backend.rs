@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use omniflash_core::{AttentionProblem, Backend, BackendInfo, DType, DeviceId, Result};
+use omniflash_core::{AttentionConfig, AttentionProblem, Backend, BackendInfo, DType, DeviceId, Result};
 use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
 use omniflash_device::{Launch, PeakKernel, PeakWork, TranslationUnit};
 use omniflash_gpu::parameters::Cut;
@@ -110,6 +110,10 @@ impl Vendor for Cuda {
             is_aligned: key.is_aligned,
             hopper: *fit,
         })
+    }
+
+    fn alternatives(facts: &DeviceFacts, key: &PlanKey) -> Vec<AttentionConfig> {
+        plan::alternatives(facts, key)
     }
 
     fn beside(

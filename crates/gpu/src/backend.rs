@@ -1,13 +1,13 @@
 //! The backend: one device behind the trait.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use omniflash_core::measure::Peaks;
 use omniflash_core::{
-    AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error, KvAppend, Result, Stream,
-    Support,
+    AttentionConfig, AttentionPlan, AttentionProblem, Backend, BackendInfo, Buffer, DeviceId, Error,
+    KvAppend, Result, Stream, Support,
 };
 use omniflash_kernel_store::{KernelStore, Origin};
 
@@ -311,6 +311,16 @@ impl<V: Vendor> Backend for GpuBackend<V> {
         let graph = self.capture(stream, || unsafe { self.launch(plan, problem, stream) })?;
         // SAFETY: the caller keeps the tensors; replays on one stream run one after another.
         self.time(stream, repeats, || unsafe { graph.replay(stream) }).map(Some)
+    }
+
+    fn alternatives(&self, problem: &AttentionProblem<'_>) -> Result<Vec<AttentionConfig>> {
+        self.check_device(problem)?;
+        self.planner.alternatives(problem)
+    }
+
+    fn keep_choice(&self, problem: &AttentionProblem<'_>, config: &AttentionConfig) -> Result<PathBuf> {
+        self.check_device(problem)?;
+        self.planner.keep_choice(&self.info.device_name, problem, config)
     }
 
     fn measure_peaks(&self, stream: &Stream, budget: Duration) -> Result<Peaks> {

@@ -15,6 +15,7 @@
 //! | `stream_state`, `mask_table` | what is kept for a stream |
 //! | [`compiler`], [`library`] | calls compilers, loads libraries |
 //! | [`plan`], [`split`], [`check`] | the pure parts of planning |
+//! | `tuned` | what was measured to be the fastest, kept in the user's cache |
 //! | `memory`, `stream`, `event`, `graph`, `module` | own what the driver made, and give it back |
 
 mod backend;
@@ -36,6 +37,7 @@ mod planner;
 pub mod split;
 mod stream;
 mod stream_state;
+mod tuned;
 pub mod vendor;
 
 pub use backend::GpuBackend;

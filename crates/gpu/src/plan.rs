@@ -41,7 +41,7 @@ pub struct PlanKey {
     /// The C++ type of the score modification.
     pub score_mod_type: String,
     /// Device sources that those types are defined in.
-    sources: Vec<String>,
+    pub(crate) sources: Vec<String>,
     /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
     pub is_aligned: bool,
 }

@@ -2,11 +2,14 @@
 //!
 //! Needs no driver, so that kernels for a device can be built on a machine without one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{Algorithm, AttentionPlan, AttentionProblem, ProblemShape, Result, Stream, Support};
+use omniflash_core::{
+    Algorithm, AttentionConfig, AttentionPlan, AttentionProblem, Error, ProblemShape, Result, Stream, Support,
+};
 use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
 use omniflash_device::{Launch, PeakKernel, TranslationUnit, Workspace};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
@@ -16,6 +19,7 @@ use crate::module::Module;
 use crate::parameters::Cut;
 use crate::plan::{Choice, PlanKey, functors, kernel_id};
 use crate::stream_state::{StreamUse, lock};
+use crate::tuned::{KeptChoice, TunedChoices};
 use crate::vendor::{KernelInstance, Vendor};
 
 /// Plans kept; a caller with more shapes than this plans anew now and then.
@@ -28,6 +32,7 @@ pub struct Planner<V: Vendor> {
     facts: V::Facts,
     store: Arc<KernelStore>,
     plans: Mutex<HashMap<(PlanKey, V::Fit), AttentionPlan>>,
+    tuned: TunedChoices,
 }
 
 /// What a plan keeps for its launches.
@@ -64,7 +69,8 @@ struct Part {
 impl<V: Vendor> Planner<V> {
     /// A planner for a device, with the kernels of a store; errors call its backend `name`.
     pub fn new(name: String, facts: V::Facts, store: Arc<KernelStore>) -> Self {
-        Planner { name, facts, store, plans: Mutex::default() }
+        let tuned = TunedChoices::in_cache(store.cache());
+        Planner { name, facts, store, plans: Mutex::default(), tuned }
     }
 
     /// What the driver says of the device.
@@ -113,14 +119,93 @@ impl<V: Vendor> Planner<V> {
         if let Some(plan) = lock(&self.plans).get(&key) {
             return Ok(plan.clone());
         }
-        let choice = V::choose(&self.name, &self.facts, &key.0, &key.1)?;
-        let plan = self.plan_with(&key.0, choice, &self.functors(problem)?)?;
+        let functors = self.functors(problem)?;
+        let choice = self.choose(&key, &functors)?;
+        let plan = self.plan_with(&key.0, choice, &functors)?;
         let mut plans = lock(&self.plans);
         if plans.len() >= MOST_PLANS {
             plans.clear();
         }
         plans.insert(key, plan.clone());
         Ok(plan)
+    }
+
+    /// The vendor's choice, or what was measured to be faster for such problems where the caller fixes nothing.
+    fn choose(&self, key: &(PlanKey, V::Fit), functors: &FunctorSpec<'_>) -> Result<Choice<V::Kernel>> {
+        match self.kept(key, functors) {
+            Some(choice) => Ok(choice),
+            None => V::choose(&self.name, &self.facts, &key.0, &key.1),
+        }
+    }
+
+    fn kept(&self, key: &(PlanKey, V::Fit), functors: &FunctorSpec<'_>) -> Option<Choice<V::Kernel>> {
+        if key.0.config != AttentionConfig::default() {
+            return None;
+        }
+        let kept = self.tuned.find(&V::info(&self.facts).device_name, &key.0)?;
+        let choice = kept.config().and_then(|config| {
+            let choice = V::choose(&self.name, &self.facts, &PlanKey { config, ..key.0.clone() }, &key.1)?;
+            if kept.source_tag != self.source_tag(&choice.kernel, functors) {
+                return Err(Error::value("source_tag", &kept.source_tag, "that of this version's kernels"));
+            }
+            Ok(choice)
+        });
+        match choice {
+            Ok(mut choice) => {
+                choice.reason = format!("{}; measured to be the fastest here", choice.reason);
+                Some(choice)
+            }
+            Err(error) => {
+                tracing::warn!(kind = %kept.kind, %error, "a tuned choice is stale and left out; tune again");
+                None
+            }
+        }
+    }
+
+    /// Says which source a kernel is compiled from, so that a measurement of another one is not taken for it.
+    fn source_tag(&self, kernel: &V::Kernel, functors: &FunctorSpec<'_>) -> String {
+        prebuilt_tag(&kernel.arch(&V::arch(&self.facts)), &kernel.translation_unit(functors).source())
+    }
+
+    /// The configurations to measure for a problem, as if nothing were fixed; the plan's own choice first.
+    ///
+    /// # Errors
+    /// Those of [`Vendor::choose`].
+    pub fn alternatives(&self, problem: &AttentionProblem<'_>) -> Result<Vec<AttentionConfig>> {
+        let functors = self.functors(problem)?;
+        let (key, fit) = self.key(problem)?;
+        let mut key = (PlanKey { config: AttentionConfig::default(), ..key }, fit);
+        let own = self.choose(&key, &functors)?;
+        let mut seen = HashSet::from([self.kernel_id(&own.kernel, &key.0)]);
+        let mut configs = vec![key.0.config];
+        for config in V::alternatives(&self.facts, &key.0) {
+            key.0.config = config;
+            let Ok(choice) = V::choose(&self.name, &self.facts, &key.0, &key.1) else { continue };
+            if seen.insert(self.kernel_id(&choice.kernel, &key.0)) {
+                configs.push(config);
+            }
+        }
+        Ok(configs)
+    }
+
+    /// Keeps a configuration for problems of this kind on such a device.
+    ///
+    /// # Errors
+    /// Those of [`Vendor::choose`], [`Error::Unsupported`] where there is no place to keep it.
+    pub fn keep_choice(
+        &self,
+        device_name: &str,
+        problem: &AttentionProblem<'_>,
+        config: &AttentionConfig,
+    ) -> Result<PathBuf> {
+        let functors = self.functors(problem)?;
+        let (key, fit) = self.key(problem)?;
+        let key = PlanKey { config: *config, ..key };
+        let choice = V::choose(&self.name, &self.facts, &key, &fit)?;
+        let tag = self.source_tag(&choice.kernel, &functors);
+        let path = self.tuned.keep(KeptChoice::new(device_name, &key, tag), &self.name)?;
+        lock(&self.plans).clear();
+        Ok(path)
     }
 
     fn plan_with(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytemuck::NoUninit;
 use omniflash_core::lower::FunctorSpec;
-use omniflash_core::{Algorithm, AttentionProblem, BackendInfo, DType, Result};
+use omniflash_core::{Algorithm, AttentionConfig, AttentionProblem, BackendInfo, DType, Result};
 use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
 use omniflash_device::{Launch, PeakKernel, PeakWork, TranslationUnit, Workspace};
 use omniflash_kernel_store::KernelStore;
@@ -78,6 +78,13 @@ pub trait Vendor: Debug + Sized + Send + Sync + 'static {
         key: &PlanKey,
         fit: &Self::Fit,
     ) -> Result<Choice<Self::Kernel>>;
+
+    /// Configurations that may be faster for a problem than what [`choose`](Vendor::choose) answers where nothing is
+    /// fixed. Those that cannot be, or make the same kernel, are left out by the caller; none, as here, where no
+    /// choice was ever found to matter.
+    fn alternatives(_facts: &Self::Facts, _key: &PlanKey) -> Vec<AttentionConfig> {
+        Vec::new()
+    }
 
     /// What `kernel` takes beside the parameters of all kernels. `counter` is the address of its counter of tiles,
     /// where it [counts tiles](KernelInstance::counts_tiles).

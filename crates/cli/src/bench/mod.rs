@@ -27,12 +27,14 @@ mod steps;
 mod table;
 mod workload;
 
+pub(crate) use clock::time;
 use compare::Baseline;
 pub(crate) use grid::Group;
 use grid::grid;
 use measure::{Measurement, record, record_of_case};
 use schedule::Schedule;
-use workload::{BenchCase, Form, dtype_name};
+use workload::dtype_name;
+pub(crate) use workload::{BenchCase, Form, Workload};
 
 pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
     let pool = rayon::ThreadPoolBuilder::new()

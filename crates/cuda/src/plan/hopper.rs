@@ -7,7 +7,7 @@ use omniflash_kernels_cuda::{HopperConfig, MAX_HOPPER_HEAD_DIM, WARP_ROWS};
 use super::{Choice, KernelChoice, Request};
 
 /// The one compute capability that has these instructions.
-const HOPPER: (u32, u32) = (9, 0);
+pub(super) const HOPPER: (u32, u32) = (9, 0);
 
 /// Fewer rows than this leave more than half of a tile empty: smaller tiles are faster then.
 const FEWEST_ROWS: usize = 65;
@@ -141,6 +141,7 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
     // Three warpgroups keep the exponentials busy where the products are short.
     let (block_m, block_n, query_tiles) = match (head_dim, value_dim) {
         (..=64, ..=64) => (192, 128, 2),
+        (..=96, ..=96) => (192, 96, 2),
         (..=128, ..=128) => (128, 128, 2),
         (..=192, ..=128) => (128, 128, 1),
         (..=192, ..=192) => (128, 96, 1),

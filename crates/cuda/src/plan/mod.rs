@@ -1,6 +1,7 @@
 //! Which kernel computes a problem, in which tiles and how many partitions: pure functions of sizes, dtypes, mask,
 //! configuration and device, with snapshots of what they answer.
 
+mod alternatives;
 mod decode;
 mod hopper;
 mod id;
@@ -18,6 +19,7 @@ use omniflash_kernels_cuda::{Arithmetic, NaiveConfig};
 
 use crate::probe::DeviceFacts;
 
+pub(crate) use alternatives::alternatives;
 pub(crate) use hopper::HopperFit;
 pub(crate) use id::{arch, arch_family};
 pub(crate) use instance::KernelChoice;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use libloading::Library;
-use omniflash_kernel_store::{CompileError, Compiler, KernelSource, KernelStore, StoreOptions};
+use omniflash_kernel_store::{CompileError, Compiler, DiskCache, KernelSource, KernelStore, StoreOptions};
 
 use crate::CudaBackend;
 use crate::probe::{Absent, Probe, probe_libraries};
@@ -97,6 +97,16 @@ impl Fake {
     pub(super) fn backend_with_compiler(&self, compiler: impl Compiler + 'static) -> CudaBackend {
         let store =
             KernelStore::new(StoreOptions { compilers: vec![Box::new(compiler)], ..StoreOptions::default() });
+        CudaBackend::of_devices(self.probe().unwrap().into_contexts(), &Arc::new(store)).remove(0)
+    }
+
+    /// A backend whose kernels are any bytes, kept in a directory.
+    pub(super) fn backend_with_cache(&self, directory: &Path) -> CudaBackend {
+        let store = KernelStore::new(StoreOptions {
+            compilers: vec![Box::new(AnyCompiler(b"cubin"))],
+            cache: Some(DiskCache::new(directory)),
+            ..StoreOptions::default()
+        });
         CudaBackend::of_devices(self.probe().unwrap().into_contexts(), &Arc::new(store)).remove(0)
     }
 

@@ -190,6 +190,70 @@ fn a_hopper_launch_passes_maps_tiles_and_a_counter_that_captured_launches_do_not
 }
 
 #[test]
+fn a_choice_that_was_kept_is_taken_by_later_plans_until_its_kernel_changes() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let backend = fake.backend_with_cache(folder.path());
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (1024, 1024), (8, 8), 128);
+    let (nothing_fixed, mut fixed) = (AttentionOptions::new(), AttentionOptions::new());
+    let problem = tensors.problem(&nothing_fixed);
+    let plan_of = |backend: &CudaBackend, problem: &AttentionProblem<'_>| {
+        let plan = backend.plan(problem).unwrap();
+        (plan.algorithm, plan.block_m, plan.block_n, plan.reason.contains("measured to be the fastest"))
+    };
+    let own = (Algorithm::Flash3, 128, 128, false);
+    assert_eq!(plan_of(&backend, &problem), own);
+    let configs = backend.alternatives(&problem).unwrap();
+    assert_eq!(configs[0], AttentionConfig::default());
+    let tiles: Vec<_> = configs[1..].iter().map(|c| (c.algorithm, c.block_m, c.block_n)).collect();
+    let hopper = |block_m, block_n| (Algorithm::Flash3, Some(block_m), Some(block_n));
+    // Not 128x128, which the plan takes by itself, and nothing whose registers do not suffice.
+    let flash2 = (Algorithm::Flash2, None, None);
+    assert_eq!(tiles, [flash2, hopper(128, 64), hopper(128, 96), hopper(128, 160), hopper(192, 64)]);
+
+    let path = backend.keep_choice(&problem, &configs[3]).unwrap();
+    let kept = (Algorithm::Flash3, 128, 96, true);
+    assert_eq!(plan_of(&backend, &problem), kept);
+    assert_eq!(plan_of(&fake.backend_with_cache(folder.path()), &problem), kept, "another process");
+    let again: Vec<_> = backend.alternatives(&problem).unwrap();
+    assert!(
+        again.iter().any(|config| config.block_n == Some(128)),
+        "what the plan took before can win again"
+    );
+    let text = std::fs::read_to_string(&path).unwrap();
+    for stale in [
+        text.replace("\"source_tag\": \"", "\"source_tag\": \"0"),
+        text.replace("\"format\": 1", "\"format\": 2"),
+        text.replace("Fake GPU", "Other GPU"),
+        text.replace("flash3", "flash9"),
+        text[..text.len() / 2].to_owned(),
+    ] {
+        assert_ne!(stale, text);
+        std::fs::write(&path, stale).unwrap();
+        assert_eq!(plan_of(&fake.backend_with_cache(folder.path()), &problem), own);
+    }
+    drop(problem);
+    fixed.config.block_n = Some(64);
+    assert_eq!(plan_of(&backend, &tensors.problem(&fixed)), (Algorithm::Flash3, 128, 64, false));
+}
+
+#[test]
+fn a_choice_cannot_be_kept_without_a_cache() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let mut tensors = Tensors::new(&backend, &stream, (1024, 1024), (8, 8), 128);
+    let options = AttentionOptions::new();
+    let problem = tensors.problem(&options);
+    let error = backend.keep_choice(&problem, &AttentionConfig::default()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Unsupported { nearest, .. } if nearest.contains("OMNIFLASH_CACHE")),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_second_launch_only_launches() {
     let Some(fake) = Fake::build(&[]) else { return };
     let backend = fake.backend();

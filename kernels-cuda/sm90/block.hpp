@@ -1,0 +1,123 @@
+// A block of the Hopper forward kernel: its tiles, what its threads hold in registers, its shared memory, its launch.
+#pragma once
+
+#include "omniflash/keys.hpp"
+#include "omniflash/masks.hpp"
+#include "omniflash/schedule.hpp"
+#include "omniflash/score_mods.hpp"
+#include "sm80.hpp"
+#include "sm90/mbarrier.hpp"
+#include "sm90/slabs.hpp"
+#include "sm90/tma.hpp"
+#include "sm90/warpgroup.hpp"
+#include "instance.hpp"
+
+namespace omniflash {
+
+using namespace instance;
+
+constexpr int kSlots = 2, kMessages = 4;
+constexpr int kBlockM = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "a step of a product is 16 deep");
+static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
+
+using QueryTile = SlabTile<kBlockM, maximum(kHeadDim, kValueDim)>;
+using OutputTile = QueryTile;
+using KeyTile = SlabTile<kBlockN, kHeadDim>;
+using ValueTile = SlabTile<kBlockN, kValueDim>;
+constexpr int kHeadSlabs = KeyTile::kSlabs, kValueSlabs = ValueTile::kSlabs;
+
+// A mask that hides something, or a score that does: then a value that is not finite may have weight 0.
+template <class Mask>
+constexpr bool hides_nothing = false;
+template <>
+inline constexpr bool hides_nothing<NoMask> = true;
+constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
+
+// What a warpgroup may see of its first tile: all, or the first half of the keys.
+constexpr int kHalfTile = kHides && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
+
+// Whether warpgroups issue products in turn, so that one's softmax runs under another's products: worth it where there is
+// a mask (measured; products of 256 columns leave nothing to hide).
+constexpr bool kTakesTurns = kHides && kHeadDim <= 128;
+
+// So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
+// them sooner, early enough that their keys arrive in time.
+constexpr int kTilesAhead = 4;
+
+// Registers of a thread before and after they are shared out: (producer + kConsumers * consumer) threads must not have more
+// than the launch gave the block, or the consumers wait for ever.
+constexpr int kAccumulators = kBlockN / 2 + kBlockN / 4 + kValueDim / 2;
+constexpr bool kIsCrowded = kConsumers == 3 ? kAccumulators > 120 : kAccumulators > 160;
+constexpr int kProducerRegisters = kConsumers == 3 ? (kIsCrowded ? 32 : 56) : (kIsCrowded ? 40 : 56);
+constexpr int kConsumerRegisters = kConsumers == 3 ? (kIsCrowded ? 160 : 152) : (kIsCrowded ? 232 : 224);
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (kConsumers == 3 ? 512 : 504));
+
+// Scores stay unscaled, and softmax_scale (positive: the plan sees to it) is folded into the exponential, where nothing looks
+// at them in between.
+constexpr bool kFolded = is_identity<ScoreModType> && !has_add<MaskType>;
+
+template <int kKeys>
+using ScoresOf = float[kKeys / 2];  // word 4 n + 2 half + i: row lane / 4 + 8 half, key 8 n + lane % 4 * 2 + i
+using Scores = ScoresOf<kBlockN>;
+using Weights = unsigned[kBlockN / 4];  // the same in pairs, rounded
+using Output = float[kValueDim / 2];
+
+// What the launch adds to the parameters that all kernels have.
+struct HopperParameters {
+  TensorMap q, k, v, out;  // (column, head of the tile, row, shift, head tile), see HopperBlock::rows_at
+  unsigned* counter;       // 0 before the launch, and after it
+  unsigned num_tiles;      // tiles of rows
+  unsigned q_batch_rows, k_batch_rows, v_batch_rows, out_batch_rows;  // rows between sequences
+};
+static_assert(sizeof(HopperParameters) == kParameterBytes);
+OMNIFLASH_CHECK_OFFSET(HopperParameters, counter, kCounterOffset);
+OMNIFLASH_CHECK_OFFSET(HopperParameters, q_batch_rows, kBatchRowsOffset);
+
+constexpr unsigned kKeyOffset = kQueryTiles * QueryTile::kBytes;
+constexpr unsigned kValueOffset = kKeyOffset + kSlots * KeyTile::kBytes;
+constexpr unsigned kBarrierOffset = kValueOffset + kSlots * ValueTile::kBytes;
+constexpr int kBarriers = 2 * (kQueryTiles + 2 * kSlots + kMessages) + 1;
+constexpr unsigned kMessageOffset = (kBarrierOffset + 8 * kBarriers + 15) / 16 * 16;
+constexpr unsigned kMessageBytes = 48 + 16 * kConsumers;
+static_assert(kSwizzleBytes + kMessageOffset + kMessages * kMessageBytes <= kSharedBytes);
+
+// Everything in shared memory, by its address. A slot is full when its copies have landed, empty when all warps have left it.
+struct SharedMemory {
+  unsigned address;
+
+  OMNIFLASH_DEVICE SharedMemory()
+      : address(uniform((shared_memory() + kSwizzleBytes - 1) & ~(kSwizzleBytes - 1))) {}
+
+  OMNIFLASH_DEVICE QueryTile query(int slot) const { return {address + slot * QueryTile::kBytes}; }
+  OMNIFLASH_DEVICE KeyTile key(int slot) const { return {address + kKeyOffset + slot * KeyTile::kBytes}; }
+  OMNIFLASH_DEVICE ValueTile value(int slot) const { return {address + kValueOffset + slot * ValueTile::kBytes}; }
+  OMNIFLASH_DEVICE unsigned message(int slot) const { return address + kMessageOffset + slot * kMessageBytes; }
+
+  OMNIFLASH_DEVICE unsigned barrier(int index) const { return address + kBarrierOffset + 8 * index; }
+  OMNIFLASH_DEVICE unsigned query_full(int slot) const { return barrier(slot); }
+  OMNIFLASH_DEVICE unsigned query_empty(int slot) const { return barrier(kQueryTiles + slot); }
+  OMNIFLASH_DEVICE unsigned key_full(int slot) const { return barrier(2 * kQueryTiles + slot); }
+  OMNIFLASH_DEVICE unsigned key_empty(int slot) const { return barrier(2 * kQueryTiles + kSlots + slot); }
+  OMNIFLASH_DEVICE unsigned value_full(int slot) const { return barrier(2 * kQueryTiles + 2 * kSlots + slot); }
+  OMNIFLASH_DEVICE unsigned value_empty(int slot) const { return barrier(2 * kQueryTiles + 3 * kSlots + slot); }
+  OMNIFLASH_DEVICE unsigned message_full(int slot) const { return barrier(2 * kQueryTiles + 4 * kSlots + slot); }
+  OMNIFLASH_DEVICE unsigned message_empty(int slot) const {
+    return barrier(2 * kQueryTiles + 4 * kSlots + kMessages + slot);
+  }
+
+  // Complete when the producer comes to the end of a tile of rows.
+  OMNIFLASH_DEVICE unsigned next_wanted() const { return barrier(kBarriers - 1); }
+
+  OMNIFLASH_DEVICE void initialize_barriers() const {
+    constexpr int kConsumerWarps = 4 * kConsumers;
+    for (int i = 0; i < kBarriers; ++i) mbarrier_init(barrier(i), 1);
+    for (int i = 0; i < kQueryTiles; ++i) mbarrier_init(query_empty(i), kConsumerWarps);
+    for (int i = 0; i < kSlots; ++i) mbarrier_init(key_empty(i), kConsumerWarps);
+    for (int i = 0; i < kSlots; ++i) mbarrier_init(value_empty(i), kConsumerWarps);
+    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), kConsumerWarps + 1);
+    mbarrier_init_fence();
+  }
+};
+
+}  // namespace omniflash
