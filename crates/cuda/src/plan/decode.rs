@@ -212,3 +212,19 @@ pub(super) fn packing(heads_per_tile: usize) -> String {
         "one head a tile".into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::whole_shares;
+
+    #[test]
+    fn items_are_cut_into_equal_parts_where_a_few_blocks_less_do_that() {
+        // 2048 tiles make 32 equal parts but not 33, 130 tiles 26 parts, which are too few.
+        assert_eq!(whole_shares(264, 8, 2048), 256);
+        assert_eq!(whole_shares(264, 8, 130), 264);
+        assert_eq!(whole_shares(264, 128, 128), 256);
+        // Whole items to a block.
+        assert_eq!(whole_shares(264, 1024, 16), 256);
+        assert_eq!(whole_shares(264, 100, 16), 264);
+    }
+}
