@@ -11,10 +11,12 @@
 //
 // With num_workers blocks the cut is made from the lengths on the device, by every block alike; with num_workers = 0
 // block (i, p) does partition p of num_partitions equal ones of item i, whatever else is in the batch. With kCluster > 1
-// the partitions of an item are the blocks of a cluster instead, and its parts are joined from their shared memory.
+// the partitions of an item are the blocks of a cluster instead; each joins some of the sums, which the others write into
+// its shared memory.
 //
 // Shared memory: [ Q | of each warp: slots 0 .. kStages - 1 of K and V ]; where warps meet, over the same from the start,
-// [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp, then of each row ].
+// [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp | parts of a cluster's blocks, rows
+// of kPitch: the sums of kValueDim columns, offset and sum ].
 //
 // Code that runs once costs more than the same in a loop: what stands between the start and the first copies is kept
 // short, and what can wait is done while they are under way.
@@ -67,18 +69,17 @@ OMNIFLASH_DEVICE RowsOfValueDim value_slice(int slot) { return {slot_address(slo
 OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
   return shared_memory() + 4 * ((warp * kBlockM + row) * kPitch + column);
 }
-// Of a warp, or with kWarps of the block.
 OMNIFLASH_DEVICE unsigned state_address(int warp, int row) {
   return shared_memory() + kStates + 8 * (warp * kBlockM + row);
+}
+// Of a part that another block of the cluster has sent; the row's state lies after its columns.
+OMNIFLASH_DEVICE unsigned sent_address(int row_of_part, int column) {
+  return shared_memory() + kStates + 8 * kWarps * kBlockM + 4 * (row_of_part * kPitch + column);
 }
 
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 
 using Tiles = KeyTiles<MaskType>;
-
-struct alignas(16) Chunk {
-  unsigned words[4];
-};
 
 // What one block works on: all rows of a sequence that share a key head.
 struct Block {
@@ -87,7 +88,7 @@ struct Block {
   Sequence sequence;
   int head_tile;
   RowTile rows;
-  int inverse_heads;  // 2^16 / heads, rounded up
+  float per_head;  // 1 / heads
   float scale;   // of scores before mask and modification; 1 where it is folded
   float factor;  // of scores in the exponential
 
@@ -99,7 +100,7 @@ struct Block {
         head_tile(head_tile),
         rows(parameters, Work{sequence.batch, head_tile * static_cast<int>(parameters.heads_per_tile), 0}, sequence,
              kBlockM),
-        inverse_heads(0xffff / rows.heads + 1) {
+        per_head(reciprocal(static_cast<float>(rows.heads))) {
     // The largest score is the largest product only under a positive factor.
     const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
     scale = folded ? 1.0f : parameters.softmax_scale;
@@ -113,8 +114,8 @@ struct Block {
     return Tiles(functors.mask, sequence, queries, rows.heads, kBlockN);
   }
 
-  // Query and head of a row, by multiplication: rows are few.
-  OMNIFLASH_DEVICE int query(int row) const { return row * inverse_heads >> 16; }
+  // Query and head of a row, without a division: rows are few.
+  OMNIFLASH_DEVICE int query(int row) const { return static_cast<int>((static_cast<float>(row) + 0.5f) * per_head); }
   OMNIFLASH_DEVICE int head(int row) const { return rows.first_head + row - query(row) * rows.heads; }
 
   // Row of an accumulator's fragment and half in the sequence; past the end, the last.
@@ -126,23 +127,16 @@ struct Block {
     return ScoreIndex{sequence.batch, head(row), query, sequence.start + query, 0};
   }
 
-  // Through registers: groups of asynchronous copies are for keys and values.
   OMNIFLASH_DEVICE void copy_queries() const {
     constexpr int kChunks = RowsOfHeadDim::kChunks, kElements = RowsOfHeadDim::kChunkElements;
-    const int columns = parameters.head_dim;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
-      const int row = i / kChunks, chunk = i % kChunks, column = chunk * kElements;
+      const int row = i / kChunks, chunk = i % kChunks;
       const bool valid = row < rows.num_rows;
       const int some = valid ? row : 0;
       const Element* from = sequence.template row<const Element>(parameters.q, is_ragged(parameters), query(some), head(some));
-      if constexpr (kVectorLoads) {
-        Chunk words{};
-        if (valid && column < columns) words = *reinterpret_cast<const Chunk*>(from + column);
-        store_shared_16(query_tile().chunk(row, chunk), words.words);
-      } else {
-        fill_chunk<false>(query_tile().chunk(row, chunk), from, column, columns, valid);
-      }
+      fill_chunk<kVectorLoads>(query_tile().chunk(row, chunk), from, chunk * kElements, static_cast<int>(parameters.head_dim),
+                               valid);
     }
   }
 };
@@ -376,13 +370,13 @@ struct Pipeline {
       }
       advance(ahead + 1);
     }
-    copy_commit();
   }
 };
 
 OMNIFLASH_DEVICE int next_slot(int slot) { return slot == kStages - 1 ? 0 : slot + 1; }
 
-// This warp's keys of a segment. `meanwhile` is called while the first copies are under way.
+// This warp's keys of a segment. The queries come with the first slice. `meanwhile` is called while the first copies are
+// under way.
 template <class Meanwhile>
 OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, Softmax& softmax, Output& o,
                              const Meanwhile& meanwhile) {
@@ -392,16 +386,19 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
 #pragma unroll 1
   for (int slot = 0, to_fill = 0;;) {
     pipeline.copy(to_fill);
+    if (filled == 0) block.copy_queries();
+    copy_commit();
     to_fill = next_slot(to_fill);
     if (++filled < kStages) continue;
+    if (filled == kStages) meanwhile();
+    copy_wait<kStages - 1>();
+    // This slice has landed, and with the first one all warps' shares of the queries.
     if (filled == kStages) {
-      block.copy_queries();
-      meanwhile();
-      barrier();  // the queries are there
+      barrier();
+    } else {
+      warp_barrier();
     }
     if (tile >= tiles.end) break;
-    copy_wait<kStages - 1>();
-    warp_barrier();  // this slice has landed
 
     const int first_key = Pipeline::first_key(tile);
     if (first_key < block.sequence.kv_len) {
@@ -549,8 +546,25 @@ struct Joined {
   }
 };
 
-// Joins the warps' sums in the order of warps: the result of a whole item, or a part in the workspace, or in a cluster in
-// the place of the first warp's sums.
+// The blocks of a cluster that join a quad.
+OMNIFLASH_DEVICE int block_of(int i) { return i % kCluster; }
+
+// Sends a quad of this block's part to the block that joins it, and the row's state to all of them.
+OMNIFLASH_DEVICE void send(const Block& block, const Joined& joined, int row, int quad) {
+  const int there = block_index_x() % kCluster * block.rows.num_rows + row;
+  unsigned words[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) words[e] = __builtin_bit_cast(unsigned, joined.total.values[e]);
+  store_cluster_16(cluster_address(sent_address(there, 4 * quad), block_of(row * kQuads + quad)), words);
+#pragma unroll 1
+  for (int to = quad; to < kCluster; to += kQuads) {
+    store_cluster_8(cluster_address(sent_address(there, kValueDim), to), __builtin_bit_cast(unsigned, joined.state.offset),
+                    __builtin_bit_cast(unsigned, joined.state.sum));
+  }
+}
+
+// Joins the warps' sums in the order of warps: the result of a whole item, or a part for the workspace, or for the blocks
+// of a cluster.
 OMNIFLASH_DEVICE void join_warps(const Block& block, const Parts& parts) {
 #pragma unroll 1
   for (int i = thread_index(); i < block.rows.num_rows * kQuads; i += kThreads) {
@@ -565,11 +579,7 @@ OMNIFLASH_DEVICE void join_warps(const Block& block, const Parts& parts) {
     Joined joined;
     joined.add(states, quads);
     if constexpr (kCluster > 1) {
-      unsigned words[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) words[e] = __builtin_bit_cast(unsigned, joined.total.values[e]);
-      store_shared_16(sum_address(0, row, 4 * quad), words);
-      if (quad == 0) store_shared_state(state_address(kWarps, row), joined.state);
+      send(block, joined, row, quad);
     } else if (parts.count > 1) {
       *partial_quad(block, parts.mine, row, quad) = joined.total;
       if (quad == 0) *partial_state(block, parts.mine, row) = joined.state;
@@ -593,7 +603,7 @@ OMNIFLASH_DEVICE bool is_last(const Block& block, const Parts& parts) {
   return barrier_any(last);
 }
 
-// Parts in the workspace, and those in the shared memory of the cluster's blocks.
+// Parts in the workspace, and those that the cluster's blocks have sent.
 struct WorkspaceParts {
   const Block& block;
   const Parts& parts;
@@ -608,18 +618,12 @@ struct WorkspaceParts {
   }
 };
 struct ClusterParts {
+  const Block& block;
   OMNIFLASH_DEVICE RowState state(int part, int row) const {
-    unsigned words[2];
-    load_cluster_8(words, cluster_address(state_address(kWarps, row), part));
-    return {__builtin_bit_cast(float, words[0]), __builtin_bit_cast(float, words[1])};
+    return load_shared_state(sent_address(part * block.rows.num_rows + row, kValueDim));
   }
   OMNIFLASH_DEVICE Quad quad(int part, int row, int quad) const {
-    unsigned words[4];
-    load_cluster_16(words, cluster_address(sum_address(0, row, 4 * quad), part));
-    Quad result;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) result.values[e] = __builtin_bit_cast(float, words[e]);
-    return result;
+    return load_shared_quad(sent_address(part * block.rows.num_rows + row, 4 * quad));
   }
 };
 
@@ -668,12 +672,15 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const In
   }
   Parts parts;
   attend(block, keys, tiles, softmax, o, [&] { parts = in_parts(); });
+  if constexpr (kCluster > 1) cluster_arrive<false>();  // others may write where this block has read until now
   publish(block, softmax, o);
+  if constexpr (kCluster > 1) cluster_wait();
   join_warps(block, parts);
   if constexpr (kCluster > 1) {
-    cluster_barrier();
-    join_parts(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads, ClusterParts{});
-    cluster_barrier();  // others may still read this block's sums
+    cluster_arrive<true>();
+    cluster_wait();
+    join_parts(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads,
+               ClusterParts{block});
   } else {
     if (parts.count > 1 && is_last(block, parts)) {
       join_parts(block, parts.count, thread_index(), kThreads, WorkspaceParts{block, parts});
@@ -688,12 +695,21 @@ OMNIFLASH_KERNEL(omniflash::kThreads) OMNIFLASH_CLUSTER(omniflash::instance::kCl
 omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
+  if constexpr (kCluster > 1) {
+    const Sequence sequence(parameters, block_index_y());
+    const Block block(parameters, functors, sequence, block_index_x() / kCluster);
+    const Extent extent(block);
+    if (extent.count == 0) return;
+    const int run = ceil_divide(extent.count, kCluster);
+    const int from = minimum(static_cast<int>(block_index_x() % kCluster) * run, extent.count);
+    run_segment(block, extent.begin + from, extent.begin + minimum(from + run, extent.count), [] { return Parts{}; });
+    return;
+  }
   const unsigned head_tiles =
       parameters.heads_per_tile == 1 ? parameters.num_heads : parameters.num_heads / parameters.heads_per_tile;
-  const bool is_line = kCluster == 1 && parameters.num_workers > 0;
+  const bool is_line = parameters.num_workers > 0;
   // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
-  const unsigned worker = block_index_x(), cut = kCluster == 1 ? block_index_x() : block_index_x() / kCluster;
-  const unsigned partition = kCluster == 1 ? block_index_y() : block_index_x() % kCluster;
+  const unsigned worker = block_index_x(), cut = block_index_x(), partition = block_index_y();
   unsigned total = 0, at = 0, end = 0, origin = 0;
   Line line;
   int first = is_line ? 0 : cut / head_tiles;

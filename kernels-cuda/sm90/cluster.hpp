@@ -12,10 +12,17 @@
 
 namespace omniflash {
 
-// barrier.cluster: all threads of the cluster meet; what they wrote to shared memory before, all see after.
-OMNIFLASH_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+// barrier.cluster: all threads of the cluster arrive, and wait for all others; what they wrote to shared memory before they
+// arrived, if they released it, all see after they have waited.
+template <bool kReleases>
+OMNIFLASH_DEVICE void cluster_arrive() {
+  if constexpr (kReleases) {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  } else {
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+  }
 }
+OMNIFLASH_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // mapa: where an address of this block's shared memory lies in that of another block of the cluster.
 OMNIFLASH_DEVICE unsigned cluster_address(unsigned address, int block) {
@@ -24,14 +31,13 @@ OMNIFLASH_DEVICE unsigned cluster_address(unsigned address, int block) {
   return there;
 }
 
-// ld.shared::cluster.
-OMNIFLASH_DEVICE void load_cluster_8(unsigned (&words)[2], unsigned from) {
-  asm volatile("ld.shared::cluster.v2.b32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(from) : "memory");
+// st.shared::cluster.
+OMNIFLASH_DEVICE void store_cluster_8(unsigned to, unsigned low, unsigned high) {
+  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(low), "r"(high) : "memory");
 }
-OMNIFLASH_DEVICE void load_cluster_16(unsigned (&words)[4], unsigned from) {
-  asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(from)
+OMNIFLASH_DEVICE void store_cluster_16(unsigned to, const unsigned (&words)[4]) {
+  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
                : "memory");
 }
 

@@ -134,14 +134,30 @@ impl DecodeConfig {
         self.block_n() * (self.row_bytes(self.head_dim) + self.row_bytes(self.value_dim))
     }
 
+    /// Sums of all warps, and the offset and sum of their rows.
+    fn sums_bytes(&self) -> usize {
+        self.warps * self.block_m * (self.pitch_bytes() + 8)
+    }
+
+    /// Bytes from a row of sums to the next.
+    fn pitch_bytes(&self) -> usize {
+        4 * (self.value_dim + 8)
+    }
+
     /// Dynamic shared memory of a block: queries and slots, or the sums of all warps.
     pub fn shared_memory_bytes(&self) -> usize {
         let inputs = self.block_m * self.row_bytes(self.head_dim) + self.stages * self.slot_bytes();
-        let sums = self.block_m * (self.warps * 4 * (self.value_dim + 8) + (self.warps + 1) * 8);
-        inputs.max(sums)
+        inputs.max(self.sums_bytes())
     }
 
-    /// The blocks of a launch: `num_workers`, or with 0 items along x and partitions along y; of clusters, a cluster an item.
+    /// Whether clusters of so many blocks can join items of `rows` rows: the parts of all blocks lie beside the sums of the
+    /// warps.
+    pub fn joins_in_cluster(&self, cluster: usize, rows: usize) -> bool {
+        self.sums_bytes() + cluster * rows * self.pitch_bytes() <= self.shared_memory_bytes()
+    }
+
+    /// The blocks of a launch: `num_workers`, or with 0 items along x and partitions along y; of clusters, one an item,
+    /// those of a sequence along x.
     ///
     /// # Errors
     /// [`Error::Value`] when there are more than a launch can have.
@@ -151,7 +167,8 @@ impl DecodeConfig {
         let grid = if parameters.num_workers > 0 {
             [parameters.num_workers, 1, 1]
         } else if self.cluster > 1 {
-            [along_x(items * self.cluster), 1, 1]
+            let batch = parameters.batch.max(1);
+            [along_x(items / batch as usize * self.cluster), batch, 1]
         } else {
             [along_x(items), parameters.num_partitions, 1]
         };

@@ -14,15 +14,16 @@ const LEAST_TILES: usize = 2;
 /// Tiles of heads that may share a key head: each reads its keys, the later ones from the second-level cache.
 const MOST_HEAD_TILES: usize = 2;
 
-/// Blocks of a cluster: the most there can be.
-const CLUSTER: usize = 16;
+/// Blocks of a cluster, for few items and for more. All blocks of a cluster are in one of the device's processor clusters,
+/// some of which have fewer multiprocessors than the others: not all of the device can be used.
+const CLUSTERS: [usize; 2] = [16, 8];
 
 /// Fewer tiles of keys than this are one block's.
 const LEAST_CLUSTER_TILES: usize = 4;
 
-/// The most keys of a sequence that clusters share. Clusters of 16 blocks leave some multiprocessors idle: with more keys
-/// than this all of them are better.
-const MOST_CLUSTER_KEYS: usize = 8192;
+/// The most keys of a sequence that clusters share, where one block fits on a multiprocessor. Clusters leave some
+/// multiprocessors idle: with more keys than this all of them are better.
+const MOST_CLUSTER_KEYS: usize = 16_384;
 
 /// Ragged batches whose longest sequence is this many times the average have two kinds of sequences.
 const MIXED: usize = 3;
@@ -138,14 +139,20 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
 /// its parts from their shared memory. `None` where clusters would leave more multiprocessors idle than that gains.
 fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) -> Option<DecodeConfig> {
     let (shape, facts) = (request.shape, request.facts);
-    let fits = items(shape, heads_per_tile) * CLUSTER <= facts.multiprocessors
-        && blocks_of_a_multiprocessor(request, config) >= 2;
-    (facts.compute_capability.0 == 9
-        && request.config.num_partitions.is_none()
-        && fits
-        && LEAST_CLUSTER_TILES <= shape.seqlen_k.div_ceil(config.block_n())
-        && shape.seqlen_k <= MOST_CLUSTER_KEYS)
-        .then_some(DecodeConfig { cluster: CLUSTER, ..config })
+    let (items, rows) = (items(shape, heads_per_tile), shape.seqlen_q * heads_per_tile);
+    let at_once = blocks_of_a_multiprocessor(request, config);
+    let is_short = LEAST_CLUSTER_TILES <= shape.seqlen_k.div_ceil(config.block_n())
+        && shape.seqlen_k * at_once <= MOST_CLUSTER_KEYS;
+    if facts.compute_capability.0 != 9 || request.config.num_partitions.is_some() || !is_short {
+        return None;
+    }
+    let slots = facts.multiprocessors * at_once;
+    let fits = |cluster: usize| {
+        // With more items narrow clusters are faster; all but an eighth of the multiprocessors hold them.
+        let usable = if cluster == CLUSTERS[0] { slots / 4 } else { facts.multiprocessors * 7 / 8 };
+        items * cluster <= usable && config.joins_in_cluster(cluster, rows)
+    };
+    CLUSTERS.into_iter().find(|&cluster| fits(cluster)).map(|cluster| DecodeConfig { cluster, ..config })
 }
 
 /// Blocks that fit on a multiprocessor at a time, at most the 2 that gain something.
@@ -171,20 +178,25 @@ fn shared(
         return Ok(None);
     }
     let slots = request.facts.multiprocessors * blocks_of_a_multiprocessor(request, config);
-    let workers = whole_shares(slots.min(tiles.div_ceil(LEAST_TILES)).max(1), items);
+    let workers = whole_shares(slots.min(tiles.div_ceil(LEAST_TILES)).max(1), items, tiles / items.max(1));
     let partitions = workers.div_ceil(items.max(1));
     Ok(Some((workers, partitions, format!("{workers} blocks share the keys of {items} items evenly"))))
 }
 
 /// A few blocks less where then all items of one length are cut alike, or none is: every block has fewer ends of items
-/// to join.
-fn whole_shares(workers: usize, items: usize) -> usize {
+/// to join. Best are parts of equal length, for then no block goes on with another item.
+fn whole_shares(workers: usize, items: usize, tiles_of_item: usize) -> usize {
     let items = items.max(1);
-    let whole = if items <= workers { workers / items * items } else { items / items.div_ceil(workers) };
-    if !items.is_multiple_of(whole) && !whole.is_multiple_of(items) || 100 * whole < 94 * workers {
-        return workers;
-    }
-    whole
+    let is_enough = |blocks: usize| 100 * blocks >= 94 * workers;
+    let whole = if items <= workers {
+        let most = workers / items;
+        let parts = (1..=most).rev().take_while(|parts| is_enough(parts * items));
+        parts.clone().find(|parts| tiles_of_item.is_multiple_of(*parts)).unwrap_or(most) * items
+    } else {
+        items / items.div_ceil(workers)
+    };
+    let is_whole = items.is_multiple_of(whole) || whole.is_multiple_of(items);
+    if is_whole && is_enough(whole) { whole } else { workers }
 }
 
 /// Pairs of sequence and tile of heads.
@@ -198,5 +210,21 @@ pub(super) fn packing(heads_per_tile: usize) -> String {
         format!("{heads_per_tile} heads packed into a tile")
     } else {
         "one head a tile".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole_shares;
+
+    #[test]
+    fn items_are_cut_into_equal_parts_where_a_few_blocks_less_do_that() {
+        // 2048 tiles make 32 equal parts but not 33, 130 tiles 26 parts, which are too few.
+        assert_eq!(whole_shares(264, 8, 2048), 256);
+        assert_eq!(whole_shares(264, 8, 130), 264);
+        assert_eq!(whole_shares(264, 128, 128), 256);
+        // Whole items to a block.
+        assert_eq!(whole_shares(264, 1024, 16), 256);
+        assert_eq!(whole_shares(264, 100, 16), 264);
     }
 }

@@ -329,7 +329,7 @@ fn a_decode_step_is_one_launch_with_counters_that_are_zero() {
     let mut tensors = Tensors::new(&backend, &stream, (1, 4096), (8, 2), 128);
     let problem = tensors.problem(&options);
     let plan = backend.plan(&problem).unwrap();
-    assert_eq!((plan.grid, plan.num_partitions, plan.workspace_bytes), ([64, 1, 1], 16, 0));
+    assert_eq!((plan.grid, plan.num_partitions, plan.workspace_bytes), ([32, 2, 1], 16, 0));
     launch(&backend, &problem, &stream).unwrap();
     let found = parameters(fake.launches().last().unwrap());
     assert_eq!((found.num_workers, found.num_partitions), (0, 16));
