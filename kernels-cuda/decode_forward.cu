@@ -672,12 +672,12 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const In
   }
   Parts parts;
   attend(block, keys, tiles, softmax, o, [&] { parts = in_parts(); });
-  if constexpr (kCluster > 1) cluster_arrive<false>();  // others may write where this block has read until now
+  if constexpr (kCluster > 1) cluster_arrive();  // others may write where this block's slices have been until now
   publish(block, softmax, o);
   if constexpr (kCluster > 1) cluster_wait();
   join_warps(block, parts);
   if constexpr (kCluster > 1) {
-    cluster_arrive<true>();
+    cluster_arrive();
     cluster_wait();
     join_parts(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads,
                ClusterParts{block});

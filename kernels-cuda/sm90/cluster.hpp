@@ -12,16 +12,9 @@
 
 namespace omniflash {
 
-// barrier.cluster: all threads of the cluster arrive, and wait for all others; what they wrote to shared memory before they
-// arrived, if they released it, all see after they have waited.
-template <bool kReleases>
-OMNIFLASH_DEVICE void cluster_arrive() {
-  if constexpr (kReleases) {
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-  } else {
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-  }
-}
+// barrier.cluster: all threads of the cluster arrive, and wait for all others; what they did with shared memory before they
+// arrived comes before what others do with it after they have waited.
+OMNIFLASH_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 OMNIFLASH_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // mapa: where an address of this block's shared memory lies in that of another block of the cluster.
