@@ -1,5 +1,6 @@
 //! The page: which charts and tables a set of result files gives.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use anyhow::Context;
@@ -195,7 +196,9 @@ pub(super) fn throughput(sized: &[Sized<'_>], systems: &Systems) -> Vec<Chart> {
         unit(largest(families.values().flatten().filter_map(|one| one.record.tflops)), "GFLOP/s", "TFLOP/s");
     families
         .into_iter()
-        .map(|((dtype, _, _, family), of)| {
+        .map(|((dtype, _, _, family), mut of)| {
+            // A curve has one point a length, that of the largest batch.
+            of.sort_by_key(|one| Reverse(one.case.batch));
             let mut by_system: BTreeMap<&str, Vec<(f64, f64, String)>> = BTreeMap::new();
             for one in of {
                 let Some(rate) = one.record.tflops else { continue };
@@ -210,6 +213,7 @@ pub(super) fn throughput(sized: &[Sized<'_>], systems: &Systems) -> Vec<Chart> {
             }
             let series = by_system.into_iter().map(|(name, mut points)| {
                 points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                points.dedup_by_key(|point| point.0);
                 Series { system: systems.number(name), name: name.into(), points, is_joined: true }
             });
             Plot {
