@@ -1,7 +1,7 @@
 //! The run-time compiler, a library that comes with the driver, loaded only when a kernel must be compiled.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use omniflash_gpu::compiler::{RuntimeCompiler, RuntimeSymbols};
 use omniflash_gpu::library::{open_first, path_variable};
@@ -21,6 +21,9 @@ const SYMBOLS: RuntimeSymbols = RuntimeSymbols {
 
 /// Names another run-time compiler library than the system's.
 pub const HIPRTC_VARIABLE: &str = "OMNIFLASH_HIPRTC_LIBRARY";
+
+/// Held while a program is compiled: two at a time have been seen to end the process in ROCm 5.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// hipRTC, loaded when first asked for its version.
 #[derive(Debug)]
@@ -79,6 +82,7 @@ impl Compiler for Hiprtc {
         let options: Vec<String> = std::iter::once(format!("--offload-arch={}", source.arch))
             .chain(of_language.map(|option| (*option).to_owned()))
             .collect();
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.compiler.compile(source, &options)
     }
 }
