@@ -3,8 +3,8 @@
 //!
 //! A kernel takes clang half a second, and the table has some 390 for each architecture. So each is compiled for one
 //! CDNA architecture, in turn, and for RDNA4, whose two processors run the same machine code; those that many cases
-//! share also for RDNA3, and some for all. Every case runs wherever its kernel is compiled: on three architectures at
-//! least. Only long cases, and those whose kernel serves hardly another, run on one architecture, in turn. With `OMNIFLASH_CONFORMANCE`, a pattern such as `f7/*` or `*`, all cases that match it run on every
+//! share also for RDNA3, and some for all. Every case runs wherever its kernel is compiled, those of shared kernels on
+//! three architectures at least. Long cases, and those whose kernel serves few, run on one architecture, in turn. With `OMNIFLASH_CONFORMANCE`, a pattern such as `f7/*` or `*`, all cases that match it run on every
 //! architecture. Kernels are kept in the target directory.
 
 #![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
@@ -32,7 +32,7 @@ const ARCHITECTURES: &str = "gfx90a,gfx942,gfx950,gfx1100,gfx1200,gfx1201";
 /// Cases up to this many multiplications run twice, to compare bits.
 const REPEATED: u64 = 400_000;
 
-/// Cases of a kernel that is compiled for RDNA3 too.
+/// Cases of a kernel that is compiled for more than one architecture.
 const SHARED_BY: usize = 6;
 
 /// Cases of more multiplications are long.
@@ -176,15 +176,14 @@ fn kernels_of(specs: &[Spec]) -> Vec<String> {
 /// Whether an architecture, by its place among all, runs a case.
 type Share = [bool; 6];
 
-/// Which architecture runs what only one runs, by the place of its kernel: the CDNA architecture that the kernel is compiled
-/// for anyway, or an RDNA4 one.
+/// Which architecture runs what only one runs, by the place of its kernel: a CDNA and an RDNA one in turn.
 const ALONE: [Architecture; 6] = [
     Architecture::Gfx90a,
     Architecture::Gfx1200,
     Architecture::Gfx950,
     Architecture::Gfx1201,
     Architecture::Gfx942,
-    Architecture::Gfx1200,
+    Architecture::Gfx1100,
 ];
 
 /// What runs where, by the names of cases.
@@ -198,8 +197,7 @@ static SHARES: LazyLock<HashMap<String, Share>> = LazyLock::new(|| {
     let mut shares = HashMap::new();
     for (at, (id, specs)) in by_kernel.into_iter().enumerate() {
         let is_everywhere = id.is_empty() || specs.iter().any(shown);
-        let is_shared = specs.len() >= SHARED_BY || at % 6 == 0;
-        let is_rare = specs.len() < 3;
+        let is_shared = specs.len() >= SHARED_BY;
         let share = |is_alone: bool| {
             Architecture::ALL.map(|architecture| {
                 is_everywhere
@@ -208,13 +206,12 @@ static SHARES: LazyLock<HashMap<String, Share>> = LazyLock::new(|| {
                         Architecture::Gfx90a => at % 3 == 0,
                         Architecture::Gfx942 => at % 3 == 1,
                         Architecture::Gfx950 => at % 3 == 2,
-                        Architecture::Gfx1100 => is_shared,
-                        Architecture::Gfx1200 | Architecture::Gfx1201 => true,
+                        Architecture::Gfx1100 | Architecture::Gfx1200 | Architecture::Gfx1201 => true,
                     }
             })
         };
         shares.extend(specs.into_iter().map(|spec| {
-            let share = share(is_rare || spec.cost() > LONG);
+            let share = share(!is_shared || spec.cost() > LONG);
             (spec.name, share)
         }));
     }
@@ -244,7 +241,7 @@ fn every_architecture_passes_the_table() {
 }
 
 #[test]
-fn every_case_runs_and_most_on_three_architectures_a_cdna_and_an_rdna_among_them() {
+fn every_case_runs_and_many_on_three_architectures_a_cdna_and_an_rdna_among_them() {
     let runs = |share: &Share, is_cdna: bool| {
         Architecture::ALL.iter().zip(share).filter(|(of, runs)| **runs && of.is_cdna() == is_cdna).count()
     };
@@ -253,8 +250,9 @@ fn every_case_runs_and_most_on_three_architectures_a_cdna_and_an_rdna_among_them
         cdna >= 1 && rdna >= 1 && cdna + rdna >= 3
     };
     assert!(SHARES.values().all(|share| share.contains(&true)));
-    let most = SHARES.values().filter(on_three).count();
-    assert!(10 * most > 6 * SHARES.len(), "{most} of {} cases", SHARES.len());
+    let many = SHARES.values().filter(on_three).count();
+    assert!(3 * many > SHARES.len(), "{many} of {} cases", SHARES.len());
+    println!("{many} of {} cases on three architectures or more", SHARES.len());
     for (at, architecture) in Architecture::ALL.iter().enumerate() {
         for row in TABLE {
             let cases = (row.cases)().iter().filter(|spec| SHARES[&spec.name][at]).count();
