@@ -9,6 +9,7 @@
 #include "omniflash/online_softmax.hpp"
 #include "omniflash/score_mods.hpp"
 #include "product.hpp"
+#include "quad.hpp"
 
 namespace omniflash {
 
@@ -80,15 +81,6 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
       }
     }
   }
-}
-
-OMNIFLASH_DEVICE float quad_max(float x) {
-  x = maximum(x, shuffle_xor(x, 1));
-  return maximum(x, shuffle_xor(x, 2));
-}
-OMNIFLASH_DEVICE float quad_sum(float x) {
-  x += shuffle_xor(x, 1);
-  return x + shuffle_xor(x, 2);
 }
 
 // Scores become weights; what was summed before is rescaled. Sums stay per thread until the end.

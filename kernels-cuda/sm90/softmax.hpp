@@ -2,6 +2,7 @@
 #pragma once
 
 #include "omniflash/online_softmax.hpp"
+#include "quad.hpp"
 #include "sm90/block.hpp"
 
 namespace omniflash {
@@ -83,15 +84,6 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
       }
     }
   }
-}
-
-OMNIFLASH_DEVICE float quad_max(float x) {
-  x = maximum(x, shuffle_xor(x, 1));
-  return maximum(x, shuffle_xor(x, 2));
-}
-OMNIFLASH_DEVICE float quad_sum(float x) {
-  x += shuffle_xor(x, 1);
-  return x + shuffle_xor(x, 2);
 }
 
 // Scores become weights; sums stay per thread until the end. What was summed before has to be multiplied by `rescale`.

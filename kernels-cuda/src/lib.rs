@@ -38,6 +38,7 @@ pub const LIBRARY: &[SourceFile] = &[
     source_file!("sm80.hpp"),
     source_file!("tile.hpp"),
     source_file!("product.hpp"),
+    source_file!("quad.hpp"),
     source_file!("fragments.hpp"),
     source_file!("sm90/block.hpp"),
     source_file!("sm90/cluster.hpp"),
