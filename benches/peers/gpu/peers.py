@@ -15,16 +15,16 @@ One JSON line is printed for each (system, case, dtype):
     {"system", "case", "dtype", "ms", "min_ms", "spread", "n", "tflops" or "tbps", "err",
      "err_tolerance", "method"}
 
-tflops is 4*B*HQ*SQ*SKV*D (halved for causal) / median; tbps is the bytes of K and V, read once,
+tflops is 4*B*HQ*SQ*SKV*D (halved for causal, the visible share of windows) / median; tbps is the bytes of K and V, read once,
 / median; err is the largest absolute error on the sample; spread is the distance of the quartiles
 by the median.
 
 External commands, `--ext NAME=COMMAND`, are run once a round as
 
     COMMAND --b B --hq HQ --hkv HKV --sq SQ --skv SKV --d D --causal 0|1
-            --dtype bf16|f16|f32 --budget SECONDS
+            --dtype bf16|f16|f32 --budget SECONDS [--form FORM]
 
-and print one JSON line, {"samples_ms": [..], "head": [first 8 outputs of query row 0, head 0]} or
+where the form says what --causal cannot (`Case` in `problem.py`), and print one JSON line, {"samples_ms": [..], "head": [first 8 outputs of query row 0, head 0]} or
 {"skip": "why"}. Their data are those of `problem.py`.
 """
 
@@ -138,6 +138,8 @@ def run_external(command: str, case, dtype: str, budget: float) -> dict:
         "dtype": dtype,
         "budget": budget,
     }
+    if case.form not in ("full", "causal"):
+        options["form"] = case.form
     words = shlex.split(command)
     for name, value in options.items():
         words += [f"--{name}", str(value)]
@@ -176,9 +178,9 @@ class Comparison:
 
     def run(self) -> None:
         """Check every system, then time them round by round."""
-        from problem import Reference, make_data
+        from problem import Data, Reference
 
-        data = make_data(self.case, self.dtype)
+        data = Data.of(self.case, self.dtype)
         self.reference = Reference(self.case, data, self.dtype)
         calls = self.calls(data)
         rounds = [*calls, *self.args.ext]
@@ -197,7 +199,7 @@ class Comparison:
                 else:
                     self.samples.setdefault(name, []).extend(samples)
 
-    def calls(self, data: tuple) -> dict[str, tuple]:
+    def calls(self, data) -> dict[str, tuple]:
         """The systems that give the right result, ready to be timed."""
         from systems import SYSTEMS
 
@@ -206,7 +208,7 @@ class Comparison:
             # A peer may be missing, refuse the case or fail in a way of its own: that must not
             # stop the others.
             try:
-                system = SYSTEMS[name](self.case, *data)
+                system = SYSTEMS[name](self.case, data)
                 self.check(name, self.reference.error(system.rows(system())))
                 calls[name] = self.clock.capture(system)
                 self.methods[name] = calls[name][1]
@@ -287,6 +289,11 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=COMMAND",
         help="an external system; may be repeated",
     )
+    parser.add_argument(
+        "--groups",
+        type=names,
+        help="of `omniflash bench`: prefill, decode, paged, masks, ragged (default: all)",
+    )
     parser.add_argument("--cases", default="", help="a regular expression on case names")
     parser.add_argument("--dtypes", type=names, default=["bf16"], help="of bf16, f16, f32")
     parser.add_argument(
@@ -319,7 +326,8 @@ def main() -> None:
             sys.exit(f"unknown {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     random.seed(0)
     clock = Clock(args.idle)
-    todo = [(dtype, case) for dtype in args.dtypes for case in selected(cases(args.quick), args.cases)]
+    chosen = selected(cases(args.quick, args.groups), args.cases)
+    todo = [(dtype, case) for dtype in args.dtypes for case in chosen]
     turns = args.rounds * (len(args.systems) + len(args.ext))
     for (dtype, case), budget in Schedule(args.budget, turns, args.time_limit).cases(todo):
         comparison = Comparison(case, dtype, args, clock, budget)

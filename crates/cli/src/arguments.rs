@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use omniflash::DType;
 
-use crate::bench::Group;
+use crate::bench::{Form, Group};
 
 /// Exact attention (flash attention) on any machine: the best backend is chosen at run time.
 ///
@@ -264,7 +264,7 @@ impl BenchArguments {
 #[derive(Args, Clone, Copy, Debug)]
 #[group(id = "single", multiple = true, conflicts_with_all = ["groups", "case", "quick", "out", "compare", "peers", "time_limit"])]
 pub(crate) struct SingleCaseArguments {
-    /// One case only, described by the next six options: its batch. Answers one line of samples and first outputs
+    /// One case only, described by the next seven options: its batch. Answers one line of samples and first outputs
     #[arg(long = "b", value_name = "B", requires_all = ["hq", "hkv", "sq", "skv", "d", "causal"])]
     pub(crate) b: Option<usize>,
     /// Query heads
@@ -285,6 +285,17 @@ pub(crate) struct SingleCaseArguments {
     /// 1 for causal, 0 for none
     #[arg(long, value_name = "0|1", requires = "b", value_parser = clap::value_parser!(u8).range(0..=1))]
     pub(crate) causal: Option<u8>,
+    /// A mask or a form of the batch in place of --causal, as names of cases end: window1024, page16, densecausal, or ragged
+    #[arg(long, value_name = "FORM", requires = "b", value_parser = form)]
+    pub(crate) form: Option<Form>,
+}
+
+fn form(text: &str) -> Result<Form, String> {
+    Form::parse(text).ok_or_else(|| {
+        "expected full, causal, window1024, chunked1024, prefix1024, document1024, densecausal, closurecausal, softcap, \
+         alibicausal, bias, page16, page16_mixed or ragged"
+            .into()
+    })
 }
 
 fn float_dtype(name: &str) -> Result<DType, String> {

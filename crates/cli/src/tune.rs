@@ -192,11 +192,10 @@ impl Tuned {
 /// The case of a name such as `B4_S4096_H16_16_D128_causal`.
 fn case_of(name: &str) -> anyhow::Result<BenchCase> {
     let found = CaseName::parse(name).filter(|case| !case.is_ragged);
-    let form = found.as_ref().and_then(|case| match case.form.as_str() {
-        "full" => Some(Form::Full),
-        "causal" => Some(Form::Causal),
-        form => form.strip_prefix("window").and_then(|keys| keys.parse().ok()).map(Form::Window),
-    });
+    let form = found
+        .as_ref()
+        .and_then(|case| Form::parse(&case.form))
+        .filter(|form| matches!(form, Form::Full | Form::Causal | Form::Window(_)));
     match (found, form) {
         (Some(case), Some(form))
             if case.num_kv_heads > 0 && case.num_heads.is_multiple_of(case.num_kv_heads) =>

@@ -93,6 +93,29 @@ fn fill(index: usize, seed: u64) -> f64 {
 }
 
 #[test]
+fn bench_answers_single_cases_of_every_form() {
+    let base = "bench --backend reference --b 2 --hq 2 --hkv 1 --d 8 --causal 0 --dtype f32 --budget 0 --sq";
+    let head = |sizes: &str, form: &str| {
+        let text = passes(format!("{base} {sizes} --form {form}").split(' '));
+        json_lines(&text)[0]["head"].as_array().unwrap_or_else(|| panic!("{form}: {text}")).clone()
+    };
+    let full = head("8 --skv 8", "full");
+    // Row 0 sees key 0 alone, which all but the form that shows everything agree in.
+    for form in ["window3", "chunked4", "densecausal", "closurecausal", "alibicausal", "ragged"] {
+        let head = head("8 --skv 8", form);
+        let expected: Vec<f64> = (0..8).map(|d| fill(d, 3)).collect();
+        for (found, expected) in head.iter().zip(expected) {
+            assert!((found.as_f64().unwrap() - expected).abs() < 1e-6, "{form}");
+        }
+        assert_ne!(head, full);
+    }
+    for form in ["softcap", "bias", "prefix4", "document4"] {
+        assert_ne!(head("8 --skv 8", form), full, "{form}");
+    }
+    assert_ne!(head("1 --skv 8", "page4"), head("1 --skv 8", "page4_mixed"));
+}
+
+#[test]
 fn bench_skips_a_single_case_that_cannot_be() {
     let text = passes("bench --b 1 --hq 3 --hkv 2 --sq 8 --skv 8 --d 8 --causal 0".split(' '));
     assert!(json_lines(&text)[0]["skip"].as_str().unwrap().contains("divisor"), "{text}");

@@ -93,14 +93,21 @@ pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<Benc
                 (false, _) => 8192,
             };
             let heads = if is_cpu { 4 } else { 16 };
-            Form::masks(seqlen).into_iter().map(|form| case((1, seqlen, heads, heads, 128), form)).collect()
+            let mut cases: Vec<BenchCase> = Form::masks(seqlen)
+                .into_iter()
+                .map(|form| case((1, seqlen, heads, heads, 128), form))
+                .collect();
+            if !is_cpu && !quick {
+                cases.extend(GPU_WINDOWS.map(|shape| case(shape, Form::Window(1024))));
+            }
+            cases
         }
         Group::Ragged => {
             let shapes: &[Shape] = match (is_cpu, quick) {
                 (true, true) => &[(4, 512, 8, 8, 64)],
                 (true, false) => &[(8, 1024, 8, 8, 64), (8, 1024, 32, 8, 128)],
                 (false, true) => &[(8, 4096, 16, 16, 128)],
-                (false, false) => &[(8, 4096, 16, 16, 128), (32, 2048, 32, 8, 128), (64, 1024, 32, 32, 64)],
+                (false, false) => &GPU_RAGGED,
             };
             shapes.iter().map(|&shape| case(shape, Form::Ragged)).collect()
         }
@@ -135,6 +142,12 @@ const GPU_DECODE: [Shape; 9] = [
     (16, 8192, 64, 8, 64),
     (8, 8192, 16, 1, 256),
 ];
+
+/// A window that is a sixteenth of the keys.
+const GPU_WINDOWS: [Shape; 3] = [(1, 16384, 32, 32, 64), (1, 16384, 16, 16, 128), (1, 16384, 8, 8, 256)];
+
+const GPU_RAGGED: [Shape; 4] =
+    [(8, 4096, 16, 16, 128), (32, 2048, 32, 8, 128), (64, 1024, 32, 32, 64), (64, 8192, 16, 16, 128)];
 
 fn gpu_prefill() -> Vec<Shape> {
     let mut shapes = Vec::new();

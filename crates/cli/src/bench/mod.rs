@@ -274,6 +274,6 @@ fn single_case(arguments: &SingleCaseArguments) -> Option<BenchCase> {
         num_heads: arguments.hq?,
         num_kv_heads: arguments.hkv?,
         head_dim: arguments.d?,
-        form: if arguments.causal? == 1 { Form::Causal } else { Form::Full },
+        form: arguments.form.unwrap_or(if arguments.causal? == 1 { Form::Causal } else { Form::Full }),
     })
 }

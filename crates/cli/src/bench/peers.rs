@@ -136,6 +136,9 @@ fn command(
         .stdout(Stdio::piped());
     if backend.info().device == DeviceId::Cpu {
         command.args(["--threads", &rayon::current_num_threads().to_string()]);
+    } else if !arguments.groups.is_empty() {
+        let groups: Vec<&str> = arguments.groups.iter().map(|group| group.name()).collect();
+        command.args(["--groups", &groups.join(",")]);
     }
     let dtypes = if arguments.dtype.is_empty() { &[omniflash::DType::BF16][..] } else { &arguments.dtype };
     let dtypes: Vec<String> = dtypes.iter().map(ToString::to_string).collect();

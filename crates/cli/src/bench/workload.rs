@@ -65,6 +65,30 @@ impl Form {
         ]
     }
 
+    /// What [`BenchCase::name`] has behind the sizes; `ragged` for batches whose names begin with `var_` instead.
+    pub(crate) fn parse(text: &str) -> Option<Form> {
+        let number = |prefix: &str| text.strip_prefix(prefix)?.parse().ok().filter(|&number| number > 0);
+        let mixed =
+            || text.strip_suffix("_mixed")?.strip_prefix("page")?.parse().ok().filter(|&size| size > 0);
+        Some(match text {
+            "full" => Form::Full,
+            "causal" => Form::Causal,
+            "densecausal" => Form::DenseCausal,
+            "closurecausal" => Form::ClosureCausal,
+            "softcap" => Form::Softcap,
+            "alibicausal" => Form::AlibiCausal,
+            "bias" => Form::Bias,
+            "ragged" => Form::Ragged,
+            _ => None
+                .or_else(|| number("window").map(Form::Window))
+                .or_else(|| number("chunked").map(Form::ChunkedCausal))
+                .or_else(|| number("prefix").map(Form::PrefixLm))
+                .or_else(|| number("document").map(Form::Document))
+                .or_else(|| number("page").map(Form::Paged))
+                .or_else(|| mixed().map(Form::PagedMixed))?,
+        })
+    }
+
     fn suffix(self) -> String {
         match self {
             Form::Full => "full".into(),
@@ -322,6 +346,18 @@ mod tests {
         };
         assert_eq!(decode.name(), "dec_B1_H32_8_D128_KV32768");
         assert_eq!(BenchCase { form: Form::Paged(64), ..decode }.name(), "dec_B1_H32_8_D128_KV32768_page64");
+    }
+
+    #[test]
+    fn forms_are_read_as_they_are_written() {
+        let paged = [Form::Paged(16), Form::PagedMixed(64)];
+        for form in Form::masks(8192).into_iter().chain(paged) {
+            assert_eq!(Form::parse(&form.suffix()), Some(form));
+        }
+        assert_eq!(Form::parse("ragged"), Some(Form::Ragged));
+        for text in ["", "window", "window0", "page-1", "page_mixed", "page0_mixed", "circular"] {
+            assert_eq!(Form::parse(text), None, "{text}");
+        }
     }
 
     #[test]
