@@ -28,12 +28,11 @@ OMNIFLASH_DEVICE void modify(const Block& block, int first_key, float (&s)[kFrag
         ScoreIndex at = block.index(block.row(m, half));
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            at.k = minimum(first_key + 8 * n + lane_index() % 4 * 2 + i, block.sequence.kv_len - 1);
-            float& score = s[m][n][2 * half + i];
-            score = block.functors.score_mod.apply(score * block.scale, at);
-          }
+          at.k = first_key + 8 * n + lane_index() % 4 * 2;
+          float &even = s[m][n][2 * half], &odd = s[m][n][2 * half + 1];
+          even *= block.scale;
+          odd *= block.scale;
+          apply_to_pair(block.functors.score_mod, even, odd, at, block.sequence.kv_len - 1);
         }
       }
     }
@@ -67,15 +66,13 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
       } else {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            at.k = first_key + 8 * n + column + i;
-            float& score = s[m][n][2 * half + i];
-            if (at.k >= kv_len) {
-              score = -kInfinity;
-            } else if (ask) {
-              score = masked(mask, score, at);
-            }
+          at.k = first_key + 8 * n + column;
+          float &even = s[m][n][2 * half], &odd = s[m][n][2 * half + 1];
+          if (ask) {
+            mask_pair(mask, even, odd, at, kv_len - 1);
+          } else {
+            if (at.k >= kv_len) even = -kInfinity;
+            if (at.k + 1 >= kv_len) odd = -kInfinity;
           }
         }
       }

@@ -44,12 +44,11 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWord
       ScoreIndex at = at_rows.index(at_rows.row(half));
 #pragma unroll
       for (int n = 0; n < kWords / 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          at.k = minimum(tile * kBlockN + 8 * n + lane_index() % 4 * 2 + i, at_rows.sequence.kv_len - 1);
-          float& score = s[4 * n + 2 * half + i];
-          score = at_rows.functors.score_mod.apply(score * at_rows.scale(), at);
-        }
+        at.k = tile * kBlockN + 8 * n + lane_index() % 4 * 2;
+        float &even = s[4 * n + 2 * half], &odd = s[4 * n + 2 * half + 1];
+        even *= at_rows.scale();
+        odd *= at_rows.scale();
+        apply_to_pair(at_rows.functors.score_mod, even, odd, at, at_rows.sequence.kv_len - 1);
       }
     }
   }
@@ -75,12 +74,8 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
     } else {
 #pragma unroll
       for (int n = 0; n < kWords / 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          at.k = tile * kBlockN + 8 * n + column + i;
-          float& score = s[4 * n + 2 * half + i];
-          score = at.k < kv_len ? masked(mask, score, at) : -kInfinity;
-        }
+        at.k = tile * kBlockN + 8 * n + column;
+        mask_pair(mask, s[4 * n + 2 * half], s[4 * n + 2 * half + 1], at, kv_len - 1);
       }
     }
   }
