@@ -23,8 +23,8 @@ constexpr bool kHasBits = sizeof(Element) == 1;
 constexpr int kChunkKeys = 16 / sizeof(Element);
 constexpr int kChunks = MaskBlocks::kSpan / kChunkKeys;  // of a row
 constexpr int kBlockChunks = MaskBlocks::kBlock / kChunkKeys;
-constexpr int kRowsAtOnce = 8;
-constexpr int kRowGroups = maximum(kThreads / kChunks, 1);  // rows that the threads share out
+constexpr int kRowsAtOnce = kUnitBytes >= 4 ? 8 : 2;
+constexpr int kRowGroups = kThreads > kChunks ? kThreads / kChunks : 1;  // rows that the threads share out
 
 // The bytes of a load.
 template <int kBytes>
@@ -52,6 +52,9 @@ struct UnitOf<1> {
 struct alignas(16) Chunk {
   using Unit = UnitOf<kUnitBytes>::Type;
   static constexpr int kUnits = 16 / kUnitBytes, kUnitKeys = kUnitBytes / sizeof(Element);
+  struct Elements {
+    Element values[kUnitKeys];
+  };
   Unit units[kUnits];
 
   // Of `count` keys that exist from `from` on; the others are what they are.
@@ -68,17 +71,15 @@ struct alignas(16) Chunk {
     }
   }
   OMNIFLASH_DEVICE void load_part(int unit, const Element* from, int count) {
-    Element elements[kUnitKeys] = {};
+    Elements elements = {};
 #pragma unroll
     for (int i = 0; i < kUnitKeys; ++i) {
-      if (i < count) elements[i] = from[i];
+      if (i < count) elements.values[i] = from[i];
     }
-    __builtin_memcpy(&units[unit], elements, kUnitBytes);
+    units[unit] = __builtin_bit_cast(Unit, elements);
   }
   OMNIFLASH_DEVICE Element element(int i) const {
-    Element elements[kUnitKeys];
-    __builtin_memcpy(elements, &units[i / kUnitKeys], kUnitBytes);
-    return elements[i % kUnitKeys];
+    return __builtin_bit_cast(Elements, units[i / kUnitKeys]).values[i % kUnitKeys];
   }
 };
 
