@@ -39,6 +39,17 @@ OMNIFLASH_DEVICE void modify(const Block& block, int first_key, float (&s)[kFrag
   }
 }
 
+// Half of a fragment's rows after a mask without bits, in pairs of keys from first_key on. Branches are outside, so that
+// all loads of a row are in flight together.
+template <class Mask, int kN>
+OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, int last, int half, float (&s)[kN][4]) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    at.k = first_key + 8 * n;
+    mask_pair(mask, s[n][2 * half], s[n][2 * half + 1], at, last);
+  }
+}
+
 // Hides what the mask hides, if it has to be asked, and keys past the end. The first key is a multiple of 32, or of 16
 // where there are 16 keys.
 template <class Block, class Mask, int kFragments, int kN>
@@ -63,16 +74,16 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
             if (!(bits >> (i / 2 * 8 + i % 2) & 1)) score = -kInfinity;
           }
         }
+      } else if (has_add<Mask> && ask && first_key + 8 * kN <= kv_len) {
+        mask_row(mask, at, first_key + column, kNoLastKey, half, s[m]);
+      } else if (ask) {
+        mask_row(mask, at, first_key + column, kv_len - 1, half, s[m]);
       } else {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-          at.k = first_key + 8 * n + column;
-          float &even = s[m][n][2 * half], &odd = s[m][n][2 * half + 1];
-          if (ask) {
-            mask_pair(mask, even, odd, at, kv_len - 1);
-          } else {
-            if (at.k >= kv_len) even = -kInfinity;
-            if (at.k + 1 >= kv_len) odd = -kInfinity;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if (first_key + 8 * n + column + i >= kv_len) s[m][n][2 * half + i] = -kInfinity;
           }
         }
       }

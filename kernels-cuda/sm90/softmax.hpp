@@ -30,8 +30,8 @@ struct WarpRows {
   OMNIFLASH_DEVICE float factor() const { return kFolded ? parameters.softmax_scale * kLog2E : kLog2E; }
 };
 
-// Scale and score modification.
-template <int kWords>
+// Scale and score modification; of a whole tile every key exists.
+template <bool kIsWhole, int kWords>
 OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWords]) {
   if constexpr (is_identity<ScoreModType>) {
     if constexpr (!kFolded) {
@@ -48,9 +48,20 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWord
         float &even = s[4 * n + 2 * half], &odd = s[4 * n + 2 * half + 1];
         even *= at_rows.scale();
         odd *= at_rows.scale();
-        apply_to_pair(at_rows.functors.score_mod, even, odd, at, at_rows.sequence.kv_len - 1);
+        const int last = kIsWhole ? kNoLastKey : at_rows.sequence.kv_len - 1;
+        apply_to_pair(at_rows.functors.score_mod, even, odd, at, last);
       }
     }
+  }
+}
+
+// Half of a warp's rows after a mask without bits, in pairs of keys from first_key on.
+template <class Mask, int kWords>
+OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, int last, int half, float (&s)[kWords]) {
+#pragma unroll
+  for (int n = 0; n < kWords / 4; ++n) {
+    at.k = first_key + 8 * n;
+    mask_pair(mask, s[4 * n + 2 * half], s[4 * n + 2 * half + 1], at, last);
   }
 }
 
@@ -71,12 +82,10 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
           if (!(bits >> (i / 2 * 8 + i % 2) & 1)) s[16 * word + 4 * (i / 2) + 2 * half + i % 2] = -kInfinity;
         }
       }
+    } else if (has_add<Mask> && (tile + 1) * kBlockN <= kv_len) {
+      mask_row(mask, at, tile * kBlockN + column, kNoLastKey, half, s);
     } else {
-#pragma unroll
-      for (int n = 0; n < kWords / 4; ++n) {
-        at.k = tile * kBlockN + 8 * n + column;
-        mask_pair(mask, s[4 * n + 2 * half], s[4 * n + 2 * half + 1], at, kv_len - 1);
-      }
+      mask_row(mask, at, tile * kBlockN + column, kv_len - 1, half, s);
     }
   }
 }

@@ -201,7 +201,7 @@ fn a_captured_decode_step_follows_lengths_that_change() {
     }
 }
 
-/// A prefill of two heads over one with a mask tensor in a buffer that the test may write.
+/// A prefill of four heads over one with a mask tensor in a buffer that the test may write.
 struct MaskedPrefill {
     q: Tensor,
     kv: [Tensor; 2],
@@ -222,7 +222,7 @@ impl MaskedPrefill {
         };
         let kv = [Self::KEYS, 1, 64];
         MaskedPrefill {
-            q: tensor(&[1, Self::ROWS, 2, 64], 0.37),
+            q: tensor(&[1, Self::ROWS, 4, 64], 0.37),
             kv: [0.011, 0.023].map(|step| tensor(&[1, kv[0], kv[1], kv[2]], step)),
             dtype,
             mask: backend.alloc(Self::ROWS * Self::KEYS * dtype.size(), stream).unwrap(),
@@ -266,7 +266,7 @@ impl MaskedPrefill {
 fn a_captured_launch_sees_mask_tensors_that_change() {
     let backend = gpu_or_return!();
     let stream = backend.stream().unwrap();
-    let shape = [1, MaskedPrefill::ROWS, 2, 64];
+    let shape = [1, MaskedPrefill::ROWS, 4, 64];
     for dtype in [DType::Bool, DType::F32] {
         let mut prefill = MaskedPrefill::new(&backend, dtype, &stream);
         let mut out = Tensor::zeros(&backend, DType::BF16, &shape, &stream).unwrap();

@@ -39,7 +39,7 @@ impl Tensors {
         Tensors {
             prefix: [33, 0],
             ids: (0..BATCH as i32 * KEYS as i32).map(|i| i * i % 7).collect(),
-            runs: (0..BATCH as i32 * KEYS as i32).map(|i| 5 - i / 23).collect(),
+            runs: (0..BATCH as i32 * KEYS as i32).map(|i| 5 - i / 60).collect(),
             bools: (0..scores).map(|i| u8::from(i * 31 % 11 > 4)).collect(),
             floats: (0..scores)
                 .map(|i| if i % 13 == 0 { f32::NEG_INFINITY } else { (i % 17) as f32 })

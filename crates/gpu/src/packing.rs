@@ -9,8 +9,8 @@ use crate::plan::typical_rows;
 /// Fewer rows than a block of the packed form has are as soon read as they are.
 const LEAST_ROWS: usize = 64;
 
-/// Fewer scores than this gain less from a packed mask (2 ps each on an H200) than one more launch costs.
-const LEAST_SCORES: usize = 1 << 20;
+/// With no more scores than this a packed mask gains less (4 ps each on an H200) than the kernel before it costs there.
+const FEW_SCORES: usize = 1 << 21;
 
 /// Values that are added are packed where each is read for so many scores: most are then worth reading once more to
 /// find what may be left out. A plane for each head is mostly a bias, which leaves nothing out.
@@ -104,7 +104,7 @@ fn pays(sizes: &MaskPacking, rows_of_sequence: usize, rows: usize) -> bool {
     let readers = rows / (sizes.planes() * sizes.rows).max(1);
     let blocks = sizes.planes().saturating_mul(sizes.row_blocks()).saturating_mul(sizes.spans());
     rows_of_sequence >= LEAST_ROWS
-        && rows.saturating_mul(sizes.keys) >= LEAST_SCORES
+        && rows.saturating_mul(sizes.keys) > FEW_SCORES
         && (sizes.has_bits || readers >= LEAST_READERS)
         && blocks <= MOST_BLOCKS
 }

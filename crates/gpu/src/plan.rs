@@ -171,7 +171,7 @@ pub fn check_naive(config: &AttentionConfig, backend: &str) -> Result<()> {
 /// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
 /// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
 pub fn section(shape: &ProblemShape, mask_type: &str, l2_bytes: usize) -> usize {
-    if !is_causal(mask_type) {
+    if !may_be_causal(mask_type) {
         return 1;
     }
     let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
@@ -185,6 +185,12 @@ pub fn typical_rows(shape: &ProblemShape) -> usize {
     } else {
         shape.seqlen_q
     }
+}
+
+/// Whether later rows may see more keys: a mask's C++ type says so, or only the device knows what the mask hides.
+pub fn may_be_causal(mask_type: &str) -> bool {
+    const KNOWN_TO_DEVICE: [&str; 3] = ["PackedMask", "PackedAdditive", "TableMask"];
+    is_causal(mask_type) || KNOWN_TO_DEVICE.iter().any(|name| mask_type.contains(name))
 }
 
 /// Whether a mask's C++ type hides keys after the query.
@@ -227,8 +233,11 @@ mod tests {
             ("Not<Causal>", false),
             ("Or<PrefixLm, Causal>", false),
             ("NoMask", false),
+            ("PackedMask", false),
         ] {
             assert_eq!(is_causal(mask_type), causal, "{mask_type}");
+            let may_be = causal || mask_type == "PackedMask";
+            assert_eq!(may_be_causal(mask_type), may_be, "{mask_type}");
         }
     }
 

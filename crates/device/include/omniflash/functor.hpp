@@ -117,6 +117,9 @@ OMNIFLASH_DEVICE float masked(const Mask& mask, float score, const ScoreIndex& a
 
 // ---- scores of two keys side by side, at.k even and the next one; `last` is the last key that exists
 
+// For tiles of which every key exists: nothing is compared with it.
+constexpr int kNoLastKey = 0x7fffffff;
+
 // After the score modification. Past the last key a score becomes anything.
 template <class ScoreMod>
 OMNIFLASH_DEVICE void apply_to_pair(const ScoreMod& score_mod, float& first, float& second, ScoreIndex at, int last) {

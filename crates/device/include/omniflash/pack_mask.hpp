@@ -48,6 +48,17 @@ struct UnitOf<1> {
   using Type = unsigned char;
 };
 
+// Bytes 4 i .. 4 i + 3 of some units.
+OMNIFLASH_DEVICE unsigned word_of(const UnitOf<16>::Type* units, int i) { return units[i / 4].words[i % 4]; }
+OMNIFLASH_DEVICE unsigned word_of(const unsigned* units, int i) { return units[i]; }
+OMNIFLASH_DEVICE unsigned word_of(const unsigned short* units, int i) {
+  return units[2 * i] | static_cast<unsigned>(units[2 * i + 1]) << 16;
+}
+OMNIFLASH_DEVICE unsigned word_of(const unsigned char* units, int i) {
+  const unsigned high = units[4 * i + 2] | static_cast<unsigned>(units[4 * i + 3]) << 8;
+  return units[4 * i] | static_cast<unsigned>(units[4 * i + 1]) << 8 | high << 16;
+}
+
 // Keys side by side.
 struct alignas(16) Chunk {
   using Unit = UnitOf<kUnitBytes>::Type;
@@ -78,22 +89,72 @@ struct alignas(16) Chunk {
     }
     units[unit] = __builtin_bit_cast(Unit, elements);
   }
-  OMNIFLASH_DEVICE Element element(int i) const {
-    return __builtin_bit_cast(Elements, units[i / kUnitKeys]).values[i % kUnitKeys];
+  OMNIFLASH_DEVICE unsigned word(int i) const { return word_of(units, i); }
+};
+
+// Words of elements that are all -inf, and the bits of an element that are 0 in both zeros.
+template <class T>
+constexpr unsigned kHiddenWord = 0xff800000u;
+template <class T>
+constexpr unsigned kMagnitude = 0x7fffffffu;
+template <>
+inline constexpr unsigned kHiddenWord<float16> = 0xfc00fc00u;
+template <>
+inline constexpr unsigned kMagnitude<float16> = 0x7fff7fffu;
+template <>
+inline constexpr unsigned kHiddenWord<bfloat16> = 0xff80ff80u;
+template <>
+inline constexpr unsigned kMagnitude<bfloat16> = 0x7fff7fffu;
+
+// Which elements of a chunk exist: of bools a bit each, of values all bits of each.
+struct Existing {
+  unsigned words[kHasBits ? 1 : 4];
+
+  OMNIFLASH_DEVICE explicit Existing(int count) {
+    if constexpr (kHasBits) {
+      words[0] = low_bits(count);
+    } else {
+      constexpr int kOfWord = 4 / sizeof(Element);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int here = count - i * kOfWord;
+        words[i] = here >= kOfWord ? ~0u : here <= 0 ? 0u : 0xffffu;
+      }
+    }
   }
 };
 
-// Whether a key is visible, and whether the mask does anything to it.
-OMNIFLASH_DEVICE bool shows(unsigned char value) { return value != 0; }
-OMNIFLASH_DEVICE bool changes(unsigned char value) { return value == 0; }
-template <class T>
-OMNIFLASH_DEVICE bool shows(T value) {
-  return to_float(value) != -kInfinity;
+// Bit i: byte i of a word is not 0.
+OMNIFLASH_DEVICE unsigned bits_of_bytes(unsigned word) {
+  // The highest bit of each byte, then one product that brings the four side by side.
+  const unsigned high = (((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word) & 0x80808080u;
+  return (high >> 7) * 0x01020408u >> 24 & 15;
 }
-template <class T>
-OMNIFLASH_DEVICE bool changes(T value) {
-  return to_float(value) != 0.0f;
-}
+
+// What was found: not 0 where a key is visible, and where the mask does something to one.
+struct Found {
+  unsigned shown = 0, changed = 0;
+
+  // Of bools; their bits.
+  OMNIFLASH_DEVICE unsigned add_bools(const Chunk& chunk, const Existing& existing) {
+    unsigned visible = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) visible |= bits_of_bytes(chunk.word(i)) << 4 * i;
+    visible &= existing.words[0];
+    shown |= visible;
+    changed |= visible ^ existing.words[0];
+    return visible;
+  }
+  OMNIFLASH_DEVICE void add_values(const Chunk& chunk, const Existing& existing) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      shown |= (chunk.word(i) ^ kHiddenWord<Element>) & existing.words[i];
+      changed |= chunk.word(i) & kMagnitude<Element> & existing.words[i];
+    }
+  }
+  // Bit 0 and bit 1.
+  OMNIFLASH_DEVICE unsigned bits() const { return (shown != 0 ? 1u : 0u) | (changed != 0 ? 2u : 0u); }
+};
 
 // The part of the tensor that a block of threads packs.
 struct MaskPart {
@@ -118,9 +179,8 @@ struct MaskPart {
   }
 };
 
-// What one thread finds in its chunk of keys of all of its rows: bit 0 that a key is visible, bit 1 that the mask does
-// something to one.
-OMNIFLASH_DEVICE unsigned pack_chunk(const PackMaskParameters& packing, const MaskPart& part, int chunk, int first_row) {
+// What one thread finds in its chunk of keys of all of its rows.
+OMNIFLASH_DEVICE Found pack_chunk(const PackMaskParameters& packing, const MaskPart& part, int chunk, int first_row) {
   const int count = minimum(part.num_keys - chunk * kChunkKeys, kChunkKeys);
   const long long row = static_cast<long long>(part.row_block) * MaskBlocks::kBlock;
   const long long key = static_cast<long long>(part.span) * MaskBlocks::kSpan + chunk * kChunkKeys;
@@ -129,8 +189,9 @@ OMNIFLASH_DEVICE unsigned pack_chunk(const PackMaskParameters& packing, const Ma
   const long long plane = static_cast<long long>(part.batch) * packing.heads + part.head;
   unsigned short* bits = static_cast<unsigned short*>(packing.bits) + (plane * packing.rows + row) * 2 * packing.row_words +
                          key / 16;
-  unsigned found = 0;
+  Found found;
   if (count <= 0) return found;
+  const Existing existing(count);
 #pragma unroll 1
   for (int rows = first_row; rows < part.num_rows; rows += kRowsAtOnce * kRowGroups) {
     Chunk chunks[kRowsAtOnce];
@@ -143,17 +204,12 @@ OMNIFLASH_DEVICE unsigned pack_chunk(const PackMaskParameters& packing, const Ma
     for (int i = 0; i < kRowsAtOnce; ++i) {
       const int at = rows + i * kRowGroups;
       if (at >= part.num_rows) continue;
-      unsigned visible = 0, changed = 0;
-#pragma unroll
-      for (int j = 0; j < kChunkKeys; ++j) {
-        const Element value = chunks[i].element(j);
-        visible |= static_cast<unsigned>(shows(value)) << j;
-        changed |= static_cast<unsigned>(changes(value)) << j;
+      if constexpr (kHasBits) {
+        const unsigned visible = found.add_bools(chunks[i], existing);
+        bits[static_cast<long long>(at) * 2 * packing.row_words] = static_cast<unsigned short>(visible);
+      } else {
+        found.add_values(chunks[i], existing);
       }
-      visible &= low_bits(count);
-      changed &= low_bits(count);
-      found |= (visible != 0 ? 1u : 0u) | (changed != 0 ? 2u : 0u);
-      if constexpr (kHasBits) bits[static_cast<long long>(at) * 2 * packing.row_words] = static_cast<unsigned short>(visible);
     }
   }
   return found;
@@ -170,7 +226,7 @@ omniflash_pack_mask(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameter
   const int thread = thread_index();
   const MaskPart part(parameters, packing, block_index_x());
   for (int i = thread; i < kRowGroups * kChunks; i += kThreads) {
-    found[i] = static_cast<unsigned char>(pack_chunk(packing, part, i % kChunks, i / kChunks));
+    found[i] = static_cast<unsigned char>(pack_chunk(packing, part, i % kChunks, i / kChunks).bits());
   }
   barrier();
   if (thread < 32) {

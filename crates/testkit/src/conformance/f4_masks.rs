@@ -125,7 +125,11 @@ fn packed() -> Vec<Spec> {
         |b, head, row, key| if key < 100 * head || (row + key + b) % 97 == 0 { HIDE } else { 0.0 };
     let padding: fn(usize, usize, usize, usize) -> f32 =
         |b, _, _, key| if key < 1700 - 900 * b { 0.0 } else { HIDE };
-    let masks: [(&str, MaskSpec); 9] = [
+    // A value that is NaN adds NaN to a score that is seen; these are not.
+    let nan_after: fn(usize, usize, usize, usize) -> f32 =
+        |_, _, row, key| if key > row + 1650 { f32::NAN } else { 0.25 };
+    let masks: [(&str, MaskSpec); 10] = [
+        ("float_nan_and_causal", mask(DType::F32, shared, nan_after).and(Mask::Causal)),
         ("bool_random", random(DType::Bool, Axes::FULL)),
         ("bool_causal", mask(DType::Bool, shared, causal)),
         ("bool_hidden_rows", mask(DType::Bool, Axes::FULL, hidden)),
@@ -146,6 +150,10 @@ fn packed() -> Vec<Spec> {
             cases.push(named.dense(2, 150, seqlen_k).mask(mask.clone()));
         }
     }
+    let nan_after: fn(usize, usize, usize, usize) -> f32 =
+        |_, _, row, key| if key > row + 40 { f32::NAN } else { 0.25 };
+    let nans = mask(DType::BF16, shared, nan_after).and(Mask::Causal);
+    cases.push(base("few_nan_and_causal", DType::BF16).dense(2, 35, 75).mask(nans));
     let lengths = |name: &str| base(format!("packed_{name}"), DType::BF16).dim(32);
     let (bools, floats) = (mask(DType::Bool, by_sequence, blocks), mask(DType::BF16, by_sequence, blocks));
     cases.push(lengths("bool_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 400]).mask(bools.clone()));
