@@ -28,15 +28,25 @@ OMNIFLASH_DEVICE void modify(const Block& block, int first_key, float (&s)[kFrag
         ScoreIndex at = block.index(block.row(m, half));
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            at.k = minimum(first_key + 8 * n + lane_index() % 4 * 2 + i, block.sequence.kv_len - 1);
-            float& score = s[m][n][2 * half + i];
-            score = block.functors.score_mod.apply(score * block.scale, at);
-          }
+          at.k = first_key + 8 * n + lane_index() % 4 * 2;
+          float &even = s[m][n][2 * half], &odd = s[m][n][2 * half + 1];
+          even *= block.scale;
+          odd *= block.scale;
+          apply_to_pair(block.functors.score_mod, even, odd, at, block.sequence.kv_len - 1);
         }
       }
     }
+  }
+}
+
+// Half of a fragment's rows after a mask without bits, in pairs of keys from first_key on. Branches are outside, so that
+// all loads of a row are in flight together.
+template <class Mask, int kN>
+OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, int last, int half, float (&s)[kN][4]) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    at.k = first_key + 8 * n;
+    mask_pair(mask, s[n][2 * half], s[n][2 * half + 1], at, last);
   }
 }
 
@@ -64,18 +74,16 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
             if (!(bits >> (i / 2 * 8 + i % 2) & 1)) score = -kInfinity;
           }
         }
+      } else if (has_add<Mask> && ask && first_key + 8 * kN <= kv_len) {
+        mask_row(mask, at, first_key + column, kNoLastKey, half, s[m]);
+      } else if (ask) {
+        mask_row(mask, at, first_key + column, kv_len - 1, half, s[m]);
       } else {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            at.k = first_key + 8 * n + column + i;
-            float& score = s[m][n][2 * half + i];
-            if (at.k >= kv_len) {
-              score = -kInfinity;
-            } else if (ask) {
-              score = masked(mask, score, at);
-            }
+            if (first_key + 8 * n + column + i >= kv_len) s[m][n][2 * half + i] = -kInfinity;
           }
         }
       }

@@ -121,7 +121,7 @@ struct Consumer {
     pin(s);
     release(shared.key_empty(key.slot));
     key.advance();
-    modify(rows, tile, s);
+    modify<false>(rows, tile, s);
     if (is_partial) hide(rows, functors.mask, tile, s);
     float rescale[2];
     online_softmax(rows.factor(), softmax, s, rescale);
@@ -151,7 +151,7 @@ struct Consumer {
     }
     release(shared.key_empty(key.slot));
     key.advance();
-    modify(rows, tile, s);
+    modify<!kIsPartial>(rows, tile, s);
     if constexpr (kIsPartial) hide(rows, functors.mask, tile, s);
     float rescale[2];
     online_softmax(rows.factor(), softmax, s, rescale);

@@ -30,8 +30,8 @@ struct WarpRows {
   OMNIFLASH_DEVICE float factor() const { return kFolded ? parameters.softmax_scale * kLog2E : kLog2E; }
 };
 
-// Scale and score modification.
-template <int kWords>
+// Scale and score modification; of a whole tile every key exists.
+template <bool kIsWhole, int kWords>
 OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWords]) {
   if constexpr (is_identity<ScoreModType>) {
     if constexpr (!kFolded) {
@@ -44,14 +44,24 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWord
       ScoreIndex at = at_rows.index(at_rows.row(half));
 #pragma unroll
       for (int n = 0; n < kWords / 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          at.k = minimum(tile * kBlockN + 8 * n + lane_index() % 4 * 2 + i, at_rows.sequence.kv_len - 1);
-          float& score = s[4 * n + 2 * half + i];
-          score = at_rows.functors.score_mod.apply(score * at_rows.scale(), at);
-        }
+        at.k = tile * kBlockN + 8 * n + lane_index() % 4 * 2;
+        float &even = s[4 * n + 2 * half], &odd = s[4 * n + 2 * half + 1];
+        even *= at_rows.scale();
+        odd *= at_rows.scale();
+        const int last = kIsWhole ? kNoLastKey : at_rows.sequence.kv_len - 1;
+        apply_to_pair(at_rows.functors.score_mod, even, odd, at, last);
       }
     }
+  }
+}
+
+// Half of a warp's rows after a mask without bits, in pairs of keys from first_key on.
+template <class Mask, int kWords>
+OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, int last, int half, float (&s)[kWords]) {
+#pragma unroll
+  for (int n = 0; n < kWords / 4; ++n) {
+    at.k = first_key + 8 * n;
+    mask_pair(mask, s[4 * n + 2 * half], s[4 * n + 2 * half + 1], at, last);
   }
 }
 
@@ -72,16 +82,10 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
           if (!(bits >> (i / 2 * 8 + i % 2) & 1)) s[16 * word + 4 * (i / 2) + 2 * half + i % 2] = -kInfinity;
         }
       }
+    } else if (has_add<Mask> && (tile + 1) * kBlockN <= kv_len) {
+      mask_row(mask, at, tile * kBlockN + column, kNoLastKey, half, s);
     } else {
-#pragma unroll
-      for (int n = 0; n < kWords / 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          at.k = tile * kBlockN + 8 * n + column + i;
-          float& score = s[4 * n + 2 * half + i];
-          score = at.k < kv_len ? masked(mask, score, at) : -kInfinity;
-        }
-      }
+      mask_row(mask, at, tile * kBlockN + column, kv_len - 1, half, s);
     }
   }
 }

@@ -2,7 +2,7 @@
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
-use omniflash_device::TranslationUnit;
+use omniflash_device::{TranslationUnit, pack_mask};
 use serde::Deserialize;
 
 use crate::{
@@ -26,7 +26,8 @@ pub struct Manifest {
     decode: Vec<DecodeEntry>,
     hopper: Vec<HopperEntry>,
     naive: Vec<NaiveEntry>,
-    combine: CombineEntry,
+    combine: DtypesEntry,
+    pack_mask: DtypesEntry,
 }
 
 /// A target of the compiler.
@@ -106,7 +107,7 @@ struct NaiveEntry {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CombineEntry {
+struct DtypesEntry {
     dtypes: Vec<String>,
 }
 
@@ -188,6 +189,17 @@ impl Manifest {
                 id: format!("kv_append-{unit_bytes}"),
                 unit: kv_append(unit_bytes),
                 block_threads: 128,
+                shared_memory_bytes: 0,
+                matrix_instruction: None,
+                accepted_spill_bytes: 0,
+            });
+        }
+        for dtype in &self.pack_mask.dtypes {
+            let dtype: DType = dtype.parse()?;
+            instances.push(Instance {
+                id: format!("pack_mask-{dtype}"),
+                unit: pack_mask(dtype, 16),
+                block_threads: 256,
                 shared_memory_bytes: 0,
                 matrix_instruction: None,
                 accepted_spill_bytes: 0,
@@ -323,6 +335,7 @@ fn functors(mask: &str, score_mod: &str) -> FunctorSpec<'static> {
         sources: Vec::new(),
         parameters: Vec::new(),
         tables: Vec::new(),
+        packed: Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{DType, Error, Result};
-use omniflash_device::TranslationUnit;
+use omniflash_device::{TranslationUnit, pack_mask};
 use serde::Deserialize;
 
 use crate::{
@@ -17,7 +17,8 @@ const TEXT: &str = include_str!("../manifest.toml");
 pub struct Manifest {
     forward: Vec<ForwardEntry>,
     naive: Vec<NaiveEntry>,
-    combine: CombineEntry,
+    combine: DtypesEntry,
+    pack_mask: DtypesEntry,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -47,7 +48,7 @@ struct NaiveEntry {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CombineEntry {
+struct DtypesEntry {
     dtypes: Vec<String>,
 }
 
@@ -100,6 +101,11 @@ impl Manifest {
         for unit_bytes in KV_APPEND_UNITS {
             instances.push(simple(format!("kv_append-{unit_bytes}"), kv_append(unit_bytes)));
         }
+        for dtype in &self.pack_mask.dtypes {
+            let dtype: DType = dtype.parse()?;
+            let unit = pack_mask(dtype, 16);
+            instances.push(Instance { block_threads: 256, ..simple(format!("pack_mask-{dtype}"), unit) });
+        }
         instances.push(simple("verify_page_table".into(), verify_page_table()));
         Ok(instances)
     }
@@ -140,6 +146,7 @@ fn functors(mask: &str, score_mod: &str) -> FunctorSpec<'static> {
         sources: Vec::new(),
         parameters: Vec::new(),
         tables: Vec::new(),
+        packed: Vec::new(),
     }
 }
 

@@ -13,6 +13,8 @@
 //! | `Mask::Document` | `Document` | address, i64 batch stride, i64 stride, i32 columns |
 //! | `Mask::Dense` of bool | `DenseMask` | address, i64 strides of batch, head, row, key |
 //! | `Mask::Dense` of a float `T` | `AdditiveMask<T>` | the same |
+//! | bool, packed by the launch | `PackedMask` | a [`MaskPacking`], see [`PackedSlot`] |
+//! | float `T`, packed | `PackedAdditive<T>` | a [`MaskPacking`], then address and strides |
 //! | `Mask::And`, `Or`, `Not` | `And<A, B>`, `Or<A, B>`, `Not<A>` | those of A, then those of B |
 //! | `Mask::Custom` with source | `source0::Name` | the user's bytes |
 //! | `Mask::Custom` without | `TableMask` | a [`MaskTable`], see [`TableSlot`] |
@@ -24,7 +26,8 @@
 //! | `ScoreMod::Then` | `Then<A, B>` | those of A, then those of B |
 //! | `ScoreMod::Custom` with source | `source0::Name` | the user's bytes |
 //!
-//! A vector is an address and an i64 stride. `T` is `float`, `float16` or `bfloat16`.
+//! A vector is an address and an i64 stride. `T` is `float`, `float16` or `bfloat16`; of tensors of scores it is followed by
+//! `, 2` where two keys' values can be loaded at once.
 //!
 //! **Layout.** The parameters are the leaves of the mask in order, then those of the score modification; every leaf
 //! begins at a multiple of [`LEAF_ALIGNMENT`] bytes and takes at least so many, zeros after its members.
@@ -34,9 +37,11 @@
 //! right is `Causal`, an unbounded one `None`.
 
 mod functors;
+mod packing;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use functors::{FunctorSpec, LEAF_ALIGNMENT, TableSlot};
+pub use functors::{FunctorSpec, LEAF_ALIGNMENT, PackedSlot, TableSlot, dense_strides};
+pub use packing::MaskPacking;
 pub use table::{MaskTable, TABLE_BLOCK, TableExtent};

@@ -67,7 +67,8 @@ pub enum Mask<'a> {
         /// `[batch]`, i32 or u32: keys of the prefix.
         prefix_len: TensorRef<'a>,
     },
-    /// Keys of the same document, for packed sequences.
+    /// Keys of the same document, for packed sequences. A query has the id of its own position; one that has none, before the
+    /// first or after the last id, sees no key: so do the first queries of a sequence with more queries than keys.
     Document {
         /// `[batch, seqlen_k]`, i32 or u32: the document of each key position.
         ids: TensorRef<'a>,

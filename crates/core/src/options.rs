@@ -40,7 +40,8 @@ impl<'a> AttentionOptions<'a> {
         AttentionOptions::default()
     }
 
-    /// Sets the factor of every dot product.
+    /// Sets the factor of every dot product: finite, of magnitude 1e6 or less. Scores are numbers of f32; their differences
+    /// are exact enough for weights up to magnitudes of about 1e9.
     pub fn softmax_scale(mut self, softmax_scale: f32) -> Self {
         self.softmax_scale = Some(softmax_scale);
         self

@@ -44,6 +44,25 @@ pub struct ProblemShape {
 }
 
 impl ProblemShape {
+    /// Dense bf16 tensors of head_dim 64.
+    #[cfg(test)]
+    pub(crate) fn for_tests((batch, heads): (usize, usize), (seqlen_q, seqlen_k): (usize, usize)) -> Self {
+        ProblemShape {
+            batch,
+            num_heads: heads,
+            num_kv_heads: heads,
+            head_dim: 64,
+            value_dim: 64,
+            seqlen_q,
+            seqlen_k,
+            total_q: batch * seqlen_q,
+            dtype: DType::BF16,
+            device: DeviceId::Cpu,
+            kv_kind: KvKind::Dense,
+            ragged_q: false,
+        }
+    }
+
     /// Query heads that share a key head.
     pub fn group_size(&self) -> usize {
         self.num_heads / self.num_kv_heads

@@ -24,9 +24,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use half::bf16;
 use omniflash_core::{
     Algorithm, AttentionConfig, AttentionOptions, Backend, DeviceSource, Error, Mask, MaskFunction,
-    ReferenceBackend, Result, Stream,
+    ReferenceBackend, Result, ScoreMod, Stream, Tensor,
 };
 use omniflash_cuda::{CudaBackend, OfflinePlanner, kernel_store, probe};
 use support::{cases, errors, gpu, launch, with_dense_problem, with_host_problem};
@@ -76,6 +77,63 @@ fn named_mask(name: &str) -> Option<Mask<'static>> {
         window => {
             let width: usize = window.strip_prefix("window")?.parse().ok()?;
             Some(Mask::SlidingWindow { left: width.checked_sub(1)?, right: 0 })
+        }
+    }
+}
+
+/// A tensor that a mask or a bias reads, by the end of a case's name: `booltrue`, `boolcausal`, `boolrandom` (seven of ten are
+/// true), `addcausal` (0 and -inf), `addrandom`, `bias`, each one plane for all heads, `biash` with one for each head. `16` behind a
+/// name of values means bf16, else they are f32.
+struct NamedTensor {
+    tensor: Tensor,
+    is_bias: bool,
+}
+
+impl NamedTensor {
+    fn new(
+        backend: &CudaBackend,
+        name: &str,
+        (_, (rows, keys), heads, _): Shape,
+        stream: &Stream,
+    ) -> Result<Option<Self>> {
+        let Some(end) = name.rsplit('_').next() else { return Ok(None) };
+        let (end, is_bf16) = end.strip_suffix("16").map_or((end, false), |end| (end, true));
+        let planes = if end == "biash" { heads.0 } else { 1 };
+        let shape = [1, planes, rows, keys];
+        let is_causal = |i: usize| i % keys + rows <= i / keys % rows + keys;
+        // A sequence of numbers that is long and has no period of a tile's.
+        let random = |i: usize| (i as u32).wrapping_mul(2_654_435_761) >> 8;
+        let values = |value: &dyn Fn(usize) -> f32| -> Result<Tensor> {
+            let count = planes * rows * keys;
+            if is_bf16 {
+                let data: Vec<bf16> = (0..count).map(|i| bf16::from_f32(value(i))).collect();
+                return Tensor::from_slice(backend, &data, &shape, stream);
+            }
+            let data: Vec<f32> = (0..count).map(value).collect();
+            Tensor::from_slice(backend, &data, &shape, stream)
+        };
+        let bools = |is_true: &dyn Fn(usize) -> bool| {
+            let data: Vec<bool> = (0..rows * keys).map(is_true).collect();
+            Tensor::from_slice(backend, &data, &shape, stream)
+        };
+        let uniform = |i: usize| random(i) as f32 / (1 << 23) as f32 - 1.0;
+        let tensor = match end {
+            "booltrue" => bools(&|_| true)?,
+            "boolcausal" => bools(&is_causal)?,
+            "boolrandom" => bools(&|i| random(i) % 10 < 7)?,
+            "addcausal" => values(&|i| if is_causal(i) { 0.0 } else { f32::NEG_INFINITY })?,
+            "addrandom" | "bias" | "biash" => values(&uniform)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(NamedTensor { tensor, is_bias: end.starts_with("bias") }))
+    }
+
+    fn options(&self) -> AttentionOptions<'_> {
+        let options = AttentionOptions::new();
+        if self.is_bias {
+            options.score_mod(ScoreMod::Bias(self.tensor.view()))
+        } else {
+            options.mask(Mask::Dense(self.tensor.view()))
         }
     }
 }
@@ -182,7 +240,7 @@ fn check(backend: &CudaBackend) -> Result<(), String> {
 
 fn time(backend: &CudaBackend) -> Result<(), String> {
     for (name, shape, is_causal) in timed() {
-        match milliseconds(backend, shape, mask(is_causal), AttentionConfig::default()) {
+        match milliseconds(backend, shape, AttentionOptions::new().mask(mask(is_causal))) {
             Ok((ms, plan)) => println!("{}", line(&name, shape, is_causal, ms, &plan)),
             Err(error) => println!("{name}: {error}"),
         }
@@ -210,7 +268,6 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
         .map(|digits| digits.parse().map_err(|_| "a number too large"))
         .collect::<Result<_, _>>()?;
     let [batch, seqlen, heads, kv_heads, dim, ..] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
-    let mask = named_mask(name).ok_or("the case ends with none of full, causal, closure, window1024")?;
     let mut config = AttentionConfig::default();
     for word in words {
         match word.split_once('x') {
@@ -222,21 +279,23 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
     }
     std::thread::sleep(std::time::Duration::from_millis(80));
     let shape = (batch, (seqlen, seqlen), (heads, kv_heads), dim);
-    let is_causal = name.ends_with("causal") || name.ends_with("closure");
-    let (ms, plan) = milliseconds(backend, shape, mask, config).map_err(|error| error.to_string())?;
+    let is_causal = ["causal", "causal16", "closure"].iter().any(|end| name.ends_with(end));
+    let stream = backend.stream().map_err(|error| error.to_string())?;
+    let tensor = NamedTensor::new(backend, name, shape, &stream).map_err(|error| error.to_string())?;
+    let options = match (&tensor, named_mask(name)) {
+        (Some(tensor), _) => tensor.options(),
+        (None, Some(mask)) => AttentionOptions::new().mask(mask),
+        (None, None) => return Err("the case ends with no mask's name".into()),
+    };
+    let (ms, plan) =
+        milliseconds(backend, shape, options.config(config)).map_err(|error| error.to_string())?;
     Ok(line(name, shape, is_causal, ms, &plan))
 }
 
 /// The median of replays of a graph with one launch.
-fn milliseconds(
-    backend: &CudaBackend,
-    shape: Shape,
-    mask: Mask<'_>,
-    config: AttentionConfig,
-) -> Result<(f32, String)> {
+fn milliseconds(backend: &CudaBackend, shape: Shape, options: AttentionOptions<'_>) -> Result<(f32, String)> {
     const REPLAYS: usize = 20;
     let stream = backend.stream()?;
-    let options = AttentionOptions::new().mask(mask).config(config);
     with_dense_problem(backend, shape, &options, &stream, |problem| {
         let plan = backend.plan(problem)?;
         backend.prepare(&plan, problem, &stream)?;

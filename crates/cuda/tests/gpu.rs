@@ -201,6 +201,102 @@ fn a_captured_decode_step_follows_lengths_that_change() {
     }
 }
 
+/// A prefill of four heads over one with a mask tensor in a buffer that the test may write.
+struct MaskedPrefill {
+    q: Tensor,
+    kv: [Tensor; 2],
+    dtype: DType,
+    mask: omniflash_core::Buffer,
+}
+
+#[allow(clippy::unwrap_used, reason = "all of it is test code")]
+impl MaskedPrefill {
+    const ROWS: usize = 300;
+    const KEYS: usize = 2048;
+
+    fn new(backend: &dyn Backend, dtype: DType, stream: &Stream) -> Self {
+        let tensor = |shape: &[usize], step: f32| {
+            let count = shape.iter().product::<usize>();
+            let wave: Vec<bf16> = (0..count).map(|i| bf16::from_f32((i as f32 * step).sin())).collect();
+            Tensor::from_slice(backend, &wave, shape, stream).unwrap()
+        };
+        let kv = [Self::KEYS, 1, 64];
+        MaskedPrefill {
+            q: tensor(&[1, Self::ROWS, 4, 64], 0.37),
+            kv: [0.011, 0.023].map(|step| tensor(&[1, kv[0], kv[1], kv[2]], step)),
+            dtype,
+            mask: backend.alloc(Self::ROWS * Self::KEYS * dtype.size(), stream).unwrap(),
+        }
+    }
+
+    /// Shows each row a few keys more than the one before.
+    fn set_mask(&mut self, backend: &dyn Backend, more: usize, stream: &Stream) {
+        let shows = |i: usize| {
+            let (row, key) = (i / Self::KEYS, i % Self::KEYS);
+            key <= more * row && (key + more) % 7 != 0
+        };
+        let each = 0..Self::ROWS * Self::KEYS;
+        let bytes: Vec<u8> = match self.dtype {
+            DType::Bool => each.map(|i| u8::from(shows(i))).collect(),
+            _ => each.flat_map(|i| if shows(i) { 0.0 } else { f32::NEG_INFINITY }.to_ne_bytes()).collect(),
+        };
+        backend.copy_to_device(&bytes, &mut self.mask, stream).unwrap();
+    }
+
+    fn problem<'a>(
+        &'a self,
+        backend: &dyn Backend,
+        algorithm: Algorithm,
+        out: &'a mut Tensor,
+    ) -> omniflash_core::AttentionProblem<'a> {
+        use omniflash_core::{AttentionConfig, AttentionProblem, KvCache, Layout, Query, TensorRef};
+        let layout = Layout::contiguous(&[1, Self::ROWS, Self::KEYS]).unwrap();
+        let address = self.mask.as_ptr().expose_provenance() as u64;
+        // SAFETY: the buffer lives as long as `self` and holds that many elements.
+        let mask = unsafe { TensorRef::from_raw(address, self.dtype, layout, backend.info().device) };
+        let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+        let options = AttentionOptions::new().mask(Mask::Dense(mask)).config(config);
+        let (query, kv) =
+            (Query::padded(self.q.view()), KvCache::dense(self.kv[0].view(), self.kv[1].view()));
+        AttentionProblem::new(query, kv, out.view_mut(), None, &options).unwrap()
+    }
+}
+
+#[test]
+fn a_captured_launch_sees_mask_tensors_that_change() {
+    let backend = gpu_or_return!();
+    let stream = backend.stream().unwrap();
+    let shape = [1, MaskedPrefill::ROWS, 4, 64];
+    for dtype in [DType::Bool, DType::F32] {
+        let mut prefill = MaskedPrefill::new(&backend, dtype, &stream);
+        let mut out = Tensor::zeros(&backend, DType::BF16, &shape, &stream).unwrap();
+        let problem = prefill.problem(&backend, Algorithm::Auto, &mut out);
+        let plan = backend.plan(&problem).unwrap();
+        assert!(plan.reason.contains("packed"), "{plan}");
+        backend.prepare(&plan, &problem, &stream).unwrap();
+        let graph =
+            // SAFETY: the problem's tensors live until the last synchronisation.
+            backend.capture(&stream, || unsafe { backend.launch(&plan, &problem, &stream) }).unwrap();
+        drop(problem);
+        for more in [0, 3, 50, 1] {
+            prefill.set_mask(&backend, more, &stream);
+            // SAFETY: as above.
+            unsafe { graph.replay(&stream) }.unwrap();
+            backend.synchronize(&stream).unwrap();
+            let mut naive = Tensor::zeros(&backend, DType::BF16, &shape, &stream).unwrap();
+            launch(&backend, &prefill.problem(&backend, Algorithm::Naive, &mut naive), &stream).unwrap();
+            let [found, wanted] = [&out, &naive].map(|out| out.to_vec::<bf16>(&backend, &stream).unwrap());
+            for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                let difference = (found.to_f32() - wanted.to_f32()).abs();
+                assert!(
+                    difference <= 0.02,
+                    "{dtype}, {more}, element {i}: {found}, expected {wanted}; {plan}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn appended_rows_land_where_the_reference_puts_them() {
     let backend = gpu_or_return!();

@@ -14,11 +14,13 @@
 //! ```
 
 mod launch;
+mod pack_mask;
 pub mod parameters;
 mod peak;
 mod translation_unit;
 
 pub use launch::{Launch, Workspace};
+pub use pack_mask::{pack_mask, pack_mask_launch};
 pub use peak::{PeakKernel, PeakParameters, PeakWork};
 pub use translation_unit::{SourceFile, TranslationUnit};
 
@@ -44,6 +46,7 @@ pub const HEADERS: &[SourceFile] = &[
     header!("peak.hpp"),
     header!("schedule.hpp"),
     header!("score_mods.hpp"),
+    header!("score_tensor.hpp"),
     header!("sequence.hpp"),
 ];
 
@@ -51,5 +54,7 @@ pub const HEADERS: &[SourceFile] = &[
 pub const COMBINE: SourceFile = header!("combine.hpp");
 /// Attention by its definition.
 pub const NAIVE: SourceFile = header!("naive.hpp");
+/// The kernel that packs a mask tensor for the kernels that follow.
+pub const PACK_MASK: SourceFile = header!("pack_mask.hpp");
 /// The kernel that checks page and lookup tables.
 pub const VERIFY_PAGE_TABLE: SourceFile = header!("verify_page_table.hpp");

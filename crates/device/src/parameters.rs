@@ -364,6 +364,44 @@ parameter_struct! {
     }
 }
 
+parameter_struct! {
+    /// What the packing of a mask tensor is given, beside the parameters of all kernels; strides count elements and are 0 where the tensor repeats itself.
+    pub struct PackMaskParameters {
+        /// The tensor.
+        pub data: DeviceAddress,
+        /// From a sequence to the next.
+        pub batch_stride: i64,
+        /// From a head to the next.
+        pub head_stride: i64,
+        /// From a row to the next.
+        pub row_stride: i64,
+        /// From a key to the next.
+        pub key_stride: i64,
+        /// `SeenBlocks` `[batches, heads, row_blocks, spans]`, to be written.
+        pub blocks: DeviceAddress,
+        /// Words `[batches, heads, rows, row_words]`, to be written; of bools only.
+        pub bits: DeviceAddress,
+        /// The position of row 0 of each sequence, to be written.
+        pub starts: DeviceAddress,
+        /// Different sequences of the tensor: 1 or all.
+        pub batches: u32,
+        /// Different heads.
+        pub heads: u32,
+        /// Different rows.
+        pub rows: u32,
+        /// Keys of a row.
+        pub keys: u32,
+        /// Blocks of rows.
+        pub row_blocks: u32,
+        /// Spans of keys, of 32 blocks each.
+        pub spans: u32,
+        /// Words of bits of a row.
+        pub row_words: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
 /// All parameter structs, those that others contain first.
 pub const STRUCTS: &[StructLayout] = &[
     Rows::LAYOUT,
@@ -372,6 +410,7 @@ pub const STRUCTS: &[StructLayout] = &[
     AttentionParameters::LAYOUT,
     VerifyParameters::LAYOUT,
     KvAppendParameters::LAYOUT,
+    PackMaskParameters::LAYOUT,
 ];
 
 type TagLayout = (&'static str, &'static str, &'static [(&'static str, u32, &'static str)]);

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use std::process::Command;
 
 use half::bf16;
-use omniflash_core::lower::{FunctorSpec, MaskTable, TableExtent};
-use omniflash_core::{Mask, ScoreIndex, ScoreMod, TensorRef, Tile, TileStatus};
+use omniflash_core::lower::{FunctorSpec, MaskPacking, MaskTable, TableExtent};
+use omniflash_core::{DType, Mask, ScoreIndex, ScoreMod, TensorRef, Tile, TileStatus};
 use omniflash_device::HEADERS;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -17,8 +17,8 @@ use proptest::test_runner::{Config, TestRunner};
 
 const BATCH: usize = 2;
 const HEADS: usize = 6;
-const ROWS: i64 = 40;
-const KEYS: i64 = 100;
+const ROWS: i64 = 70;
+const KEYS: i64 = 140;
 /// Position of row 0.
 const START: i64 = KEYS - ROWS - 5;
 
@@ -29,6 +29,7 @@ struct Tensors {
     runs: Vec<i32>,
     bools: Vec<u8>,
     floats: Vec<f32>,
+    blocks: Vec<f32>,
     slopes: [bf16; HEADS],
 }
 
@@ -38,14 +39,26 @@ impl Tensors {
         Tensors {
             prefix: [33, 0],
             ids: (0..BATCH as i32 * KEYS as i32).map(|i| i * i % 7).collect(),
-            runs: (0..BATCH as i32 * KEYS as i32).map(|i| 5 - i / 23).collect(),
+            runs: (0..BATCH as i32 * KEYS as i32).map(|i| 5 - i / 60).collect(),
             bools: (0..scores).map(|i| u8::from(i * 31 % 11 > 4)).collect(),
             floats: (0..scores)
                 .map(|i| if i % 13 == 0 { f32::NEG_INFINITY } else { (i % 17) as f32 })
                 .collect(),
+            blocks: (0..scores as i64)
+                .map(|i| match (i / KEYS % ROWS / 64, i % KEYS / 64) {
+                    (0, 0) => f32::NEG_INFINITY,
+                    (0, 1) | (1, 0) => 0.0,
+                    _ => (i % 5) as f32,
+                })
+                .collect(),
             slopes: std::array::from_fn(|h| bf16::from_f32(0.5 / (h + 1) as f32)),
         }
     }
+}
+
+/// A tensor of values whose blocks hide, do nothing, or add.
+fn blocks(tensors: &'static Tensors) -> TensorRef<'static> {
+    TensorRef::from_slice(&tensors.blocks, &[BATCH, ROWS as usize, KEYS as usize]).unwrap()
 }
 
 fn leaf(tensors: &'static Tensors) -> impl Strategy<Value = Mask<'static>> {
@@ -101,12 +114,29 @@ struct Pair {
     bytes: usize,
     /// Keeps the words that the parameters point to.
     _tables: Vec<Vec<u32>>,
+    _packed: Vec<Vec<u64>>,
     cpp_type: String,
 }
 
 impl Pair {
     fn new(mask: Mask<'static>, score_mod: ScoreMod<'static>) -> Self {
-        let mut spec = FunctorSpec::new(&mask, &score_mod, HEADS, "test").unwrap();
+        Self::with(mask, score_mod, false)
+    }
+
+    /// Mask tensors packed.
+    fn packed(mask: Mask<'static>) -> Self {
+        Self::with(mask, ScoreMod::Identity, true)
+    }
+
+    fn with(mask: Mask<'static>, score_mod: ScoreMod<'static>, packs: bool) -> Self {
+        let packing = |tensor: &TensorRef<'_>| packs.then(|| packing(tensor));
+        let mut spec = FunctorSpec::with_packing(&mask, &score_mod, HEADS, "test", &packing).unwrap();
+        let mut packed = Vec::new();
+        for slot in 0..spec.packed.len() {
+            let words = packed_form(spec.packed[slot].tensor, &spec.packed[slot].packing);
+            spec.set_packed(slot, words.as_ptr().expose_provenance() as u64);
+            packed.push(words);
+        }
         let extent =
             TableExtent { batch: BATCH, heads: HEADS, q_begin: START, q_end: START + ROWS, k_end: KEYS };
         let mut tables = Vec::new();
@@ -124,8 +154,40 @@ impl Pair {
         let cpp_type = format!("Functors<{}, {}>", spec.mask_type, spec.score_mod_type);
         let bytes = spec.parameters.len();
         drop(spec);
-        Pair { mask, score_mod, parameters, bytes, _tables: tables, cpp_type }
+        Pair { mask, score_mod, parameters, bytes, _tables: tables, _packed: packed, cpp_type }
     }
+}
+
+/// The sizes of a packed `[batch, rows, keys]` tensor.
+fn packing(tensor: &TensorRef<'_>) -> MaskPacking {
+    let [batches, rows, keys] = tensor.shape().try_into().unwrap();
+    let has_bits = tensor.dtype() == DType::Bool;
+    MaskPacking { sequences: BATCH, batches, heads: 1, rows, keys, has_bits }
+}
+
+/// What the packing kernel writes, by the definition; u64 for the alignment of its pairs of words.
+fn packed_form(tensor: &TensorRef<'_>, sizes: &MaskPacking) -> Vec<u64> {
+    let mask = Mask::Dense(tensor.clone());
+    let mut memory = vec![0u64; sizes.bytes().div_ceil(8)];
+    let words: &mut [u32] = bytemuck::cast_slice_mut(&mut memory);
+    for batch in 0..sizes.batches {
+        for (row, k) in (0..sizes.rows).flat_map(|row| (0..sizes.keys).map(move |k| (row, k))) {
+            let at = ScoreIndex { batch, head: 0, row, q: 0, k: k as i64 };
+            let shown = mask.visible(&at);
+            let changed = !shown || mask.additive(&at) != 0.0;
+            let block = (batch * sizes.row_blocks() + row / 64) * sizes.spans() + k / 2048;
+            words[2 * block] |= u32::from(shown) << (k / 64 % 32);
+            words[2 * block + 1] |= u32::from(changed) << (k / 64 % 32);
+            if sizes.has_bits {
+                let bits = sizes.bits_offset() / 4 + (batch * sizes.rows + row) * sizes.row_words();
+                words[bits + k / 32] |= u32::from(shown) << (k % 32);
+            }
+        }
+    }
+    for sequence in 0..sizes.sequences {
+        words[sizes.starts_offset() / 4 + sequence] = START as u32;
+    }
+    memory
 }
 
 /// What C++ answers; the layout is that of `Answers` in the generated file.
@@ -246,10 +308,13 @@ fn the_functors_of_both_languages_agree() {
     );
     let mut pairs: Vec<Pair> = (0..60)
         .map(|_| tree(tensors).new_tree(&mut runner).unwrap().current())
-        .map(|mask| Pair::new(mask, ScoreMod::Identity))
+        .enumerate()
+        .map(|(i, mask)| Pair::with(mask, ScoreMod::Identity, i % 2 == 0))
         .collect();
     let floats = TensorRef::from_slice(&tensors.floats, &[BATCH, ROWS as usize, KEYS as usize]).unwrap();
     pairs.push(Pair::new(Mask::Dense(floats.clone()), ScoreMod::Identity));
+    pairs.push(Pair::packed(Mask::Dense(blocks(tensors))));
+    pairs.push(Pair::packed(Mask::Causal.and(Mask::Dense(blocks(tensors))).and(Mask::Dense(floats.clone()))));
     pairs.push(Pair::new(Mask::Causal.and(Mask::Dense(floats)), ScoreMod::Identity));
     pairs.extend(score_mods(tensors).into_iter().map(|score_mod| Pair::new(Mask::Causal, score_mod)));
     let runs = TensorRef::from_slice(&tensors.runs, &[BATCH, KEYS as usize]).unwrap();
@@ -319,7 +384,13 @@ fn compare(pair: &Pair, asked: &Question, answers: &Answers) {
     let mut all = queries().flat_map(|q| (tile.k_begin..tile.k_end).map(move |k| (q, k)));
     match answers.status {
         0 => assert!(!all.any(|(q, k)| sees(q, k)), "not skipped: {}", context()),
-        1 => assert!(all.all(|(q, k)| sees(q, k)), "not full: {}", context()),
+        1 => {
+            let is_free = |q: i64, k: i64| {
+                let row = (q - START) as usize;
+                sees(q, k) && pair.mask.additive(&ScoreIndex { batch, head, row, q, k }) == 0.0
+            };
+            assert!(all.all(|(q, k)| is_free(q, k)), "not full: {}", context());
+        }
         _ => {
             let host = pair.mask.tile_status(&tile);
             let known = matches!(host, TileStatus::Skip | TileStatus::Full);

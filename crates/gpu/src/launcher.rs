@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionProblem, Result, Stream};
-use omniflash_device::parameters::DeviceAddress;
+use omniflash_device::parameters::{AttentionParameters, DeviceAddress};
 
 use crate::driver::Driver as _;
+use crate::packing;
 use crate::parameters;
 use crate::planner::{Planned, Planner};
 use crate::stream_state::{StreamState, StreamStates, StreamUse, lock};
@@ -70,10 +71,11 @@ impl<V: Vendor> Launcher<V> {
         let _entered = self.driver.enter()?;
         let needs_state = planned.workspace.partial_bytes() > 0
             || planned.instance.counts_tiles()
-            || !functors.tables.is_empty();
+            || !functors.tables.is_empty()
+            || !functors.packed.is_empty();
         if !needs_state && planned.is_loaded() {
             // SAFETY: the caller's duties, for a launch that uses the problem's memory only.
-            return unsafe { self.enqueue(planned, problem, &functors, Kept::default(), stream) };
+            return unsafe { self.enqueue(planned, problem, &mut functors, Kept::default(), stream) };
         }
         let launch = StreamUse::new(&self.driver, stream)?;
         planned.kernels().try_for_each(|kernel| kernel.load(&launch))?;
@@ -85,7 +87,7 @@ impl<V: Vendor> Launcher<V> {
         let kept = Kept::of(planned, &mut state, &launch)?;
         // SAFETY: the caller's duties; the workspace is as large as the plan says, and used in the stream's order, as
         // is the counter.
-        unsafe { self.enqueue(planned, problem, &functors, kept, stream) }
+        unsafe { self.enqueue(planned, problem, &mut functors, kept, stream) }
     }
 
     /// Enqueues the kernels of a plan, all of them loaded.
@@ -98,7 +100,7 @@ impl<V: Vendor> Launcher<V> {
         &self,
         planned: &Planned<V>,
         problem: &AttentionProblem<'_>,
-        functors: &FunctorSpec<'_>,
+        functors: &mut FunctorSpec<'_>,
         kept: Kept,
         stream: &Stream,
     ) -> Result<()> {
@@ -106,6 +108,8 @@ impl<V: Vendor> Launcher<V> {
         parameters.partial_out = DeviceAddress(kept.partials);
         parameters.partial_lse = DeviceAddress(kept.partials + planned.workspace.partial_out as u64);
         parameters.counters = DeviceAddress(kept.part_counters);
+        // SAFETY: the caller's duties; packed masks have a place of their own.
+        unsafe { pack(planned, functors, &parameters, kept.packed, stream) }?;
         let beside = V::beside(&self.driver, &planned.instance, &planned.cut, problem, kept.tile_counter)?;
         let arguments = [
             bytemuck::bytes_of(&parameters),
@@ -130,9 +134,32 @@ impl<V: Vendor> Launcher<V> {
     }
 }
 
+/// Packs the mask tensors of a launch from `address` on, and names them in the functors' parameters.
+///
+/// # Safety
+/// Those of [`Launcher::enqueue`]; from `address` on there is room for all of them.
+unsafe fn pack<V: Vendor>(
+    planned: &Planned<V>,
+    functors: &mut FunctorSpec<'_>,
+    parameters: &AttentionParameters,
+    mut address: u64,
+    stream: &Stream,
+) -> Result<()> {
+    for (slot, (packer, packing)) in planned.packers.iter().zip(&planned.key.packings).enumerate() {
+        let packed = packing::parameters(&functors.packed[slot], address);
+        let arguments = [bytemuck::bytes_of(parameters), bytemuck::bytes_of(&packed)];
+        // SAFETY: the kernel's parameters are these structs; what they address is the caller's duty.
+        unsafe { packer.enqueue(&arguments, stream) }?;
+        functors.set_packed(slot, address);
+        address += packing.bytes() as u64;
+    }
+    Ok(())
+}
+
 /// What a launch uses of what is kept for its stream: addresses, 0 where it needs none.
 #[derive(Clone, Copy, Default)]
 struct Kept {
+    packed: u64,
     partials: u64,
     part_counters: u64,
     tile_counter: Option<u64>,
@@ -145,6 +172,9 @@ impl Kept {
         launch: &StreamUse<'_, V::Driver>,
     ) -> Result<Kept> {
         let mut kept = Kept::default();
+        if planned.packed_bytes() > 0 {
+            kept.packed = state.packed(planned.packed_bytes(), launch)?;
+        }
         if planned.workspace.partial_bytes() > 0 {
             kept.partials = state.workspace(planned.workspace.partial_bytes(), launch)?;
         }

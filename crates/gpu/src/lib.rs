@@ -31,6 +31,7 @@ mod mask_table;
 mod measure;
 mod memory;
 mod module;
+pub mod packing;
 pub mod parameters;
 pub mod plan;
 mod planner;

@@ -3,6 +3,7 @@
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionConfig, AttentionProblem, Error, ProblemShape, Result};
 
+use crate::packing::{Packing, packing};
 use crate::parameters::is_aligned;
 use crate::vendor::KernelInstance;
 
@@ -12,7 +13,14 @@ use crate::vendor::KernelInstance;
 /// [`Error::Unsupported`] for what no GPU can do: the closure of a score modification, and a closure as mask whose
 /// positions only the device knows.
 pub fn functors<'p>(problem: &'p AttentionProblem<'_>, backend: &str) -> Result<FunctorSpec<'p>> {
-    let functors = FunctorSpec::new(problem.mask(), problem.score_mod(), problem.shape().num_heads, backend)?;
+    let (shape, config) = (problem.shape(), problem.config());
+    let functors = FunctorSpec::with_packing(
+        problem.mask(),
+        problem.score_mod(),
+        shape.num_heads,
+        backend,
+        &|tensor| packing(tensor, shape, config),
+    )?;
     if !functors.tables.is_empty() && problem.query_start().is_some() {
         return Err(closure_with_query_start(backend));
     }
@@ -44,6 +52,8 @@ pub struct PlanKey {
     pub(crate) sources: Vec<String>,
     /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
     pub is_aligned: bool,
+    /// Mask tensors that launches pack.
+    pub packings: Vec<Packing>,
 }
 
 impl PlanKey {
@@ -56,6 +66,7 @@ impl PlanKey {
             score_mod_type: functors.score_mod_type,
             sources: functors.sources,
             is_aligned: is_aligned(problem),
+            packings: functors.packed.iter().map(Packing::new).collect(),
         }
     }
 
@@ -73,6 +84,8 @@ impl PlanKey {
             && self.mask_type == functors.mask_type
             && self.score_mod_type == functors.score_mod_type
             && self.sources == functors.sources
+            && self.packings.len() == functors.packed.len()
+            && self.packings.iter().zip(&functors.packed).all(|(own, slot)| own.serves(&Packing::new(slot)))
             && (!self.is_aligned || is_aligned(problem));
         if same {
             return Ok(());
@@ -80,7 +93,8 @@ impl PlanKey {
         Err(Error::value(
             "plan",
             format!("made for {:?} with {} {}", self.shape, self.mask_type, self.score_mod_type),
-            "one made for a problem of the same shape, mask, score modification and alignment",
+            "one made for a problem of the same shape, mask, score modification and alignment, whose mask tensors \
+             repeat themselves alike",
         ))
     }
 }
@@ -157,7 +171,7 @@ pub fn check_naive(config: &AttentionConfig, backend: &str) -> Result<()> {
 /// Under a causal mask the last tiles of rows see the most keys: starting those of several heads first evens out the
 /// end of a launch. More heads than the second-level cache holds keys of, or than 32, cost more in traffic.
 pub fn section(shape: &ProblemShape, mask_type: &str, l2_bytes: usize) -> usize {
-    if !is_causal(mask_type) {
+    if !may_be_causal(mask_type) {
         return 1;
     }
     let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();
@@ -171,6 +185,12 @@ pub fn typical_rows(shape: &ProblemShape) -> usize {
     } else {
         shape.seqlen_q
     }
+}
+
+/// Whether later rows may see more keys: a mask's C++ type says so, or only the device knows what the mask hides.
+pub fn may_be_causal(mask_type: &str) -> bool {
+    const KNOWN_TO_DEVICE: [&str; 3] = ["PackedMask", "PackedAdditive", "TableMask"];
+    is_causal(mask_type) || KNOWN_TO_DEVICE.iter().any(|name| mask_type.contains(name))
 }
 
 /// Whether a mask's C++ type hides keys after the query.
@@ -213,8 +233,11 @@ mod tests {
             ("Not<Causal>", false),
             ("Or<PrefixLm, Causal>", false),
             ("NoMask", false),
+            ("PackedMask", false),
         ] {
             assert_eq!(is_causal(mask_type), causal, "{mask_type}");
+            let may_be = causal || mask_type == "PackedMask";
+            assert_eq!(may_be_causal(mask_type), may_be, "{mask_type}");
         }
     }
 

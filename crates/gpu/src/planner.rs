@@ -11,11 +11,12 @@ use omniflash_core::{
     Algorithm, AttentionConfig, AttentionPlan, AttentionProblem, Error, ProblemShape, Result, Stream, Support,
 };
 use omniflash_device::parameters::{AttentionParameters, VerifyParameters};
-use omniflash_device::{Launch, PeakKernel, TranslationUnit, Workspace};
+use omniflash_device::{Launch, PeakKernel, TranslationUnit, Workspace, pack_mask, pack_mask_launch};
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 
 use crate::driver::Driver;
 use crate::module::Module;
+use crate::packing::Packing;
 use crate::parameters::Cut;
 use crate::plan::{Choice, PlanKey, functors, kernel_id};
 use crate::stream_state::{StreamUse, lock};
@@ -46,6 +47,8 @@ pub(crate) struct Planned<V: Vendor> {
     pub(crate) combine: Option<PlannedKernel<V::Driver>>,
     /// Computes the short sequences of a batch that has both kinds, with their cut.
     pub(crate) short: Option<(PlannedKernel<V::Driver>, Cut)>,
+    /// Pack mask tensors, in the order of the functors' slots.
+    pub(crate) packers: Vec<PlannedKernel<V::Driver>>,
     pub(crate) workspace: Workspace,
 }
 
@@ -226,9 +229,13 @@ impl<V: Vendor> Planner<V> {
         };
         let [block_m, block_n, num_pipeline_stages] =
             choice.kernel.tile().unwrap_or([1, key.shape.seqlen_k.max(1), 1]);
+        let reason = match key.packings.len() {
+            0 => choice.reason,
+            packed => format!("{}, after {packed} mask tensor(s) packed on the device", choice.reason),
+        };
         let origin =
             planned.as_ref().map_or("no work".into(), |planned| planned.forward.kernel.origin.to_string());
-        tracing::debug!(id = %kernel_id, reason = %choice.reason, origin, "planned");
+        tracing::debug!(id = %kernel_id, reason = %reason, origin, "planned");
         Ok(AttentionPlan {
             kernel_id,
             algorithm: choice.kernel.algorithm(),
@@ -238,9 +245,11 @@ impl<V: Vendor> Planner<V> {
             block_n,
             num_pipeline_stages,
             shared_memory_bytes: launch.shared_memory_bytes,
-            workspace_bytes: planned.as_ref().map_or(0, |planned| planned.workspace.partial_bytes()),
+            workspace_bytes: planned
+                .as_ref()
+                .map_or(0, |planned| planned.workspace.partial_bytes() + planned.packed_bytes()),
             num_partitions: choice.num_partitions,
-            reason: choice.reason,
+            reason,
             detail: planned.map(|planned| Arc::new(planned) as _),
         })
     }
@@ -277,8 +286,17 @@ impl<V: Vendor> Planner<V> {
             forward: self.planned_kernel(key, choice, &main)?,
             combine,
             short,
+            packers: key.packings.iter().map(|packing| self.packer(packing)).collect::<Result<_>>()?,
             workspace,
         })
+    }
+
+    /// The kernel that packs a mask tensor, and its launch.
+    fn packer(&self, packing: &Packing) -> Result<PlannedKernel<V::Driver>> {
+        let (arch, unit) = (V::arch(&self.facts), pack_mask(packing.dtype, packing.unit_bytes));
+        let id = format!("pack-mask-{arch}-{}-{}", packing.dtype, packing.unit_bytes);
+        let launch = pack_mask_launch(&packing.grid_parameters());
+        Ok(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
     }
 
     fn part(&self, key: &PlanKey, choice: &Choice<V::Kernel>, functors: &FunctorSpec<'_>) -> Result<Part> {
@@ -345,7 +363,12 @@ impl<V: Vendor> Planned<V> {
     /// All kernels.
     pub(crate) fn kernels(&self) -> impl Iterator<Item = &PlannedKernel<V::Driver>> {
         let short = self.short.as_ref().map(|(kernel, _)| kernel);
-        std::iter::once(&self.forward).chain(&self.combine).chain(short)
+        std::iter::once(&self.forward).chain(&self.combine).chain(short).chain(&self.packers)
+    }
+
+    /// Bytes of all packed masks.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        self.key.packings.iter().map(Packing::bytes).sum()
     }
 
     pub(crate) fn is_loaded(&self) -> bool {

@@ -1,4 +1,4 @@
-//! What the backend keeps for each stream: the workspace of split launches, and the tables of closures.
+//! What the backend keeps for each stream: the workspace of split launches, packed masks, and the tables of closures.
 //!
 //! All of it is used in the order of its stream, so that the next launch may use it again. A launch that must not
 //! allocate (its stream is being captured) finds what an earlier launch left, or fails. What a captured launch used
@@ -42,6 +42,7 @@ impl<D: Driver> Default for StreamStates<D> {
 #[derive(Debug)]
 pub(crate) struct StreamState<D: Driver> {
     workspace: Option<Kept<D>>,
+    packed: Option<Kept<D>>,
     /// Of parts of items: zero whenever no launch is under way.
     part_counters: Option<Kept<D>>,
     tables: HashMap<TableKey, (DeviceTable<D>, bool)>,
@@ -56,6 +57,7 @@ impl<D: Driver> Default for StreamState<D> {
     fn default() -> Self {
         StreamState {
             workspace: None,
+            packed: None,
             part_counters: None,
             tables: HashMap::new(),
             counters: None,
@@ -137,9 +139,9 @@ impl<D: Driver> StreamStates<D> {
             return Ok(());
         };
         let mut state = lock(&state);
-        let (workspace, counters) = (state.workspace.take(), state.part_counters.take());
-        state.give_up_kept(workspace, stream);
-        state.give_up_kept(counters, stream);
+        for kept in [state.workspace.take(), state.packed.take(), state.part_counters.take()] {
+            state.give_up_kept(kept, stream);
+        }
         for (_, (table, is_captured)) in std::mem::take(&mut state.tables) {
             state.give_up(table.memory, is_captured, stream);
         }
@@ -171,6 +173,17 @@ impl<D: Driver> StreamState<D> {
     pub(crate) fn workspace(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
         let size = bytes.next_multiple_of(WORKSPACE_STEP);
         let (address, outgrown) = grown(&mut self.workspace, size, false, launch)?;
+        self.give_up_kept(outgrown, launch.stream);
+        Ok(address)
+    }
+
+    /// At least `bytes` for packed masks.
+    ///
+    /// # Errors
+    /// As [`workspace`](StreamState::workspace).
+    pub(crate) fn packed(&mut self, bytes: usize, launch: &StreamUse<'_, D>) -> Result<u64> {
+        let size = bytes.next_multiple_of(WORKSPACE_STEP);
+        let (address, outgrown) = grown(&mut self.packed, size, false, launch)?;
         self.give_up_kept(outgrown, launch.stream);
         Ok(address)
     }

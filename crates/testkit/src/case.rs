@@ -51,7 +51,8 @@ pub enum MaskViews {
     Plain(Mask<'static>),
     PrefixLm(View),
     Document(View),
-    Dense(View),
+    /// With the rows that one row of the view stands for, by a stride of 0.
+    Dense(View, Option<usize>),
     And(Box<MaskViews>, Box<MaskViews>),
     Or(Box<MaskViews>, Box<MaskViews>),
     Not(Box<MaskViews>),
@@ -336,7 +337,11 @@ impl<'m> Bound<'m> {
             MaskViews::Plain(mask) => mask.clone(),
             MaskViews::PrefixLm(view) => Mask::PrefixLm { prefix_len: self.tensor(view)? },
             MaskViews::Document(view) => Mask::Document { ids: self.tensor(view)? },
-            MaskViews::Dense(view) => Mask::Dense(self.tensor(view)?),
+            MaskViews::Dense(view, None) => Mask::Dense(self.tensor(view)?),
+            MaskViews::Dense(view, Some(rows)) => {
+                let tensor = self.tensor(view)?;
+                Mask::Dense(tensor.expand(tensor.shape().len() - 2, *rows)?)
+            }
             MaskViews::And(a, b) => Mask::And(Box::new(self.mask(a)?), Box::new(self.mask(b)?)),
             MaskViews::Or(a, b) => Mask::Or(Box::new(self.mask(a)?), Box::new(self.mask(b)?)),
             MaskViews::Not(mask) => Mask::Not(Box::new(self.mask(mask)?)),

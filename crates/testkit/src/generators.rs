@@ -405,7 +405,7 @@ impl Case {
 fn mask_views<'c>(mask: &'c mut MaskViews, views: &mut Vec<&'c mut View>) {
     match mask {
         MaskViews::Plain(_) => {}
-        MaskViews::PrefixLm(view) | MaskViews::Document(view) | MaskViews::Dense(view) => views.push(view),
+        MaskViews::PrefixLm(view) | MaskViews::Document(view) | MaskViews::Dense(view, _) => views.push(view),
         MaskViews::And(a, b) | MaskViews::Or(a, b) => {
             mask_views(a, views);
             mask_views(b, views);

@@ -185,7 +185,7 @@ impl Reader {
             options.lse.then(|| self.memories.add_contiguous(DType::F32, &lse_shape, Poison::Unwritten));
         let mask = self.mask(options.mask)?;
         let mask = match self.take("mask") {
-            Some(dense) => MaskViews::And(Box::new(mask), Box::new(MaskViews::Dense(dense))),
+            Some(dense) => MaskViews::And(Box::new(mask), Box::new(MaskViews::Dense(dense, None))),
             None => mask,
         };
         let mut score_mods = Vec::new();

@@ -9,6 +9,7 @@ use crate::score_mod::ScoreMod;
 use crate::source::DeviceSource;
 use crate::tensor::TensorRef;
 
+use super::packing::MaskPacking;
 use super::table::MaskTable;
 
 /// Every leaf of the parameters begins at a multiple of this many bytes.
@@ -30,6 +31,8 @@ pub struct FunctorSpec<'m> {
     pub parameters: Vec<u8>,
     /// Closures that have to be evaluated on the host before a launch.
     pub tables: Vec<TableSlot<'m>>,
+    /// Tensors that have to be packed on the device by each launch.
+    pub packed: Vec<PackedSlot<'m>>,
 }
 
 /// A closure without device source: its [`MaskTable`] has to be built, copied to the device and named in the
@@ -40,6 +43,23 @@ pub struct TableSlot<'m> {
     pub offset: usize,
     /// The closure.
     pub function: &'m dyn MaskFunction,
+}
+
+/// A mask tensor that each launch packs before its kernel reads it: its packed form has to be named in the parameters.
+#[derive(Clone, Copy)]
+pub struct PackedSlot<'m> {
+    /// Where in the parameters the members belong.
+    pub offset: usize,
+    /// The tensor.
+    pub tensor: &'m TensorRef<'m>,
+    /// Its sizes.
+    pub packing: MaskPacking,
+}
+
+impl fmt::Debug for PackedSlot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackedSlot({}, {:?})", self.offset, self.packing)
+    }
 }
 
 impl fmt::Debug for TableSlot<'_> {
@@ -55,7 +75,7 @@ impl fmt::Debug for FunctorSpec<'_> {
 }
 
 impl<'m> FunctorSpec<'m> {
-    /// Lowers a mask and a score modification for `num_heads` query heads.
+    /// Lowers a mask and a score modification for `num_heads` query heads; kernels read mask tensors as they are.
     ///
     /// # Errors
     /// [`Error::Unsupported`], in the name of `backend`, for a score modification without device source.
@@ -65,7 +85,29 @@ impl<'m> FunctorSpec<'m> {
         num_heads: usize,
         backend: &str,
     ) -> Result<Self> {
-        let mut lowering = Lowering { backend, num_heads, ..Lowering::default() };
+        Self::with_packing(mask, score_mod, num_heads, backend, &|_| None)
+    }
+
+    /// As [`new`](FunctorSpec::new), with those mask tensors packed that `packing` gives sizes for.
+    ///
+    /// # Errors
+    /// As [`new`](FunctorSpec::new).
+    pub fn with_packing(
+        mask: &'m Mask<'m>,
+        score_mod: &ScoreMod<'_>,
+        num_heads: usize,
+        backend: &str,
+        packing: &dyn Fn(&TensorRef<'_>) -> Option<MaskPacking>,
+    ) -> Result<Self> {
+        let mut lowering = Lowering {
+            backend,
+            num_heads,
+            packing,
+            sources: Vec::new(),
+            parameters: Vec::new(),
+            tables: Vec::new(),
+            packed: Vec::new(),
+        };
         let mask_type = lowering.mask(&Canonical::of(mask, false));
         let score_mod_type = lowering.score_mod(score_mod)?;
         Ok(FunctorSpec {
@@ -74,6 +116,7 @@ impl<'m> FunctorSpec<'m> {
             sources: lowering.sources.into_iter().map(|source| source.source).collect(),
             parameters: lowering.parameters,
             tables: lowering.tables,
+            packed: lowering.packed,
         })
     }
 
@@ -82,6 +125,13 @@ impl<'m> FunctorSpec<'m> {
         let at = self.tables[slot].offset;
         let members = table.parameters(address);
         self.parameters[at..at + members.len()].copy_from_slice(&members);
+    }
+
+    /// Names a packed mask that will lie at `address` on the device in the parameters.
+    pub fn set_packed(&mut self, slot: usize, address: u64) {
+        let PackedSlot { offset, packing, .. } = self.packed[slot];
+        let members = bytes_of(&packing.members(address));
+        self.parameters[offset..offset + members.len()].copy_from_slice(&members);
     }
 }
 
@@ -133,13 +183,14 @@ impl<'m> Canonical<'m> {
     }
 }
 
-#[derive(Default)]
 struct Lowering<'m, 'b> {
     backend: &'b str,
     num_heads: usize,
+    packing: &'b dyn Fn(&TensorRef<'_>) -> Option<MaskPacking>,
     sources: Vec<DeviceSource>,
     parameters: Vec<u8>,
     tables: Vec<TableSlot<'m>>,
+    packed: Vec<PackedSlot<'m>>,
 }
 
 impl<'m> Lowering<'m, '_> {
@@ -180,10 +231,7 @@ impl<'m> Lowering<'m, '_> {
                     ],
                 )
             }
-            Mask::Dense(tensor) if tensor.dtype() == DType::Bool => self.leaf("DenseMask", &dense(tensor)),
-            Mask::Dense(tensor) => {
-                self.leaf(&format!("AdditiveMask<{}>", cpp_type(tensor.dtype())), &dense(tensor))
-            }
+            Mask::Dense(tensor) => self.tensor(tensor),
             Mask::Custom(function) => match function.device_source() {
                 Some(source) => self.user(source),
                 None => {
@@ -195,6 +243,24 @@ impl<'m> Lowering<'m, '_> {
         }
     }
 
+    /// A mask tensor as it is, or what the launch packs it into: of values that are added the tensor itself comes after that.
+    fn tensor(&mut self, tensor: &'m TensorRef<'m>) -> String {
+        let is_bool = tensor.dtype() == DType::Bool;
+        match (self.packing)(tensor) {
+            None if is_bool => self.leaf("DenseMask", &dense(tensor)),
+            None => self.leaf(&format!("AdditiveMask<{}>", values_of(tensor)), &dense(tensor)),
+            Some(packing) => {
+                self.packed.push(PackedSlot { offset: self.parameters.len(), tensor, packing });
+                let mut members = packing.members(0);
+                if is_bool {
+                    return self.leaf("PackedMask", &members);
+                }
+                members.extend(dense(tensor));
+                self.leaf(&format!("PackedAdditive<{}>", values_of(tensor)), &members)
+            }
+        }
+    }
+
     fn score_mod(&mut self, score_mod: &ScoreMod<'_>) -> Result<String> {
         Ok(match score_mod {
             ScoreMod::Identity => self.leaf("Identity", &[]),
@@ -203,7 +269,7 @@ impl<'m> Lowering<'m, '_> {
             ScoreMod::Alibi { slopes: Some(slopes) } => {
                 self.leaf(&format!("AlibiSlopes<{}>", cpp_type(slopes.dtype())), &vector(slopes))
             }
-            ScoreMod::Bias(bias) => self.leaf(&format!("Bias<{}>", cpp_type(bias.dtype())), &dense(bias)),
+            ScoreMod::Bias(bias) => self.leaf(&format!("Bias<{}>", values_of(bias)), &dense(bias)),
             ScoreMod::Then(a, b) => match (&**a, &**b) {
                 (ScoreMod::Identity, other) | (other, ScoreMod::Identity) => self.score_mod(other)?,
                 (a, b) => {
@@ -238,11 +304,7 @@ impl<'m> Lowering<'m, '_> {
     }
 
     fn leaf(&mut self, type_name: &str, members: &[Member]) -> String {
-        let mut bytes = Vec::new();
-        for member in members {
-            member.append_to(&mut bytes);
-        }
-        self.append(&bytes);
+        self.append(&bytes_of(members));
         type_name.into()
     }
 
@@ -265,7 +327,7 @@ pub(super) enum Member {
 }
 
 impl Member {
-    pub(super) fn append_to(self, bytes: &mut Vec<u8>) {
+    fn append_to(self, bytes: &mut Vec<u8>) {
         match self {
             Member::Address(value) => bytes.extend_from_slice(&value.to_ne_bytes()),
             Member::I64(value) => bytes.extend_from_slice(&value.to_ne_bytes()),
@@ -275,23 +337,44 @@ impl Member {
     }
 }
 
+pub(super) fn bytes_of(members: &[Member]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for member in members {
+        member.append_to(&mut bytes);
+    }
+    bytes
+}
+
 fn vector(tensor: &TensorRef<'_>) -> [Member; 2] {
     [Member::Address(tensor.address()), Member::I64(tensor.strides()[0])]
 }
 
-/// A `[batch, (heads,) rows, keys]` tensor; the stride of an axis of extent 1 is 0.
+/// A `[batch, (heads,) rows, keys]` tensor: its address and strides.
 fn dense(tensor: &TensorRef<'_>) -> [Member; 5] {
+    let [batch, head, row, key] = dense_strides(tensor).map(Member::I64);
+    [Member::Address(tensor.address()), batch, head, row, key]
+}
+
+/// The strides of batch, head, row and key; that of an axis of extent 1, or that is missing, is 0.
+pub fn dense_strides(tensor: &TensorRef<'_>) -> [i64; 4] {
     let (shape, strides) = (tensor.shape(), tensor.strides());
     let broadcast = |axis: usize| if shape[axis] == 1 { 0 } else { strides[axis] };
     let heads = if shape.len() == 4 { broadcast(1) } else { 0 };
     let (rows, keys) = (shape.len() - 2, shape.len() - 1);
-    [
-        Member::Address(tensor.address()),
-        Member::I64(broadcast(0)),
-        Member::I64(heads),
-        Member::I64(broadcast(rows)),
-        Member::I64(strides[keys]),
-    ]
+    [broadcast(0), heads, broadcast(rows), strides[keys]]
+}
+
+/// The type of a `[batch, (heads,) rows, keys]` tensor's values, and how many keys' are loaded at once: 2 where every
+/// pair from an even key on lies side by side, at a multiple of its size, within the tensor.
+fn values_of(tensor: &TensorRef<'_>) -> String {
+    let [outer @ .., key_stride] = dense_strides(tensor);
+    let keys = tensor.shape()[tensor.shape().len() - 1];
+    let has_pairs = key_stride == 1
+        && keys.is_multiple_of(2)
+        && tensor.address().is_multiple_of(2 * tensor.dtype().size() as u64)
+        && outer.iter().all(|stride| stride % 2 == 0);
+    let value = cpp_type(tensor.dtype());
+    if has_pairs { format!("{value}, 2") } else { value.into() }
 }
 
 fn cpp_type(dtype: DType) -> &'static str {

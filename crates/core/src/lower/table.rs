@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::mask::{MaskFunction, Tile, TileStatus};
 
-use super::functors::Member;
+use super::functors::{Member, bytes_of};
 
 /// Rows and keys of a block of a [`MaskTable`].
 pub const TABLE_BLOCK: usize = 64;
@@ -169,11 +169,7 @@ impl MaskTable {
             Member::I32(self.k_blocks as i32),
             Member::I32(self.extent.heads as i32),
         ];
-        let mut bytes = Vec::new();
-        for member in members {
-            member.append_to(&mut bytes);
-        }
-        bytes
+        bytes_of(&members)
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::mask::{Mask, MaskFunction, Tile, TileStatus};
+use crate::problem::ProblemShape;
 use crate::score_mod::ScoreMod;
 use crate::source::DeviceSource;
 use crate::tensor::TensorRef;
@@ -52,19 +53,19 @@ fn every_leaf_begins_at_a_multiple_of_the_alignment() {
 #[test]
 fn tensors_give_their_address_and_strides_with_zero_where_they_broadcast() {
     let data = [0.0f32; 24];
-    let bias = ScoreMod::Bias(TensorRef::from_slice(&data, &[1, 2, 3, 4]).unwrap());
+    let bias = ScoreMod::Bias(TensorRef::from_slice(&data, &[1, 2, 4, 3]).unwrap());
     let spec = FunctorSpec::new(&Mask::None, &bias, 2, "test").unwrap();
     assert_eq!(spec.score_mod_type, "Bias<float>");
     let member = |i: usize| i64::from_ne_bytes(spec.parameters[16 + 8 * i..24 + 8 * i].try_into().unwrap());
     assert_eq!(member(0) as u64, data.as_ptr() as u64);
-    assert_eq!([member(1), member(2), member(3), member(4)], [0, 12, 4, 1]);
+    assert_eq!([member(1), member(2), member(3), member(4)], [0, 12, 3, 1]);
 }
 
 #[test]
 fn every_kind_of_tree_lowers_to_a_stable_type() {
     let (bools, floats, ids) = ([1u8; 12], [half::bf16::ONE; 12], [0i32; 4]);
     let dense = Mask::Dense(TensorRef::from_slice(&bools, &[1, 3, 4]).unwrap());
-    let additive = Mask::Dense(TensorRef::from_slice(&floats, &[1, 1, 3, 4]).unwrap());
+    let additive = Mask::Dense(TensorRef::from_slice(&floats, &[1, 1, 4, 3]).unwrap());
     let prefix = Mask::PrefixLm { prefix_len: TensorRef::from_slice(&ids, &[4]).unwrap() };
     let document = Mask::Document { ids: TensorRef::from_slice(&ids, &[1, 4]).unwrap() };
     let slopes = ScoreMod::Alibi { slopes: Some(TensorRef::from_slice(&floats[..8], &[8]).unwrap()) };
@@ -157,4 +158,56 @@ fn a_table_is_named_in_the_parameters_where_its_slot_is() {
 fn an_empty_extent_has_an_empty_table() {
     let extent = TableExtent { batch: 0, heads: 4, q_begin: 0, q_end: 0, k_end: 0 };
     assert!(MaskTable::build(&|_, _, _, _| true, &extent).data().is_empty());
+}
+
+#[test]
+fn values_are_loaded_in_pairs_where_each_is_a_whole_aligned_one() {
+    #[repr(align(16))]
+    struct Aligned([half::bf16; 64]);
+    let data = Aligned([half::bf16::ONE; 64]);
+    let lowered = |offset: usize, shape: &[usize], strides: &[i64]| {
+        let layout = crate::layout::Layout::new(shape, strides).unwrap();
+        lowered_mask(Mask::Dense(TensorRef::with_layout(&data.0, layout, offset).unwrap()))
+    };
+    assert_eq!(lowered(0, &[1, 3, 4], &[12, 4, 1]), "AdditiveMask<bfloat16, 2>");
+    assert_eq!(lowered(2, &[2, 3, 4], &[0, 6, 1]), "AdditiveMask<bfloat16, 2>");
+    for (offset, shape, strides) in [
+        (1, [1, 3, 4], [12, 4, 1]),
+        (0, [1, 3, 3], [12, 4, 1]),
+        (0, [1, 3, 4], [12, 5, 1]),
+        (0, [2, 3, 4], [13, 4, 1]),
+        (0, [1, 3, 4], [1, 8, 2]),
+    ] {
+        assert_eq!(
+            lowered(offset, &shape, &strides),
+            "AdditiveMask<bfloat16>",
+            "{offset} {shape:?} {strides:?}"
+        );
+    }
+}
+
+#[test]
+fn packed_tensors_name_the_parts_of_their_packed_form() {
+    let (bools, floats) = ([1u8; 2 * 100 * 5000], [0.5f32; 5000]);
+    let shape = ProblemShape::for_tests((2, 3), (100, 5000));
+    let bools = TensorRef::from_slice(&bools, &[2, 1, 100, 5000]).unwrap();
+    let floats = TensorRef::from_slice(&floats, &[1, 1, 1, 5000]).unwrap().expand(2, 100).unwrap();
+    let mask = Mask::Dense(bools).and(Mask::Dense(floats));
+    let packing = |tensor: &TensorRef<'_>| Some(MaskPacking::new(tensor, &shape));
+    let mut spec = FunctorSpec::with_packing(&mask, &ScoreMod::Identity, 3, "test", &packing).unwrap();
+    assert!(spec.mask_type.starts_with("And<PackedMask, PackedAdditive<float"), "{}", spec.mask_type);
+    let [bits, values] = [0, 1].map(|slot| spec.packed[slot].packing);
+    assert_eq!((bits.batches, bits.heads, bits.rows, bits.row_blocks(), bits.spans()), (2, 1, 100, 2, 3));
+    assert_eq!((values.batches, values.heads, values.rows, values.row_words()), (1, 1, 1, 0));
+    // Two words for each of 2 x 2 x 3 blocks, 157 words for each of 200 rows, two positions.
+    assert_eq!((bits.bits_offset(), bits.bytes()), (96, 96 + 4 * 157 * 200 + 8));
+    assert_eq!(values.bytes(), 3 * 8 + 8);
+    spec.set_packed(0, 0x1000);
+    spec.set_packed(1, 0x80000);
+    let member = |i: usize| u64::from_ne_bytes(spec.parameters[8 * i..8 * i + 8].try_into().unwrap());
+    assert_eq!((member(0), member(1)), (0x1000, 0x1000 + bits.starts_offset() as u64));
+    // Steps of blocks: 6 a sequence, none a head, 3 a block of rows.
+    assert_eq!((member(2), member(3)), (6, 3));
+    assert_eq!([member(4), member(5), member(6), member(7)], [0x1060, 15_700, 0, 157]);
+    assert_eq!((member(8), member(9), member(10), member(11)), (0x80000, 0x80018, 0, 0));
 }

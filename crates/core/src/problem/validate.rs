@@ -119,11 +119,18 @@ fn values_shape(kv: &KvCache<'_>) -> Result<usize> {
     Ok(v[v.len() - 1])
 }
 
+/// The largest magnitude of a factor of dot products. Backends compute in f32, where scores of more than about 1e9 have no
+/// exact differences any more and those of 3e38 no value: weights would come out wrong, or NaN.
+const MOST_SOFTMAX_SCALE: f32 = 1e6;
+
 /// Everything else.
 pub(super) fn check(problem: &AttentionProblem<'_>, options: &AttentionOptions<'_>) -> Result<()> {
     let shape = problem.shape();
-    if !problem.softmax_scale.is_finite() {
-        return Err(Error::value("softmax_scale", problem.softmax_scale, "a finite number"));
+    // Written so that NaN fails.
+    let is_small = problem.softmax_scale.abs() <= MOST_SOFTMAX_SCALE;
+    if !is_small {
+        let expected = format!("a finite number of magnitude {MOST_SOFTMAX_SCALE} or less");
+        return Err(Error::value("softmax_scale", problem.softmax_scale, expected));
     }
     problem.config.check()?;
     problem.mask.check_parameters()?;

@@ -1,7 +1,7 @@
 //! The Hopper family: when it computes a problem, in which tiles.
 
 use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
-use omniflash_gpu::plan::{is_causal, typical_rows};
+use omniflash_gpu::plan::{may_be_causal, typical_rows};
 use omniflash_kernels_cuda::{HopperConfig, MAX_HOPPER_HEAD_DIM, WARP_ROWS};
 
 use super::{Choice, KernelChoice, Request};
@@ -204,7 +204,7 @@ fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_
 fn section(request: &Request<'_>, heads_per_tile: usize) -> usize {
     let shape = request.shape;
     let of_a_group = shape.group_size() / heads_per_tile;
-    if !is_causal(request.mask_type) {
+    if !may_be_causal(request.mask_type) {
         return of_a_group;
     }
     let keys = shape.seqlen_k * (shape.head_dim + shape.value_dim) * shape.dtype.size();

@@ -14,7 +14,7 @@ mod tests;
 
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, F32Arithmetic, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
-use omniflash_gpu::plan::{check_naive, is_causal, typical_rows};
+use omniflash_gpu::plan::{check_naive, is_causal, may_be_causal, typical_rows};
 use omniflash_kernels_cuda::{Arithmetic, NaiveConfig};
 
 use crate::probe::DeviceFacts;
@@ -121,7 +121,7 @@ fn choose_naive(request: &Request<'_>) -> Result<Choice> {
 /// than the second-level cache holds did not matter on an H200: tiles are large beside the rate of their products.
 fn section(request: &Request<'_>) -> usize {
     const MOST: usize = 64;
-    if !is_causal(request.mask_type) {
+    if !may_be_causal(request.mask_type) {
         return 1;
     }
     let pairs = (request.shape.batch * request.shape.num_heads).max(1);

@@ -41,6 +41,10 @@ impl Compiler for HostCompiler {
             ("omniflash_combine(*static_cast<const AttentionParameters*>(argument_0));", "0")
         } else if source.id.starts_with("kv-append") {
             ("omniflash_kv_append(*static_cast<const KvAppendParameters*>(argument_0));", "0")
+        } else if source.id.starts_with("pack-mask") {
+            let call = "omniflash_pack_mask(*static_cast<const AttentionParameters*>(argument_0), \
+                        *static_cast<const PackMaskParameters*>(argument_1));";
+            (call, "sizeof(PackMaskParameters)")
         } else {
             let entry = match source.id.split('-').next() {
                 Some("naive") => "omniflash_naive",
@@ -121,6 +125,7 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
     let backend = fake.backend_with_compiler(compiler);
     let base = Case { seqlen: (20, 70), dims: (64, 64), ..Case::new(DType::BF16) };
     let paged = Case { keys: Keys::Paged(16), seqlen: (1, 300), sinks: true, heads: (8, 2), ..base };
+    let packed = Case { seqlen: (70, 2112), heads: (8, 4), dims: (32, 32), ..base };
     let cases = [
         Case { mask: MaskKind::Causal, ..base },
         Case { mask: MaskKind::Closure, seqlen: (40, 70), ..base },
@@ -132,12 +137,16 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         Case { dims: (20, 36), keys: Keys::Lengths, ..base },
         Case { mask: MaskKind::DenseFloat, ..Case { dtype: DType::F32, ..base } },
         Case { algorithm: Algorithm::Naive, mask: MaskKind::PrefixLm, dtype: DType::F16, ..base },
+        Case { mask: MaskKind::DenseBool, ..packed },
+        Case { mask: MaskKind::DenseBool, seqlen: (70, 2111), keys: Keys::Lengths, ragged_q: true, ..packed },
+        Case { mask: MaskKind::DenseFloatBlocks, keys: Keys::Paged(16), ..packed },
+        Case { mask: MaskKind::DenseFloatBlocks, seqlen: (70, 2111), dtype: DType::F32, ..packed },
     ];
     for case in cases {
         let (errors, plan) = errors(&backend, &case).unwrap_or_else(|error| panic!("{case:?}: {error}"));
         assert!(errors.are_fine(case.dtype), "{errors:?}\n{case:?}\n{plan}");
     }
-    for entry in ["omniflash_combine", "omniflash_decode"] {
+    for entry in ["omniflash_combine", "omniflash_decode", "omniflash_pack_mask"] {
         assert!(fake.launches().iter().any(|launch| launch.entry() == entry), "{entry}");
     }
 }

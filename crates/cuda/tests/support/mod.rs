@@ -31,6 +31,8 @@ pub enum MaskKind {
     Document,
     DenseBool,
     DenseFloat,
+    /// One plane whose blocks hide, do nothing, or add.
+    DenseFloatBlocks,
     NotCausalOrWindow,
     Closure,
 }
@@ -243,6 +245,13 @@ pub fn with_problem<T>(
     let ids = integers(&(0..sk).map(|position| position as i32 / 23).collect::<Vec<_>>(), &[1, sk])?;
     let bools: Vec<u8> = (0..sq * sk).map(|i| u8::from(i * 7 % 5 != 0)).collect();
     let bools = Tensor::from_slice(backend, &bools, &[1, sq, sk], stream)?;
+    let block = |i: usize| match (i / sk / 64 + i % sk / 200) % 3 {
+        0 => f32::NEG_INFINITY,
+        1 => 0.0,
+        _ => data.bias[i],
+    };
+    let blocks: Vec<f32> = (0..sq * sk).map(block).collect();
+    let blocks = upload(backend, &blocks, &[1, 1, sq, sk], case.dtype, stream)?;
     let bias = upload(backend, &data.bias, &[1, heads, sq, sk], case.dtype, stream)?;
     let sinks = Tensor::from_slice(backend, &data.sinks, &[heads], stream)?;
     let query = if case.ragged_q {
@@ -269,6 +278,7 @@ pub fn with_problem<T>(
         MaskKind::Document => Mask::Document { ids: ids.view() },
         MaskKind::DenseBool => Mask::Dense(bools.view()),
         MaskKind::DenseFloat => Mask::Dense(bias.view()),
+        MaskKind::DenseFloatBlocks => Mask::Dense(blocks.view()),
         MaskKind::NotCausalOrWindow => (!Mask::Causal).or(Mask::SlidingWindow { left: 9, right: 0 }),
         MaskKind::Closure => {
             Mask::from_fn(|b, h, q, k| (q + 3 * k + b as i64) % 5 != 0 && (h == 0 || k <= q))

@@ -115,4 +115,54 @@ OMNIFLASH_DEVICE float masked(const Mask& mask, float score, const ScoreIndex& a
   return score;
 }
 
+// ---- scores of two keys side by side, at.k even and the next one; `last` is the last key that exists
+
+// For tiles of which every key exists: nothing is compared with it.
+constexpr int kNoLastKey = 0x7fffffff;
+
+// After the score modification. Past the last key a score becomes anything.
+template <class ScoreMod>
+OMNIFLASH_DEVICE void apply_to_pair(const ScoreMod& score_mod, float& first, float& second, ScoreIndex at, int last) {
+  if constexpr (requires { score_mod.apply_pair(first, second, at, last); }) {
+    score_mod.apply_pair(first, second, at, last);
+  } else {
+    const int k = at.k;
+    at.k = minimum(k, last);
+    first = score_mod.apply(first, at);
+    at.k = minimum(k + 1, last);
+    second = score_mod.apply(second, at);
+  }
+}
+
+// What a mask adds to the scores of a pair.
+struct PairOfValues {
+  float first, second;
+};
+template <class Mask>
+OMNIFLASH_DEVICE PairOfValues added_to_pair(const Mask& mask, ScoreIndex at, int last) {
+  if constexpr (requires { mask.add_pair(at, last); }) {
+    return mask.add_pair(at, last);
+  } else {
+    const int k = at.k;
+    at.k = minimum(k, last);
+    const float first = added_by(mask, at);
+    at.k = minimum(k + 1, last);
+    return PairOfValues{first, added_by(mask, at)};
+  }
+}
+
+// After the mask; past the last key a score is -inf.
+template <class Mask>
+OMNIFLASH_DEVICE void mask_pair(const Mask& mask, float& first, float& second, ScoreIndex at, int last) {
+  const PairOfValues added = added_to_pair(mask, at, last);
+  const auto masked = [&](float score, float added, int k) {
+    at.k = minimum(k, last);
+    const bool shown = k <= last && mask.keep(at);
+    return !shown || added == -kInfinity ? -kInfinity : score + added;
+  };
+  const int k = at.k;
+  first = masked(first, added.first, k);
+  second = masked(second, added.second, k + 1);
+}
+
 }  // namespace omniflash

@@ -3,7 +3,7 @@
 // Members lie as core's lowering packs them; joins align each leaf to 16 bytes.
 #pragma once
 
-#include "omniflash/functor.hpp"
+#include "omniflash/score_tensor.hpp"
 
 namespace omniflash {
 
@@ -115,15 +115,105 @@ struct DenseMask {
   }
 };
 
-template <class T>
+template <class T, int kRun = 1>
 struct AdditiveMask {
-  const T* data;
-  long long batch_stride, head_stride, row_stride, key_stride;
+  ScoreTensor<T, kRun> values;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex&) const { return true; }
-  OMNIFLASH_DEVICE float add(const ScoreIndex& at) const {
-    return to_float(
-        data[at.batch * batch_stride + at.head * head_stride + at.row * row_stride + at.k * key_stride]);
+  OMNIFLASH_DEVICE float add(const ScoreIndex& at) const { return values.value(at); }
+  OMNIFLASH_DEVICE PairOfValues add_pair(const ScoreIndex& at, int last) const { return values.pair(at, last); }
+};
+
+// Of 32 blocks of keys, for one block of rows: which show any key, and where the mask does anything to one.
+struct alignas(8) SeenBlocks {
+  unsigned shown, changed;
+};
+
+// What pack_mask.hpp has found out about a mask tensor, in blocks of 64 rows and 64 keys. Rows are those of their sequence,
+// so the table begins with the position of each sequence's first; where the tensor repeats itself, a step is 0.
+struct MaskBlocks {
+  static constexpr int kBlock = 64, kSpan = 32 * kBlock;
+  const SeenBlocks* blocks;  // [batch][head][row block][span of keys]
+  const int* starts;         // of each sequence
+  int batch_step, head_step, row_step, zero;
+
+  // The first and the last block of these rows.
+  struct RowBlocks {
+    const SeenBlocks* plane;
+    int first, last, step;
+    // What all of them say of one span of keys.
+    OMNIFLASH_DEVICE SeenBlocks of_span(int span) const {
+      SeenBlocks seen{0, 0};
+      for (int block = first; block <= last; ++block) {
+        const SeenBlocks own = plane[block * step + span];
+        seen.shown |= own.shown;
+        seen.changed |= own.changed;
+      }
+      return seen;
+    }
+  };
+  OMNIFLASH_DEVICE RowBlocks row_blocks(int batch, int head, int q_begin, int q_end) const {
+    const int start = starts[batch];
+    const int first = (q_begin - start) / kBlock, last = (q_end - 1 - start) / kBlock;
+    return RowBlocks{blocks + batch * batch_step + head * head_step, first, row_step == 0 ? first : last, row_step};
   }
+  // Bits of the blocks that hold keys of begin..end, of a span.
+  static OMNIFLASH_DEVICE unsigned bits_of(int begin, int end, int span) {
+    return band_bits(begin / kBlock, ceil_divide(end, kBlock), 32 * span);
+  }
+
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const {
+    const RowBlocks rows = row_blocks(tile.batch, tile.head, tile.q_begin, tile.q_end);
+    unsigned shown = 0, changed = 0;
+    for (int span = tile.k_begin / kSpan; span <= (tile.k_end - 1) / kSpan; ++span) {
+      const SeenBlocks seen = rows.of_span(span);
+      const unsigned bits = bits_of(tile.k_begin, tile.k_end, span);
+      shown |= seen.shown & bits;
+      changed |= seen.changed & bits;
+    }
+    return shown == 0 ? TileStatus::Skip : changed == 0 ? TileStatus::Full : TileStatus::Partial;
+  }
+  OMNIFLASH_DEVICE void range(const RowRange& queries, KeyRange& keys) const {
+    if (keys.begin >= keys.end) return;
+    const RowBlocks rows = row_blocks(queries.batch, queries.head, queries.q_begin, queries.q_end);
+    int begin = keys.end, end = keys.begin;
+#pragma unroll 4
+    for (int span = keys.begin / kSpan; span <= (keys.end - 1) / kSpan; ++span) {
+      const unsigned shown = rows.of_span(span).shown & bits_of(keys.begin, keys.end, span);
+      if (shown == 0) continue;
+      const int first = 32 * span + 31 - leading_zeros(shown & (0u - shown)), last = 32 * span + 31 - leading_zeros(shown);
+      begin = minimum(begin, first * kBlock);
+      end = (last + 1) * kBlock;
+    }
+    keys.begin = maximum(keys.begin, begin);
+    keys.end = minimum(keys.end, end);
+  }
+};
+
+// A tensor of bools that pack_mask.hpp has turned into bits.
+struct PackedMask {
+  static constexpr bool kStatusReads = true;
+  MaskBlocks blocks;
+  const unsigned* words;  // [batch][head][row][keys / 32]
+  long long batch_step, head_step, row_step;
+  OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const {
+    return words[at.batch * batch_step + at.head * head_step + at.row * row_step + at.k / 32];
+  }
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return bits(at) >> at.k % 32 & 1; }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return blocks.status(tile); }
+  OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const { blocks.range(rows, keys); }
+};
+
+// A tensor of values, of which pack_mask.hpp has found out where all are -inf and where all are 0.
+template <class T, int kRun = 1>
+struct PackedAdditive {
+  static constexpr bool kStatusReads = true;
+  MaskBlocks blocks;
+  ScoreTensor<T, kRun> values;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex&) const { return true; }
+  OMNIFLASH_DEVICE float add(const ScoreIndex& at) const { return values.value(at); }
+  OMNIFLASH_DEVICE PairOfValues add_pair(const ScoreIndex& at, int last) const { return values.pair(at, last); }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return blocks.status(tile); }
+  OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const { blocks.range(rows, keys); }
 };
 
 // A mask that the host has evaluated: a status for every block of 64 rows and 64 keys, and for partial blocks a row
@@ -180,6 +270,10 @@ struct And {
   }
   OMNIFLASH_DEVICE float add(const ScoreIndex& at) const requires(has_add<A> || has_add<B>) {
     return added_by(a, at) + added_by(b, at);
+  }
+  OMNIFLASH_DEVICE PairOfValues add_pair(const ScoreIndex& at, int last) const requires(has_add<A> || has_add<B>) {
+    const PairOfValues by_a = added_to_pair(a, at, last), by_b = added_to_pair(b, at, last);
+    return PairOfValues{by_a.first + by_b.first, by_a.second + by_b.second};
   }
 };
 

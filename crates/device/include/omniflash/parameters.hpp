@@ -309,4 +309,57 @@ OMNIFLASH_CHECK_OFFSET(KvAppendParameters, page_size, 220);
 OMNIFLASH_CHECK_OFFSET(KvAppendParameters, num_blocks, 224);
 OMNIFLASH_CHECK_OFFSET(KvAppendParameters, total_rows, 228);
 
+// What the packing of a mask tensor is given, beside the parameters of all kernels; strides count elements and are 0 where the tensor repeats itself.
+struct PackMaskParameters {
+  // The tensor.
+  void *data;
+  // From a sequence to the next.
+  long long batch_stride;
+  // From a head to the next.
+  long long head_stride;
+  // From a row to the next.
+  long long row_stride;
+  // From a key to the next.
+  long long key_stride;
+  // `SeenBlocks` `[batches, heads, row_blocks, spans]`, to be written.
+  void *blocks;
+  // Words `[batches, heads, rows, row_words]`, to be written; of bools only.
+  void *bits;
+  // The position of row 0 of each sequence, to be written.
+  void *starts;
+  // Different sequences of the tensor: 1 or all.
+  unsigned batches;
+  // Different heads.
+  unsigned heads;
+  // Different rows.
+  unsigned rows;
+  // Keys of a row.
+  unsigned keys;
+  // Blocks of rows.
+  unsigned row_blocks;
+  // Spans of keys, of 32 blocks each.
+  unsigned spans;
+  // Words of bits of a row.
+  unsigned row_words;
+  // Zero.
+  unsigned reserved;
+};
+static_assert(sizeof(PackMaskParameters) == 96);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, data, 0);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, batch_stride, 8);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, head_stride, 16);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, row_stride, 24);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, key_stride, 32);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, blocks, 40);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, bits, 48);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, starts, 56);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, batches, 64);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, heads, 68);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, rows, 72);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, keys, 76);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, row_blocks, 80);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, spans, 84);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, row_words, 88);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, reserved, 92);
+
 }  // namespace omniflash

@@ -1,7 +1,7 @@
 // The built-in score modifications; they see scores already multiplied by softmax_scale.
 #pragma once
 
-#include "omniflash/functor.hpp"
+#include "omniflash/score_tensor.hpp"
 
 namespace omniflash {
 
@@ -39,13 +39,14 @@ struct AlibiSlopes {
   }
 };
 
-template <class T>
+template <class T, int kRun = 1>
 struct Bias {
-  const T* data;
-  long long batch_stride, head_stride, row_stride, key_stride;
-  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const {
-    return score + to_float(data[at.batch * batch_stride + at.head * head_stride + at.row * row_stride +
-                                 at.k * key_stride]);
+  ScoreTensor<T, kRun> values;
+  OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const { return score + values.value(at); }
+  OMNIFLASH_DEVICE void apply_pair(float& first, float& second, const ScoreIndex& at, int last) const {
+    const PairOfValues added = values.pair(at, last);
+    first += added.first;
+    second += added.second;
   }
 };
 
@@ -55,6 +56,10 @@ struct Then {
   alignas(16) B second;
   OMNIFLASH_DEVICE float apply(float score, const ScoreIndex& at) const {
     return second.apply(first.apply(score, at), at);
+  }
+  OMNIFLASH_DEVICE void apply_pair(float& even, float& odd, const ScoreIndex& at, int last) const {
+    apply_to_pair(first, even, odd, at, last);
+    apply_to_pair(second, even, odd, at, last);
   }
 };
 

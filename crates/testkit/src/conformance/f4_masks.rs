@@ -13,6 +13,7 @@ pub(super) fn cases() -> Vec<Spec> {
     cases.extend(bands());
     cases.extend(chunks());
     cases.extend(tensors());
+    cases.extend(packed());
     cases.extend(trees());
     cases.extend(functions());
     cases.extend(positions());
@@ -98,6 +99,66 @@ fn tensors() -> Vec<Spec> {
             }
         }
     }
+    cases
+}
+
+/// Tensors for so many scores that a GPU packs them first: every form, dtype and broadcast, rows and tiles that see
+/// nothing, lengths, joins, values that hide and show all of a tile.
+fn packed() -> Vec<Spec> {
+    let key_padding = Axes { batch: true, heads: Some(false), rows: false };
+    let shared = Axes { batch: false, heads: Some(false), rows: true };
+    let by_sequence = Axes { batch: true, heads: Some(false), rows: true };
+    let mask = |dtype, axes, fill| MaskSpec::Dense { dtype, axes, fill: Fill::Of(fill) };
+    let random = |dtype, axes| MaskSpec::Dense { dtype, axes, fill: Fill::Random };
+    // Causal for 150 queries and 1800 keys, in values that hide or show, and in values that also add.
+    let causal: fn(usize, usize, usize, usize) -> f32 =
+        |_, _, row, key| if key <= row + 1650 { 0.0 } else { HIDE };
+    let blocks: fn(usize, usize, usize, usize) -> f32 = |b, _, row, key| match (row / 64 + key / 192 + b) % 3
+    {
+        0 => HIDE,
+        1 => 0.0,
+        _ => ((row * 7 + key * 3) % 11) as f32 / 8.0 - 0.5,
+    };
+    let hidden: fn(usize, usize, usize, usize) -> f32 =
+        |b, head, row, key| if (row / 3 + head) % 4 == 1 || key / 100 == b + 3 { HIDE } else { 0.0 };
+    let by_head: fn(usize, usize, usize, usize) -> f32 =
+        |b, head, row, key| if key < 100 * head || (row + key + b) % 97 == 0 { HIDE } else { 0.0 };
+    let padding: fn(usize, usize, usize, usize) -> f32 =
+        |b, _, _, key| if key < 1700 - 900 * b { 0.0 } else { HIDE };
+    // A value that is NaN adds NaN to a score that is seen; these are not.
+    let nan_after: fn(usize, usize, usize, usize) -> f32 =
+        |_, _, row, key| if key > row + 1650 { f32::NAN } else { 0.25 };
+    let masks: [(&str, MaskSpec); 10] = [
+        ("float_nan_and_causal", mask(DType::F32, shared, nan_after).and(Mask::Causal)),
+        ("bool_random", random(DType::Bool, Axes::FULL)),
+        ("bool_causal", mask(DType::Bool, shared, causal)),
+        ("bool_hidden_rows", mask(DType::Bool, Axes::FULL, hidden)),
+        ("bool_by_head_and_causal", mask(DType::Bool, Axes::FULL, by_head).and(Mask::Causal)),
+        ("not_bool_or_window", mask(DType::Bool, by_sequence, blocks).negated().or(window(9, 3))),
+        ("bool_key_padding", mask(DType::Bool, key_padding, padding)),
+        ("float_causal", mask(DType::F32, shared, causal)),
+        ("float_blocks", mask(DType::F32, by_sequence, blocks)),
+        ("float_key_padding_and_bool", {
+            mask(DType::F32, key_padding, padding).and(mask(DType::Bool, by_sequence, blocks))
+        }),
+    ];
+    let mut cases = Vec::new();
+    for (i, (name, mask)) in masks.into_iter().enumerate() {
+        for (j, seqlen_k) in [1800, 1797].into_iter().enumerate() {
+            let dtype = [DType::BF16, DType::F16, DType::F32][(i + j) % 3];
+            let named = base(format!("packed_{name}_K{seqlen_k}"), dtype).dim(32);
+            cases.push(named.dense(2, 150, seqlen_k).mask(mask.clone()));
+        }
+    }
+    let nan_after: fn(usize, usize, usize, usize) -> f32 =
+        |_, _, row, key| if key > row + 40 { f32::NAN } else { 0.25 };
+    let nans = mask(DType::BF16, shared, nan_after).and(Mask::Causal);
+    cases.push(base("few_nan_and_causal", DType::BF16).dense(2, 35, 75).mask(nans));
+    let lengths = |name: &str| base(format!("packed_{name}"), DType::BF16).dim(32);
+    let (bools, floats) = (mask(DType::Bool, by_sequence, blocks), mask(DType::BF16, by_sequence, blocks));
+    cases.push(lengths("bool_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 400]).mask(bools.clone()));
+    cases.push(lengths("bool_start").dense(2, 150, 1800).mask(bools).query_start(&[-400, 77]));
+    cases.push(lengths("bf16_paged").q_dense(2, 150).paged(16, &[1801, 300]).mask(floats));
     cases
 }
 

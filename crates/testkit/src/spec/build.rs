@@ -298,7 +298,10 @@ impl<'s> Builder<'s> {
             MaskSpec::Plain(plain) => MaskViews::Plain(plain.clone()),
             MaskSpec::PrefixLm(lengths) => MaskViews::PrefixLm(self.sizes(lengths)),
             MaskSpec::Document(documents) => MaskViews::Document(self.documents(documents)),
-            MaskSpec::Dense { dtype, axes, fill } => MaskViews::Dense(self.dense(*dtype, *axes, *fill, true)),
+            MaskSpec::Dense { dtype, axes, fill } => {
+                let rows = (!axes.rows).then(|| self.dense_rows());
+                MaskViews::Dense(self.dense(*dtype, *axes, *fill, true), rows)
+            }
             MaskSpec::And(a, b) => MaskViews::And(Box::new(self.mask(a)), Box::new(self.mask(b))),
             MaskSpec::Or(a, b) => MaskViews::Or(Box::new(self.mask(a)), Box::new(self.mask(b))),
             MaskSpec::Not(mask) => MaskViews::Not(Box::new(self.mask(mask))),

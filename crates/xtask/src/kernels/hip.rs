@@ -8,7 +8,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, bail};
-use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
+use omniflash_device::parameters::{
+    AttentionParameters, KvAppendParameters, PackMaskParameters, VerifyParameters,
+};
 use omniflash_kernel_store::prebuilt_name;
 use omniflash_kernels_hip::{Architecture, COMPILER_OPTIONS, Instance, Manifest};
 
@@ -233,6 +235,7 @@ fn problems(
         "omniflash_verify_page_table" => (size_of::<VerifyParameters>(), true),
         "omniflash_kv_append" => (size_of::<KvAppendParameters>(), true),
         "omniflash_combine" => (size_of::<AttentionParameters>(), true),
+        "omniflash_pack_mask" => (size_of::<AttentionParameters>() + size_of::<PackMaskParameters>(), true),
         // Functors follow, aligned to 16 bytes.
         _ => (size_of::<AttentionParameters>().next_multiple_of(16) + 32, false),
     };

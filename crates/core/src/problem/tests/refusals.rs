@@ -241,6 +241,7 @@ fn impossible_values_are_named() {
     let none = AttentionConfig::default();
     let said = messages(vec![
         ("scale is not a number", dense(|r| r.options.softmax_scale = Some(f32::NAN))),
+        ("scale beyond f32", dense(|r| r.options.softmax_scale = Some(-1e38))),
         ("infinite scale", dense(|r| r.options.softmax_scale = Some(f32::INFINITY))),
         ("cap 0", dense(|r| r.options.score_mod = ScoreMod::Softcap { cap: 0.0 })),
         (
