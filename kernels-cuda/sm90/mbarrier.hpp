@@ -30,12 +30,12 @@ OMNIFLASH_DEVICE void mbarrier_wait(unsigned barrier, unsigned parity) {
       "{\n"
       ".reg .pred complete;\n"
       "TRY:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1, %2;\n"
       "@complete bra DONE;\n"
       "bra TRY;\n"
       "DONE:\n"
       "}\n" ::"r"(barrier),
-      "r"(parity)
+      "r"(parity), "r"(0x989680)
       : "memory");
 }
 

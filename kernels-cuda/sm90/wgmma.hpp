@@ -30,6 +30,8 @@ OMNIFLASH_DEVICE void pin(unsigned (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
+OMNIFLASH_DEVICE void pin(unsigned& value) { asm volatile("" : "+r"(value)::"memory"); }
+
 // What `value` is made of is computed before what follows. ptxas would wait for products first, and put off the work that
 // is meant to run under them; it does not move work over a branch. `value` is never -1.
 OMNIFLASH_DEVICE void compute_before(float value) {
