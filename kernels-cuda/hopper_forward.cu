@@ -15,14 +15,14 @@
 // tiles, and of its first one the second half, that the mask hides from all of these.
 //
 // Shared memory, in slabs of 64 columns with the 128-byte swizzle (sm90/slabs.hpp):
-//   [ Q tile 0 .. kQueryTiles - 1 | K slot 0, 1 | V slot 0, 1 | mbarriers | messages ]
+//   [ Q tile 0 .. kQueryTiles - 1 | K slot 0 .. kSlots - 1 | V slot 0 .. kSlots - 1 | mbarriers | messages ]
 // The output of a tile replaces its own Q: a warpgroup reads and writes only its own rows of both. With two Q tiles the next
 // one's rows and keys arrive, and the last one's output leaves, while this one is computed.
 //
-// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the softmax of n runs under the second. Where
-// there is a mask, warpgroups take turns at issuing.
+// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the largest scores of n are found under the
+// second. Where there is a mask and few slots, warpgroups take turns at issuing.
 //
-// The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers and kQueryTiles.
+// The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers, kQueryTiles and kSlots.
 
 #include "sm90/epilogue.hpp"
 #include "sm90/messages.hpp"

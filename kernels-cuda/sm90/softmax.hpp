@@ -94,18 +94,22 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
   }
 }
 
-// Takes the largest scores into the rows' offsets. What was summed before has to be multiplied by `rescale`. True where
-// some row of the warp was raised: most tiles raise none, and the lanes of a row need not speak of it.
+// Takes the largest scores into the rows' offsets; false where no row of the warp needs that, as in most tiles: then the four
+// lanes of a row do not even speak of it. What was summed before has to be multiplied by `rescale`.
+//
+// The branch also says where a product is waited for: ptxas puts a wait that follows right behind it, not before the maxima.
 template <int kWords>
-OMNIFLASH_DEVICE bool raise_offsets(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords], float (&rescale)[2]) {
-  float largest[2];
+OMNIFLASH_DEVICE bool raise_offsets(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                    float (&rescale)[2]) {
+  float largest[2];  // of this lane's keys
   bool is_fine = true;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    largest[half] = maximum(s[2 * half], s[2 * half + 1]);
+    float most = maximum(s[2 * half], s[2 * half + 1]);
 #pragma unroll
-    for (int n = 1; n < kWords / 4; ++n) largest[half] = maximum(largest[half], maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
-    is_fine = is_fine && (largest[half] - softmax[half].max) * factor <= kSlack;
+    for (int n = 1; n < kWords / 4; ++n) most = maximum(most, maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+    largest[half] = most;
+    is_fine = is_fine && (most - softmax[half].max) * factor <= kSlack;
     rescale[half] = 1.0f;
   }
   if (!warp_any(!is_fine)) return false;
