@@ -15,14 +15,14 @@
 // tiles, and of its first one the second half, that the mask hides from all of these.
 //
 // Shared memory, in slabs of 64 columns with the 128-byte swizzle (sm90/slabs.hpp):
-//   [ Q tile 0 .. kQueryTiles - 1 | K slot 0, 1 | V slot 0, 1 | mbarriers | messages ]
+//   [ Q tile 0 .. kQueryTiles - 1 | K slot 0 .. kSlots - 1 | V slot 0 .. kSlots - 1 | mbarriers | messages ]
 // The output of a tile replaces its own Q: a warpgroup reads and writes only its own rows of both. With two Q tiles the next
 // one's rows and keys arrive, and the last one's output leaves, while this one is computed.
 //
-// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the softmax of n runs under the second. Where
-// there is a mask, warpgroups take turns at issuing.
+// Order: S(n) = Q K(n)^T and O += P(n + 1) V(n + 1) are issued together, and the largest scores of n are found under the
+// second. Where there is a mask and few slots, warpgroups take turns at issuing.
 //
-// The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers and kQueryTiles.
+// The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers, kQueryTiles and kSlots.
 
 #include "sm90/epilogue.hpp"
 #include "sm90/messages.hpp"
@@ -109,6 +109,11 @@ struct Consumer {
     value.advance();
   }
 
+  OMNIFLASH_DEVICE void clear_output() {
+#pragma unroll
+    for (int i = 0; i < kValueDim / 2; ++i) o[i] = 0.0f;
+  }
+
   // The first tile: nothing to overlap with.
   template <int kKeys>
   OMNIFLASH_DEVICE void first_tile(const WarpRows& rows, unsigned long long q, int tile, bool is_partial, Weights& p) {
@@ -117,6 +122,8 @@ struct Consumer {
     pin(s);
     product_fence();
     issue_scores(s, q, shared.key(key.slot).rows_descriptor(0));
+    clear_output();
+    pin(o);
     product_wait<0>();
     pin(s);
     release(shared.key_empty(key.slot));
@@ -124,7 +131,8 @@ struct Consumer {
     modify<false>(rows, tile, s);
     if (is_partial) hide(rows, functors.mask, tile, s);
     float rescale[2];
-    online_softmax(rows.factor(), softmax, s, rescale);
+    raise_offsets(rows.factor(), softmax, s, rescale);
+    exponentials(rows.factor(), softmax, s);
     round_weights(p, s);
   }
 
@@ -154,42 +162,45 @@ struct Consumer {
     modify<!kIsPartial>(rows, tile, s);
     if constexpr (kIsPartial) hide(rows, functors.mask, tile, s);
     float rescale[2];
-    online_softmax(rows.factor(), softmax, s, rescale);
-    compute_before(softmax[0].sum + softmax[1].sum);  // never negative
+    const bool is_raised = raise_offsets(rows.factor(), softmax, s, rescale);
     product_wait<0>();
     pin(o);
     pin(p);
     release(shared.value_empty(value.slot));
     value.advance();
+    exponentials(rows.factor(), softmax, s);
     round_weights(p, s);
-    rescale_output(o, rescale);
+    if (is_raised) rescale_output(o, rescale);
   }
 
-  // The last output of these rows: nothing to overlap with.
-  OMNIFLASH_DEVICE void last_output(Weights& p) {
+  // The last output of these rows. What they are divided by is found under the product.
+  OMNIFLASH_DEVICE FinishedRows last_output(const WarpRows& rows, Weights& p) {
     mbarrier_wait(shared.value_full(value.slot), value.parity);
     pin(o);
     pin(p);
     product_fence();
     issue_output(o, p, shared.value(value.slot).columns_descriptor());
+    const FinishedRows finished(rows, softmax);
     product_wait<0>();
     pin(o);
     pin(p);
     release(shared.value_empty(value.slot));
     value.advance();
+    return finished;
   }
 
-  // Divides by the sums, writes lse, and sends the output on its way from the place of Q.
-  OMNIFLASH_DEVICE void store(const WarpRows& rows) {
-    const FinishedRows finished(rows, softmax);
-    write_lse(rows, finished.lse);
-    named_barrier(1 + warpgroup, 128);  // all warps of the group have left Q
-    if (has_met_nonfinite(rows, o)) {
+  // Divides by the sums, sends the output on its way from the place of Q, and writes lse. No product reads these rows of Q
+  // any more: the last one, which all warps of the group take part in, began after their scores had come.
+  OMNIFLASH_DEVICE void store(const WarpRows& rows, const FinishedRows& finished) {
+    RoundedOutput words;
+    round_output(words, o, finished.scale);
+    if (has_met_nonfinite(words)) {
       write_rows_by_definition(rows, finished.offset, finished.scale);
     } else {
-      send_output(rows, hopper, shared.query(query.slot), 64 * warpgroup + 16 * warp, o, finished.scale);
+      send_output(rows, hopper, shared.query(query.slot), 64 * warpgroup + 16 * warp, words);
     }
     if (lane == 0) commit_stores();
+    write_lse(rows, finished.lse);
   }
 
   // Gives the Q tile of this slot back once its output has left.
@@ -197,6 +208,19 @@ struct Consumer {
     if (lane == 0) {
       wait_stores_read();
       mbarrier_arrive(shared.query_empty(slot));
+    }
+  }
+
+  // A sink is a score before all others to which no value belongs; one of a row's four lanes counts it.
+  OMNIFLASH_DEVICE void begin_softmax(const WarpRows& rows) {
+    const bool has_sinks = static_cast<SinkForm>(parameters.sink_form) != SinkForm::Absent;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      softmax[half] = SoftmaxRow{};
+      if (has_sinks) {
+        softmax[half].max = sink_log2(parameters, rows.head(half)) / rows.factor();
+        softmax[half].sum = lane % 4 == 0 && softmax[half].max != -kInfinity ? 1.0f : 0.0f;
+      }
     }
   }
 
@@ -208,18 +232,12 @@ struct Consumer {
       Message received = receive(own);
       if (received.work.row_tile < 0) break;
       const RowTile tile(parameters, received.work, received.sequence, kBlockM);
-      const WarpRows rows{parameters, functors, received.sequence, tile, tile.first_row + 64 * warpgroup + 16 * warp};
+      const WarpRows rows(parameters, functors, received.sequence, tile, tile.first_row + 64 * warpgroup + 16 * warp);
       const QueryTile queries{unsigned(uniform(shared.query(query.slot).address))};
       const unsigned long long q = queries.rows_descriptor(64 * warpgroup);
       Scores s;
       Weights p;
-#pragma unroll
-      for (int i = 0; i < kValueDim / 2; ++i) o[i] = 0.0f;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        softmax[half].max = -kInfinity;
-        softmax[half].sum = 0.0f;
-      }
+      begin_softmax(rows);
       mbarrier_wait(shared.query_full(query.slot), query.parity);
       KeyWindow::Run run;
       bool is_due = next(received.window, own, run);
@@ -238,8 +256,11 @@ struct Consumer {
         }
         if (has_skipped) skip_value();
         run.step();
+      } else {
+        clear_output();
       }
       if (kQueryTiles > 1 && leaving >= 0) release_query(leaving);
+      FinishedRows finished;
       if (is_due) {
         do {
           int count = minimum(run.count, run.tile + 1 - own.begin);
@@ -250,15 +271,16 @@ struct Consumer {
             for (; count > 0; --count) next_tile<false>(rows, q, run.tile--, s, p);
           }
         } while (run.count == 0 && next(received.window, own, run));
-        last_output(p);
+        finished = last_output(rows, p);
         while (run.count > 0 || next(received.window, own, run)) {
           skip_tile(true);
           run.step();
         }
-      } else if (has_skipped) {
-        skip_value();
+      } else {
+        finished = FinishedRows(rows, softmax);
+        if (has_skipped) skip_value();
       }
-      store(rows);
+      store(rows, finished);
       leaving = query.slot;
       if (kQueryTiles == 1) release_query(leaving);
       query.advance();

@@ -16,7 +16,7 @@ namespace omniflash {
 
 using namespace instance;
 
-constexpr int kSlots = 2, kMessages = 4;
+constexpr int kMessages = 4;
 constexpr int kBlockM = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
 static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "a step of a product is 16 deep");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
@@ -38,8 +38,9 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 constexpr int kHalfTile = kHides && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
 
 // Whether warpgroups issue products in turn, so that one's softmax runs under another's products: worth it where there is
-// a mask (measured; products of 256 columns leave nothing to hide).
-constexpr bool kTakesTurns = kHides && kHeadDim <= 128;
+// a mask (measured; products of 256 columns leave nothing to hide). With more slots they come apart by themselves, and
+// what one does between tiles of rows runs under the others' products too.
+constexpr bool kTakesTurns = kHides && kHeadDim <= 128 && kSlots == 2;
 
 // So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
 // them sooner, early enough that their keys arrive in time.

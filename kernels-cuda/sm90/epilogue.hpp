@@ -3,52 +3,34 @@
 
 #include "sm90/rows.hpp"
 #include "sm90/softmax.hpp"
+#include "sm90/wgmma.hpp"
 
 namespace omniflash {
 
-// What a finished row is divided by, and its lse.
+// What a finished row is divided by, and its lse. Without a branch: it is found while a product is in flight.
 struct FinishedRows {
   float offset[2], scale[2], lse[2];
 
+  FinishedRows() = default;
   OMNIFLASH_DEVICE FinishedRows(const WarpRows& rows, const SoftmaxRow (&softmax)[2]) {
-    const bool has_sinks = static_cast<SinkForm>(rows.parameters.sink_form) != SinkForm::Absent;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = quad_sum(softmax[half].sum);
       offset[half] = softmax[half].offset(rows.factor());
       scale[half] = sum == 0.0f ? 0.0f : reciprocal(sum);
       lse[half] = (offset[half] + log2(sum)) * kLn2;
-      if (has_sinks) {
-        const int head = rows.rows.head(rows.row(half));
-        const SoftmaxResult result = finalize(offset[half], sum, sink_log2(rows.parameters, head));
-        scale[half] = result.scale;
-        lse[half] = result.lse;
-      }
     }
   }
 };
 
+// The first two of the four lanes that share two rows write one each.
 OMNIFLASH_DEVICE void write_lse(const WarpRows& rows, const float (&lse)[2]) {
   const AttentionParameters& parameters = rows.parameters;
-  const bool wants_lse = static_cast<LseForm>(parameters.lse_form) == LseForm::Written;
-  if (!wants_lse || lane_index() % 4 != 0) return;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = rows.row(half);
-    float* to = rows.sequence.row<float>(parameters.lse, is_ragged(parameters), rows.rows.query(row), rows.rows.head(row));
-    if (rows.is_valid(half)) *to = lse[half];
-  }
-}
-
-// Whether some value of the warp's rows is not finite, where a hidden key's may have made it so.
-OMNIFLASH_DEVICE bool has_met_nonfinite(const WarpRows& rows, const Output& o) {
-  if constexpr (kHides) {
-    float probe[2] = {0.0f, 0.0f};  // stays 0 while everything is finite
-#pragma unroll
-    for (int i = 0; i < kValueDim / 2; ++i) probe[i / 2 % 2] = fused_multiply_add(o[i], 0.0f, probe[i / 2 % 2]);
-    return warp_any((probe[0] != 0.0f && rows.is_valid(0)) || (probe[1] != 0.0f && rows.is_valid(1)));
-  }
-  return false;
+  const int half = lane_index() % 4;
+  if (static_cast<LseForm>(parameters.lse_form) != LseForm::Written || half > 1 || !rows.is_valid(half)) return;
+  const int query = half == 0 ? rows.queries[0] : rows.queries[1];
+  const int head = rows.rows.first_head + rows.row(half) - query * rows.rows.heads;
+  *rows.sequence.row<float>(parameters.lse, is_ragged(parameters), query, head) = half == 0 ? lse[0] : lse[1];
 }
 
 // The rows of a warp again, by the definition, where the product met a value that is not finite: hidden keys have weight 0
@@ -63,7 +45,8 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const WarpRows& at_rows, const fl
   for (int i = 0; i < 16 && at_rows.first_row + i < at_rows.rows.num_rows; ++i) {
     const float row_offset = shuffle(i < 8 ? offset[0] : offset[1], i % 8 * 4);
     const float row_scale = shuffle(i < 8 ? scale[0] : scale[1], i % 8 * 4);
-    ScoreIndex at = at_rows.index(at_rows.first_row + i);
+    const int row = at_rows.first_row + i, query = at_rows.rows.query(row);
+    ScoreIndex at{at_rows.sequence.batch, at_rows.rows.head(row), query, at_rows.sequence.start + query, 0};
     const Element* q =
         at_rows.sequence.template row<const Element>(parameters.q, is_ragged(parameters), at.row, at.head);
     float sum[kColumns] = {};
@@ -91,27 +74,46 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const WarpRows& at_rows, const fl
   }
 }
 
-// Rounds a warp's 16 rows from `row` of the tile on, lays them in its place of shared memory, and sends them on their way.
+// The output of a warp's 16 rows, divided and rounded: word 4 step + i as store_matrices takes them.
+using RoundedOutput = unsigned[kValueDim / 4];
+
+OMNIFLASH_DEVICE void round_output(RoundedOutput& words, const Output& o, const float (&scale)[2]) {
+#pragma unroll
+  for (int i = 0; i < kValueDim / 4; ++i) {
+    words[i] = pack<Element>(o[2 * i] * scale[i % 2], o[2 * i + 1] * scale[i % 2]);
+  }
+}
+
+// Whether some value of the warp's rows is not finite, where a hidden key's may have made it so.
+OMNIFLASH_DEVICE bool has_met_nonfinite(const RoundedOutput& words) {
+  if constexpr (kHides) {
+    unsigned probe[4] = {};  // stays 0 while everything is finite
+#pragma unroll
+    for (int i = 0; i < kValueDim / 4; ++i) probe[i % 4] = add_zero_times<Element>(words[i], probe[i % 4]);
+    return warp_any((probe[0] | probe[1] | probe[2] | probe[3]) != 0);
+  }
+  return false;
+}
+
+// Lays a warp's 16 rows in its place of shared memory, from `row` of the tile on, and sends them on their way.
 OMNIFLASH_DEVICE void send_output(const WarpRows& rows, const HopperParameters& hopper, const OutputTile& tile, int row,
-                                  const Output& o, const float (&scale)[2]) {
+                                  const RoundedOutput& words) {
   const int lane = lane_index();
+  unsigned to = tile.chunk(row + lane % 16, lane / 16);
+  pin(to);  // or all eight addresses are kept in registers
 #pragma unroll
   for (int step = 0; step < kValueDim / 16; ++step) {
-    const float* x = &o[8 * step];
-    const unsigned words[4] = {pack<Element>(x[0] * scale[0], x[1] * scale[0]),
-                               pack<Element>(x[2] * scale[1], x[3] * scale[1]),
-                               pack<Element>(x[4] * scale[0], x[5] * scale[0]),
-                               pack<Element>(x[6] * scale[1], x[7] * scale[1])};
-    store_matrices(tile.chunk(row + lane % 16, 2 * step + lane / 16), words);
+    store_matrices(OutputTile::further(to, 2 * step),
+                   {words[4 * step], words[4 * step + 1], words[4 * step + 2], words[4 * step + 3]});
   }
   fence_async_proxy();
   __syncwarp();
   if (lane == 0) {
-    const RowsOfSequence to = query_rows(rows.parameters, rows.sequence, hopper.out_batch_rows);
-    const int heads = rows.rows.heads;
+    const RowsOfSequence place = query_rows(rows.parameters, rows.sequence, hopper.out_batch_rows);
+    const int first = place.row(rows.rows.query(rows.first_row)), head_tile = rows.rows.first_head / rows.rows.heads;
 #pragma unroll
     for (int i = 0; i < kValueSlabs; ++i) {
-      const int at[5] = {i * kSlabColumns, 0, to.row(rows.first_row / heads), to.shift(), rows.rows.first_head / heads};
+      const int at[5] = {i * kSlabColumns, 0, first, place.shift(), head_tile};
       store_box(hopper.out, tile.slab(i) + row * kSlabRowBytes, at);
     }
   }

@@ -31,6 +31,11 @@ struct SlabTile {
     return slab(chunk / 8) + row * kSlabRowBytes + ((chunk % 8 ^ row % 8) << 4);
   }
 
+  // From the address of chunk 0 or 1 of a row to that of an even number of chunks further on.
+  OMNIFLASH_DEVICE static constexpr unsigned further(unsigned chunk, int chunks) {
+    return (chunk ^ chunks % 8 << 4) + chunks / 8 * kSlabBytes;
+  }
+
   // Matrix descriptors (PTX ISA, "Matrix Descriptor" of wgmma): address, leading and stride offsets in units of 16 bytes,
   // mode 1 for the 128-byte swizzle. Eight rows are 1024 bytes apart in both.
 

@@ -13,16 +13,24 @@ struct WarpRows {
   const Functors<MaskType, ScoreModType>& functors;
   Sequence sequence;
   RowTile rows;
-  int first_row;  // of the warp, in the sequence
+  int first_row;   // of the warp, in the sequence
+  int queries[2];  // of this lane's two rows
+
+  OMNIFLASH_DEVICE WarpRows(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                            const Sequence& sequence, const RowTile& rows, int first_row)
+      : parameters(parameters), functors(functors), sequence(sequence), rows(rows), first_row(first_row) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) queries[half] = rows.query(row(half));
+  }
 
   OMNIFLASH_DEVICE bool is_valid(int half) const { return first_row + lane_index() / 4 + 8 * half < rows.num_rows; }
   // Row of an accumulator's half in the sequence; past the end, the last.
   OMNIFLASH_DEVICE int row(int half) const {
     return minimum(first_row + lane_index() / 4 + 8 * half, rows.num_rows - 1);
   }
-  OMNIFLASH_DEVICE ScoreIndex index(int row) const {
-    const int query = rows.query(row);
-    return ScoreIndex{sequence.batch, rows.head(row), query, sequence.start + query, 0};
+  OMNIFLASH_DEVICE int head(int half) const { return rows.first_head + row(half) - queries[half] * rows.heads; }
+  OMNIFLASH_DEVICE ScoreIndex index(int half) const {
+    return ScoreIndex{sequence.batch, head(half), queries[half], sequence.start + queries[half], 0};
   }
   // Of scores before mask and modification.
   OMNIFLASH_DEVICE float scale() const { return kFolded ? 1.0f : parameters.softmax_scale; }
@@ -41,7 +49,7 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWord
   } else {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      ScoreIndex at = at_rows.index(at_rows.row(half));
+      ScoreIndex at = at_rows.index(half);
 #pragma unroll
       for (int n = 0; n < kWords / 4; ++n) {
         at.k = tile * kBlockN + 8 * n + lane_index() % 4 * 2;
@@ -71,7 +79,7 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
   const int kv_len = at_rows.sequence.kv_len, column = lane_index() % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    ScoreIndex at = at_rows.index(at_rows.row(half));
+    ScoreIndex at = at_rows.index(half);
     if constexpr (has_bits<Mask> && !has_add<Mask>) {
 #pragma unroll
       for (int word = 0; word < kWords / 16; ++word) {
@@ -90,18 +98,34 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
   }
 }
 
-// Scores become weights; sums stay per thread until the end. What was summed before has to be multiplied by `rescale`.
+// Takes the largest scores into the rows' offsets; false where no row of the warp needs that, as in most tiles: then the four
+// lanes of a row do not even speak of it. What was summed before has to be multiplied by `rescale`.
+//
+// The branch also says where a product is waited for: ptxas puts a wait that follows right behind it, not before the maxima.
 template <int kWords>
-OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[2], float (&s)[kWords], float (&rescale)[2]) {
-  float offset[2];
+OMNIFLASH_DEVICE bool raise_offsets(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                    float (&rescale)[2]) {
+  float largest[2];  // of this lane's keys
+  bool is_fine = true;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float row_max = maximum(s[2 * half], s[2 * half + 1]);
+    float most = maximum(s[2 * half], s[2 * half + 1]);
 #pragma unroll
-    for (int n = 1; n < kWords / 4; ++n) row_max = maximum(row_max, maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
-    rescale[half] = softmax[half].raise(quad_max(row_max), factor);
-    offset[half] = softmax[half].offset(factor);
+    for (int n = 1; n < kWords / 4; ++n) most = maximum(most, maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+    largest[half] = most;
+    is_fine = is_fine && (most - softmax[half].max) * factor <= kSlack;
+    rescale[half] = 1.0f;
   }
+  if (!warp_any(!is_fine)) return false;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) rescale[half] = softmax[half].raise(quad_max(largest[half]), factor);
+  return true;
+}
+
+// Scores become weights; sums stay per thread until the end.
+template <int kWords>
+OMNIFLASH_DEVICE void exponentials(float factor, SoftmaxRow (&softmax)[2], float (&s)[kWords]) {
+  const float offset[2] = {softmax[0].offset(factor), softmax[1].offset(factor)};
 #pragma unroll
   for (int i = 0; i < kWords; ++i) s[i] = exp2_of(s[i], factor, offset[i / 2 % 2]);
 #pragma unroll
@@ -120,9 +144,7 @@ OMNIFLASH_DEVICE void round_weights(Weights& p, const float (&s)[kWords]) {
   for (int i = 0; i < kBlockN / 4; ++i) p[i] = i < kWords / 2 ? pack<Element>(s[2 * i], s[2 * i + 1]) : 0u;
 }
 
-// Most tiles raise no row's offset by enough: then there is nothing to do for the whole warp.
 OMNIFLASH_DEVICE void rescale_output(Output& o, const float (&rescale)[2]) {
-  if (!warp_any(rescale[0] != 1.0f || rescale[1] != 1.0f)) return;
 #pragma unroll
   for (int i = 0; i < kValueDim / 2; ++i) o[i] *= rescale[i / 2 % 2];
 }

@@ -40,6 +40,22 @@ OMNIFLASH_DEVICE void store_matrices(unsigned row, const unsigned (&words)[4]) {
                : "memory");
 }
 
+// fma.rn.f16x2, fma.rn.bf16x2: 0 x + y of both numbers in a word; NaN where one in x is not finite.
+template <class Element>
+OMNIFLASH_DEVICE unsigned add_zero_times(unsigned x, unsigned y);
+template <>
+OMNIFLASH_DEVICE unsigned add_zero_times<float16>(unsigned x, unsigned y) {
+  unsigned sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(0u), "r"(y));
+  return sum;
+}
+template <>
+OMNIFLASH_DEVICE unsigned add_zero_times<bfloat16>(unsigned x, unsigned y) {
+  unsigned sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(0u), "r"(y));
+  return sum;
+}
+
 // atom.global.add: the next number of a counter that all blocks share.
 OMNIFLASH_DEVICE unsigned take_ticket(unsigned* counter) { return atomicAdd(counter, 1u); }
 

@@ -30,11 +30,7 @@ OMNIFLASH_DEVICE void pin(unsigned (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
-// What `value` is made of is computed before what follows. ptxas would wait for products first, and put off the work that
-// is meant to run under them; it does not move work over a branch. `value` is never -1.
-OMNIFLASH_DEVICE void compute_before(float value) {
-  if (value == -1.0f) asm volatile("nanosleep.u32 1;" ::: "memory");
-}
+OMNIFLASH_DEVICE void pin(unsigned& value) { asm volatile("" : "+r"(value)::"memory"); }
 
 // One step of a product, 16 deep and kColumns wide, on elements of 16 bits:
 //   from_shared:    d[64, n] (+)= A[64, 16] B[n, 16]^T    both in shared memory, rows of 16 (Q K^T)

@@ -22,7 +22,12 @@ pub const SLAB_COLUMNS: usize = 64;
 pub const WARP_ROWS: usize = 16;
 
 const SLAB_ROW_BYTES: usize = 2 * SLAB_COLUMNS;
+/// Slots for tiles of keys, and as many for those of values: of small tiles so many that warpgroups may lie tiles apart.
 const STAGES: usize = 2;
+const STAGES_OF_SMALL_TILES: usize = 4;
+const MOST_KEYS_OF_SMALL_TILES: usize = 64;
+/// Shared memory of a block on the one compute capability that runs the kernel.
+const SHARED_MEMORY_BYTES: usize = 227 << 10;
 /// Room to begin at a whole pattern of the swizzle, barriers and messages.
 const REST_BYTES: usize = 1024 + 1024;
 
@@ -137,17 +142,24 @@ impl HopperConfig {
     }
 
     /// Tiles of keys and of values in flight.
-    pub const fn stages(&self) -> usize {
-        STAGES
+    pub fn stages(&self) -> usize {
+        let is_small = self.block_n <= MOST_KEYS_OF_SMALL_TILES;
+        if is_small && self.shared_memory_with(STAGES_OF_SMALL_TILES) <= SHARED_MEMORY_BYTES {
+            STAGES_OF_SMALL_TILES
+        } else {
+            STAGES
+        }
     }
 
     /// Dynamic shared memory of a block: tiles of queries, then of keys, then of values, barriers and messages.
     pub fn shared_memory_bytes(&self) -> usize {
+        self.shared_memory_with(self.stages())
+    }
+
+    fn shared_memory_with(&self, stages: usize) -> usize {
         let slabs = |columns: usize| columns.div_ceil(SLAB_COLUMNS) * SLAB_ROW_BYTES;
         let (head, value) = (slabs(self.head_dim), slabs(self.value_dim));
-        self.query_tiles * self.block_m * head.max(value)
-            + STAGES * self.block_n * (head + value)
-            + REST_BYTES
+        self.query_tiles * self.block_m * head.max(value) + stages * self.block_n * (head + value) + REST_BYTES
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
@@ -170,6 +182,7 @@ impl HopperConfig {
             .with_constant("kBlockN", self.block_n as i64)
             .with_constant("kConsumers", self.consumers() as i64)
             .with_constant("kQueryTiles", self.query_tiles as i64)
+            .with_constant("kSlots", self.stages() as i64)
             .with_constant("kParameterBytes", size_of::<HopperParameters>() as i64)
             .with_constant("kCounterOffset", std::mem::offset_of!(HopperParameters, counter) as i64)
             .with_constant("kBatchRowsOffset", std::mem::offset_of!(HopperParameters, q_batch_rows) as i64)
@@ -218,6 +231,11 @@ mod tests {
         let limit = 227 << 10;
         config.check(limit).unwrap();
         assert_eq!(config.shared_memory_bytes(), (192 << 10) + 2048);
+        let small = HopperConfig { block_m: 192, block_n: 64, ..config };
+        small.check(limit).unwrap();
+        assert_eq!((small.stages(), small.shared_memory_bytes()), (4, (224 << 10) + 2048));
+        let wide = HopperConfig { head_dim: 256, value_dim: 256, block_n: 64, query_tiles: 1, ..config };
+        assert_eq!((config.stages(), wide.stages()), (2, 2));
         for wrong in [
             HopperConfig { block_m: 64, ..config },
             HopperConfig { block_n: 112, ..config },

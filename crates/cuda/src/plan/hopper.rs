@@ -138,16 +138,34 @@ fn better_elsewhere(request: &Request<'_>, rows: usize, num_tiles: usize) -> Opt
 fn default_tile(request: &Request<'_>) -> HopperConfig {
     let shape = request.shape;
     let (head_dim, value_dim) = (shape.head_dim.next_multiple_of(16), shape.value_dim.next_multiple_of(16));
-    // Three warpgroups keep the exponentials busy where the products are short.
-    let (block_m, block_n, query_tiles) = match (head_dim, value_dim) {
-        (..=64, ..=64) => (192, 128, 2),
-        (..=96, ..=96) => (192, 96, 2),
-        (..=128, ..=128) => (128, 128, 2),
-        (..=192, ..=128) => (128, 128, 1),
-        (..=192, ..=192) => (128, 96, 1),
-        _ => (128, 64, 1),
+    let tile = |block_m, block_n, query_tiles| HopperConfig {
+        dtype: shape.dtype,
+        head_dim,
+        value_dim,
+        block_m,
+        block_n,
+        query_tiles,
     };
-    HopperConfig { dtype: shape.dtype, head_dim, value_dim, block_m, block_n, query_tiles }
+    // Three warpgroups keep the tensor cores busy while each of them does what is between its products.
+    match (head_dim, value_dim) {
+        (..=64, ..=64) => tile(192, 128, 2),
+        (..=96, ..=96) => tile(192, 96, 2),
+        (..=128, ..=128) => {
+            let three = tile(192, 64, 2);
+            if occupies(request, &three) { three } else { tile(128, 128, 2) }
+        }
+        (..=192, ..=128) => tile(128, 128, 1),
+        (..=192, ..=192) => tile(128, 96, 1),
+        _ => tile(128, 64, 1),
+    }
+}
+
+/// Whether there are rows for all warpgroups of such a tile, and a tile for every multiprocessor.
+fn occupies(request: &Request<'_>, tile: &HopperConfig) -> bool {
+    let rows = typical_rows(request.shape);
+    let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
+    let tiles = num_tiles(request, tile, rows, heads_per_tile);
+    rows * heads_per_tile > tile.block_m - 64 && tiles >= request.facts.multiprocessors
 }
 
 /// The tile with what the caller fixed.
@@ -175,7 +193,7 @@ fn configured(request: &Request<'_>, default: HopperConfig) -> Result<HopperConf
         "num_pipeline_stages",
         config.num_pipeline_stages,
         tile.stages(),
-        "keys and values have two slots each",
+        "so many slots for keys, and for values, has this tile",
     )?;
     match config.swizzle {
         Some(swizzle) if swizzle != Swizzle::B128 => {
