@@ -9,10 +9,11 @@
 //   | item 0     | item 1 | item 2              |    the whole item goes to the workspace; the last block to finish
 //   | block 0 | block 1 | block 2 | block 3 | ..     with an item joins its segments, in their order.
 //
-// With num_workers blocks the cut is made from the lengths on the device, by every block alike; with num_workers = 0
-// block (i, p) does partition p of num_partitions equal ones of item i, whatever else is in the batch. With kCluster > 1
-// the partitions of an item are the blocks of a cluster instead; each joins some of the sums, which the others write into
-// its shared memory.
+// With num_workers the cut is made from the lengths on the device, by every block alike; with num_workers = 0 block (i, p)
+// does partition p of num_partitions equal ones of item i, whatever else is in the batch. With kCluster > 1 a worker is a
+// cluster, whose blocks share each segment equally; with kWholeItems its segment is an item, found without the lengths of
+// others. Each block of a cluster joins a share of the quads of sums, which the others write into its shared memory; of a
+// segment that is not the whole item that share goes to the workspace, and the last block with the same share joins those.
 //
 // Shared memory: [ Q | of each warp: slots 0 .. kStages - 1 of K and V ]; where warps meet, over the same from the start,
 // [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp | parts of a cluster's blocks, rows
@@ -22,7 +23,7 @@
 // short, and what can wait is done while they are under way.
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kStages,
-// kVectorLoads and kCluster (1 before sm_90).
+// kVectorLoads, kCluster (1 before sm_90) and kWholeItems.
 
 #include "decode/block.hpp"
 #include "decode/join.hpp"
@@ -34,9 +35,9 @@ namespace omniflash {
 // This warp's keys of a segment. The queries come with the first slice. `meanwhile` is called while the first copies are
 // under way.
 template <class Meanwhile>
-OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, Softmax& softmax, Output& o,
-                             const Meanwhile& meanwhile) {
-  Pipeline pipeline(block, keys, tiles);
+OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, unsigned long long policy, Softmax& softmax,
+                             Output& o, const Meanwhile& meanwhile) {
+  Pipeline pipeline(block, keys, tiles, policy);
   TileStatus status;
   int tile = tiles.next(tiles.begin, status), filled = 0;
 #pragma unroll 1
@@ -82,7 +83,12 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
 
 // The tiles from..to of an item; in_parts() says where the parts of it lie, if they are not all.
 template <class InParts>
-OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const InParts& in_parts) {
+OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, unsigned long long policy, const InParts& in_parts) {
+  if constexpr (kCluster > 1) {
+    const int run = ceil_divide(to - from, kCluster);
+    from = minimum(from + block_rank() * run, to);
+    to = minimum(from + run, to);
+  }
   const int heads = block.rows.heads, group = block.parameters.group_size;
   const int key_head = heads == group ? block.head_tile : block.rows.first_head / group;
   const Keys keys(block.parameters, block.sequence, key_head);
@@ -98,7 +104,7 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const In
     softmax[i / 2][i % 2].sum = 0.0f;
   }
   Parts parts;
-  attend(block, keys, tiles, softmax, o, [&] { parts = in_parts(); });
+  attend(block, keys, tiles, policy, softmax, o, [&] { parts = in_parts(); });
   if constexpr (kCluster > 1) cluster_arrive();  // others may write where this block's slices have been until now
   publish(block, softmax, o);
   if constexpr (kCluster > 1) cluster_wait();
@@ -106,14 +112,14 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, const In
   if constexpr (kCluster > 1) {
     cluster_arrive();
     cluster_wait();
-    join_parts(block, kCluster, block_index_x() % kCluster + kCluster * thread_index(), kCluster * kThreads,
-               ClusterParts{block});
-  } else {
-    if (parts.count > 1 && is_last(block, parts)) {
-      join_parts(block, parts.count, thread_index(), kThreads, WorkspaceParts{block, parts});
-    }
-    barrier();  // the next segment copies over the sums
+    join_parts(block, kCluster, ClusterParts{block},
+               [&](Joined& joined, int row, int quad) { joined.finish(block, parts, row, quad); });
   }
+  if (parts.count > 1 && is_last(block, parts)) {
+    join_parts(block, parts.count, WorkspaceParts{block, parts},
+               [&](Joined& joined, int row, int quad) { joined.store(block, row, quad); });
+  }
+  barrier();  // the next segment copies over the sums
 }
 
 }  // namespace omniflash
@@ -122,22 +128,21 @@ OMNIFLASH_KERNEL(omniflash::kThreads) OMNIFLASH_CLUSTER(omniflash::instance::kCl
 omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   using namespace omniflash;
-  if constexpr (kCluster > 1) {
+  if constexpr (kWholeItems) {
     const Sequence sequence(parameters, block_index_y());
     const Block block(parameters, functors, sequence, block_index_x() / kCluster);
     const Extent extent(block);
     if (extent.count == 0) return;
-    const int run = ceil_divide(extent.count, kCluster);
-    const int from = minimum(static_cast<int>(block_index_x() % kCluster) * run, extent.count);
-    run_segment(block, extent.begin + from, extent.begin + minimum(from + run, extent.count), [] { return Parts{}; });
+    run_segment(block, extent.begin, extent.begin + extent.count, cache_policy(false), [] { return Parts{1, 0, 0, 0, 0, 0}; });
     return;
   }
   const unsigned head_tiles =
       parameters.heads_per_tile == 1 ? parameters.num_heads : parameters.num_heads / parameters.heads_per_tile;
   const bool is_line = parameters.num_workers > 0;
   // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
-  const unsigned worker = block_index_x(), cut = block_index_x(), partition = block_index_y();
+  const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
   unsigned total = 0, at = 0, end = 0, origin = 0;
+  unsigned long long policy = cache_policy(false);
   Line line;
   int first = is_line ? 0 : cut / head_tiles;
 #pragma unroll 1
@@ -148,6 +153,7 @@ omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       first += 32;
       if (first < static_cast<int>(parameters.batch)) continue;
       line = Line(total, parameters.num_workers);
+      policy = cache_policy(total <= kTilesLeaving);
       if (total == 0 || worker >= line.workers) return;
       at = line.begin(worker);
       end = line.begin(worker + 1);
@@ -175,7 +181,7 @@ omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
         to = minimum(from + run, count);
       }
       const Block block(parameters, functors, extent.sequence, head_tile);
-      run_segment(block, extent.begin + from, extent.begin + to, [&] {
+      run_segment(block, extent.begin + from, extent.begin + to, policy, [&] {
         return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
       });
       at = item + to;

@@ -20,6 +20,10 @@ static_assert(kBlockM % 16 == 0 && kStages >= 2, "whole fragments, and a slot to
 // Fewer tiles than this are not worth a block of their own.
 constexpr unsigned kLeastTiles = 2;
 
+// Keys and values are read once. Where all of them are a few times what the second-level cache holds, it is told to keep
+// what others left there instead, which saves it writing that back; with more of them that costs more than it saves.
+constexpr unsigned kTilesLeaving = (160u << 20) / (kBlockN * (kHeadDim + kValueDim) * static_cast<unsigned>(sizeof(Element)));
+
 using RowsOfHeadDim = PaddedTile<Element, kHeadDim>;
 using RowsOfValueDim = PaddedTile<Element, kValueDim>;
 using Scores = float[kFragments][kN][4];
@@ -35,6 +39,8 @@ constexpr int kPitch = kValueDim + 8, kQuads = kValueDim / 4;
 constexpr unsigned kStates = 4 * kWarps * kBlockM * kPitch;
 
 OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
+// Which of its cluster a block is.
+OMNIFLASH_DEVICE int block_rank() { return block_index_x() % kCluster; }
 OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
 OMNIFLASH_DEVICE unsigned slot_address(int slot) {
   return shared_memory() + kQueryBytes + (warp_index() * kStages + slot) * kSlotBytes;

@@ -59,9 +59,10 @@ OMNIFLASH_DEVICE void store_result(const Block& block, int row, int column, cons
   }
 }
 
-// Parts in the workspace.
+// Parts in the workspace. Of a cluster's part each block keeps the rows' states beside its share of the quads.
 OMNIFLASH_DEVICE RowState* partial_state(const Block& block, int slot, int row) {
-  return static_cast<RowState*>(block.parameters.partial_lse) + (static_cast<long long>(slot) * kBlockM + row);
+  return static_cast<RowState*>(block.parameters.partial_lse) +
+         ((static_cast<long long>(slot) * kCluster + block_rank()) * kBlockM + row);
 }
 OMNIFLASH_DEVICE Quad* partial_quad(const Block& block, int slot, int row, int quad) {
   return static_cast<Quad*>(block.parameters.partial_out) +
@@ -116,7 +117,7 @@ struct Joined {
       for (int e = 0; e < 4; ++e) total.values[e] += weight * quads[part].values[e];
     }
   }
-  // Writes the quad of the whole row, with its sink.
+  // Writes the quad of a whole row, with its sink.
   OMNIFLASH_DEVICE void store(const Block& block, int row, int quad) {
     const SoftmaxResult result =
         finalize(state.offset, state.sum, sink_log2(block.parameters, block.head(row)));
@@ -124,18 +125,27 @@ struct Joined {
     for (int e = 0; e < 4; ++e) total.values[e] *= result.scale;
     store_result(block, row, 4 * quad, total, result.lse);
   }
+  // Keeps the quad of a part in the workspace; the first of a row that this block has, with the row's state.
+  OMNIFLASH_DEVICE void keep(const Block& block, int slot, int row, int quad) const {
+    *partial_quad(block, slot, row, quad) = total;
+    if (quad < kCluster) *partial_state(block, slot, row) = state;
+  }
+  OMNIFLASH_DEVICE void finish(const Block& block, const Parts& parts, int row, int quad) {
+    if (parts.count > 1) {
+      keep(block, parts.mine, row, quad);
+    } else {
+      store(block, row, quad);
+    }
+  }
 };
-
-// The blocks of a cluster that join a quad.
-OMNIFLASH_DEVICE int block_of(int i) { return i % kCluster; }
 
 // Sends a quad of this block's part to the block that joins it, and the row's state to all of them.
 OMNIFLASH_DEVICE void send(const Block& block, const Joined& joined, int row, int quad) {
-  const int there = block_index_x() % kCluster * block.rows.num_rows + row;
+  const int there = block_rank() * block.rows.num_rows + row;
   unsigned words[4];
 #pragma unroll
   for (int e = 0; e < 4; ++e) words[e] = __builtin_bit_cast(unsigned, joined.total.values[e]);
-  store_cluster_16(cluster_address(sent_address(there, 4 * quad), block_of(row * kQuads + quad)), words);
+  store_cluster_16(cluster_address(sent_address(there, 4 * quad), (row * kQuads + quad) % kCluster), words);
 #pragma unroll 1
   for (int to = quad; to < kCluster; to += kQuads) {
     store_cluster_8(cluster_address(sent_address(there, kValueDim), to), __builtin_bit_cast(unsigned, joined.state.offset),
@@ -160,21 +170,19 @@ OMNIFLASH_DEVICE void join_warps(const Block& block, const Parts& parts) {
     joined.add(states, quads);
     if constexpr (kCluster > 1) {
       send(block, joined, row, quad);
-    } else if (parts.count > 1) {
-      *partial_quad(block, parts.mine, row, quad) = joined.total;
-      if (quad == 0) *partial_state(block, parts.mine, row) = joined.state;
     } else {
-      joined.store(block, row, quad);
+      joined.finish(block, parts, row, quad);
     }
   }
 }
 
-// Whether this block is the last to finish with an item: all parts can be read then. Leaves the counter as it was.
+// Whether this block is the last to finish with its share of an item: all parts of it can be read then. Leaves the counter
+// as it was.
 OMNIFLASH_DEVICE bool is_last(const Block& block, const Parts& parts) {
   barrier();
   bool last = false;
   if (thread_index() == 0) {
-    unsigned* counter = static_cast<unsigned*>(block.parameters.counters) + parts.counter;
+    unsigned* counter = static_cast<unsigned*>(block.parameters.counters) + parts.counter * kCluster + block_rank();
     device_fence();  // for all threads: the barrier has passed on to this one what they wrote
     last = atomic_add(counter, 1u) == static_cast<unsigned>(parts.count - 1);
     device_fence();
@@ -207,12 +215,12 @@ struct ClusterParts {
   }
 };
 
-// Joins the parts of an item in their order, and writes the quads first, first + step, ... of its rows.
-template <class Source>
-OMNIFLASH_DEVICE void join_parts(const Block& block, int count, int first, int step, const Source& source) {
+// Joins the parts of this block's share of an item in their order; finish() is told each of its quads.
+template <class Source, class Finish>
+OMNIFLASH_DEVICE void join_parts(const Block& block, int count, const Source& source, const Finish& finish) {
   constexpr int kAtOnce = 8;
 #pragma unroll 1
-  for (int i = first; i < block.rows.num_rows * kQuads; i += step) {
+  for (int i = block_rank() + kCluster * thread_index(); i < block.rows.num_rows * kQuads; i += kCluster * kThreads) {
     const int row = i / kQuads, quad = i % kQuads;
     Joined joined;
 #pragma unroll 1
@@ -229,7 +237,7 @@ OMNIFLASH_DEVICE void join_parts(const Block& block, int count, int first, int s
       }
       joined.add(states, quads);
     }
-    joined.store(block, row, quad);
+    finish(joined, row, quad);
   }
 }
 

@@ -66,7 +66,7 @@ struct Line {
 
   Line() = default;
   OMNIFLASH_DEVICE Line(unsigned total, unsigned num_workers) {
-    workers = maximum(minimum(num_workers, total / kLeastTiles), 1u);
+    workers = maximum(minimum(num_workers, total / (kLeastTiles * kCluster)), 1u);
     run = total / workers;
     longer = total - run * workers;
   }
