@@ -105,7 +105,6 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, unsigned
   }
   Parts parts;
   attend(block, keys, tiles, policy, softmax, o, [&] { parts = in_parts(); });
-  if constexpr (kCluster > 1) cluster_arrive();  // others may write where this block's slices have been until now
   publish(block, softmax, o);
   if constexpr (kCluster > 1) cluster_wait();
   join_warps(block, parts);

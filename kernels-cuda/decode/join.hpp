@@ -69,9 +69,11 @@ OMNIFLASH_DEVICE Quad* partial_quad(const Block& block, int slot, int row, int q
          ((static_cast<long long>(slot) * kBlockM + row) * kQuads + quad);
 }
 
-// Leaves each warp's sums in shared memory, where all can read them.
+// Leaves each warp's sums in shared memory, where all can read them. In a cluster it also arrives: others may write where
+// this block's slices have been until now.
 OMNIFLASH_DEVICE void publish(const Block& block, const Softmax& softmax, const Output& o) {
-  barrier();  // the sums lie over what all warps have read until now
+  barrier();  // the sums lie over what all warps have copied and read until now
+  if constexpr (kCluster > 1) cluster_arrive();
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
