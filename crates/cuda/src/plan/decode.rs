@@ -149,8 +149,8 @@ fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usiz
         return None;
     }
     CLUSTERS.into_iter().find_map(|cluster| {
-        // A tile for each block at least.
-        let wide = wide(request, config).filter(|wide| cluster * wide.block_n() <= shape.seqlen_k);
+        // With one tile a block they gain nothing, and cost where pages are looked up.
+        let wide = wide(request, config).filter(|wide| 2 * cluster * wide.block_n() <= shape.seqlen_k);
         let config = DecodeConfig { cluster, whole_items: true, ..wide.unwrap_or(config) };
         let fours = (blocks_of_a_multiprocessor(request, config) * config.warps).div_ceil(4);
         // With more items narrow clusters are faster; all but an eighth of the multiprocessors hold them.
