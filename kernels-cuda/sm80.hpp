@@ -18,6 +18,19 @@ OMNIFLASH_DEVICE void copy_async_16(unsigned to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+// How the second-level cache ranks lines that a copy brings: as first to leave it, or unchanged by it.
+OMNIFLASH_DEVICE unsigned long long cache_policy(bool leaves_first) {
+  unsigned long long first, unchanged;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(unchanged));
+  return leaves_first ? first : unchanged;
+}
+OMNIFLASH_DEVICE void copy_async_16(unsigned to, const void* from, bool valid, unsigned long long policy) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes),
+               "l"(policy)
+               : "memory");
+}
 OMNIFLASH_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kPending of this thread's groups are under way.
 template <int kPending>

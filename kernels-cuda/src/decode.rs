@@ -37,8 +37,11 @@ pub struct DecodeConfig {
     pub stages: usize,
     /// Whether keys lie in pages.
     pub paged: bool,
-    /// Blocks of a cluster, which are the partitions of an item; 1 for none.
+    /// Blocks of a cluster, which share what it does of an item and join that from their shared memory; 1 for none.
     pub cluster: usize,
+    /// Whether a cluster does one whole item; otherwise clusters share the keys of all items evenly. Not for blocks
+    /// by themselves.
+    pub whole_items: bool,
     /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
     pub vector_loads: bool,
 }
@@ -69,6 +72,7 @@ impl DecodeConfig {
             stages,
             paged: false,
             cluster: 1,
+            whole_items: false,
             vector_loads: true,
         };
         let half = (shared_memory_limit + RESERVED_BYTES) / 2 - RESERVED_BYTES;
@@ -84,6 +88,15 @@ impl DecodeConfig {
             .into_iter()
             .map(|(warps, stages)| config(warps, stages))
             .find(|config| config.can_fill() && fits(config, shared_memory_limit))
+    }
+
+    /// The same for a block that has a multiprocessor to itself: twice the warps, so that half as many blocks share an item
+    /// and half as many parts are joined. `None` where too few slots would fit.
+    pub fn wide(&self, shared_memory_limit: usize) -> Option<Self> {
+        (3..=8)
+            .rev()
+            .map(|stages| DecodeConfig { warps: 8, stages, ..*self })
+            .find(|config| config.shared_memory_bytes() <= shared_memory_limit)
     }
 
     /// Checks that such an instance can be built.
@@ -105,6 +118,9 @@ impl DecodeConfig {
         }
         if ![1, 2, 4, 8, 16].contains(&self.cluster) {
             return value("cluster", self.cluster, "a power of two to 16");
+        }
+        if self.cluster == 1 && self.whole_items {
+            return value("cluster", self.cluster, "more than one block for whole items");
         }
         Ok(())
     }
@@ -156,8 +172,8 @@ impl DecodeConfig {
         self.sums_bytes() + cluster * rows * self.pitch_bytes() <= self.shared_memory_bytes()
     }
 
-    /// The blocks of a launch: `num_workers`, or with 0 items along x and partitions along y; of clusters, one an item,
-    /// those of a sequence along x.
+    /// The blocks of a launch: those of `num_workers` clusters, or with 0 items along x and partitions along y; of clusters
+    /// with whole items, those of a sequence along x.
     ///
     /// # Errors
     /// [`Error::Value`] when there are more than a launch can have.
@@ -165,8 +181,8 @@ impl DecodeConfig {
         let items = items(parameters);
         let along_x = |blocks: usize| u32::try_from(blocks).unwrap_or(u32::MAX);
         let grid = if parameters.num_workers > 0 {
-            [parameters.num_workers, 1, 1]
-        } else if self.cluster > 1 {
+            [along_x(parameters.num_workers as usize * self.cluster), 1, 1]
+        } else if self.whole_items {
             let batch = parameters.batch.max(1);
             [along_x(items / batch as usize * self.cluster), batch, 1]
         } else {
@@ -186,15 +202,16 @@ impl DecodeConfig {
     pub fn workspace(&self, parameters: &AttentionParameters) -> Workspace {
         let (slots, counters) = match (parameters.num_workers as usize, parameters.num_partitions as usize) {
             (0, 0 | 1) => (0, 0),
-            (0, _) if self.cluster > 1 => (0, 0),
+            (0, _) if self.whole_items => (0, 0),
             (0, partitions) => (partitions * items(parameters), items(parameters)),
             // A worker continues one item and begins one.
             (workers, _) => (2 * workers, workers),
         };
         Workspace {
             partial_out: 4 * slots * self.block_m * self.value_dim,
-            partial_lse: 8 * slots * self.block_m,
-            counters: 4 * counters,
+            // Each block of a cluster has its own.
+            partial_lse: 8 * slots * self.block_m * self.cluster,
+            counters: 4 * counters * self.cluster,
         }
     }
 
@@ -211,6 +228,7 @@ impl DecodeConfig {
             .with_constant("kWarps", self.warps as i64)
             .with_constant("kStages", self.stages as i64)
             .with_constant("kCluster", self.cluster as i64)
+            .with_constant("kWholeItems", self.whole_items)
             .with_constant("kVectorLoads", self.vector_loads)
     }
 }
@@ -229,7 +247,7 @@ impl fmt::Display for DecodeConfig {
         write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n(), self.warps, self.stages)?;
         write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
         if self.cluster > 1 {
-            write!(f, "-cluster{}", self.cluster)?;
+            write!(f, "-{}{}", if self.whole_items { "cluster" } else { "line" }, self.cluster)?;
         }
         f.write_str(if self.vector_loads { "" } else { "-unaligned" })
     }
@@ -254,6 +272,21 @@ mod tests {
         }
         assert_eq!(DecodeConfig::new(DType::BF16, 256, 256, 17, 227 << 10), None);
         assert_eq!(DecodeConfig::new(DType::BF16, 128, 128, 33, 227 << 10), None);
+    }
+
+    #[test]
+    fn wide_blocks_take_a_multiprocessor_and_fit_where_three_slots_do() {
+        let limit = 227 << 10;
+        for (dim, stages) in
+            [(64, Some(6)), (80, Some(5)), (96, Some(4)), (128, Some(3)), (192, None), (256, None)]
+        {
+            let config = DecodeConfig::new(DType::BF16, dim, dim, 16, limit).unwrap();
+            let wide = config.wide(limit);
+            assert_eq!(wide.map(|wide| wide.stages), stages, "d{dim}");
+            assert!(wide.is_none_or(|wide| {
+                wide.check().is_ok() && wide.shared_memory_bytes() <= limit && wide.joins_in_cluster(2, 16)
+            }));
+        }
     }
 
     #[test]

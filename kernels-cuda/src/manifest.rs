@@ -67,9 +67,9 @@ struct DecodeEntry {
     paged: Vec<bool>,
     #[serde(default = "enabled")]
     vector_loads: bool,
-    /// Blocks of a cluster; instances with more than 1 are for architectures that have clusters that wide.
-    #[serde(default = "alone")]
-    clusters: Vec<usize>,
+    /// How blocks share items; all but `Blocks` for the architecture whose plans have it.
+    #[serde(default = "blocks")]
+    shares: Vec<Shares>,
     #[serde(default)]
     accepted_spill_bytes: u32,
 }
@@ -92,8 +92,37 @@ fn enabled() -> bool {
     true
 }
 
-fn alone() -> Vec<usize> {
-    vec![1]
+fn blocks() -> Vec<Shares> {
+    vec![Shares::Blocks]
+}
+
+/// The forms of the decode kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Shares {
+    /// Blocks of the default.
+    Blocks,
+    /// Blocks that have a multiprocessor each.
+    Wide,
+    /// Such blocks in pairs.
+    Pairs,
+    /// Clusters of 8 blocks, wide ones where they fit, with an item each.
+    Clusters,
+}
+
+impl Shares {
+    /// The default in this form; `None` where it does not fit.
+    fn of(self, default: DecodeConfig, shared_memory: usize) -> Option<DecodeConfig> {
+        let wide = default.wide(shared_memory);
+        match self {
+            Shares::Blocks => Some(default),
+            Shares::Wide => wide,
+            Shares::Pairs => wide.map(|wide| DecodeConfig { cluster: 2, ..wide }),
+            Shares::Clusters => {
+                Some(DecodeConfig { cluster: 8, whole_items: true, ..wide.unwrap_or(default) })
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -278,9 +307,14 @@ impl DecodeEntry {
                     let what = format!("{rows} rows of head_dim {head_dim} with value_dim {value_dim}");
                     return Err(Error::value("manifest.toml decode", what, "rows that a tile can have"));
                 };
-                let has_clusters = architecture.name == CLUSTER_ARCH;
-                for &cluster in self.clusters.iter().filter(|&&cluster| cluster == 1 || has_clusters) {
-                    let config = DecodeConfig { paged, cluster, vector_loads: self.vector_loads, ..default };
+                let default = DecodeConfig { paged, vector_loads: self.vector_loads, ..default };
+                let is_here =
+                    |shares: &Shares| *shares == Shares::Blocks || architecture.name == CLUSTER_ARCH;
+                for &shares in self.shares.iter().filter(|shares| is_here(shares)) {
+                    let Some(config) = shares.of(default, architecture.shared_memory) else {
+                        let what = format!("{shares:?} of {default}");
+                        return Err(Error::value("manifest.toml decode", what, "a form that fits"));
+                    };
                     instances.push(Instance {
                         id: format!("dec-{config}-{}", functor_id(mask, score_mod)),
                         unit: config.translation_unit(&functors(mask, score_mod)),

@@ -111,3 +111,38 @@ fn sequences_with_more_rows_than_a_tile_are_left_to_another_launch() {
     let out = harness::decode_output(&module, &config, &Case::<bf16>::new(3, 20, 90, 2, 2, 32, 32), 4);
     assert!(out.iter().all(|value| value.to_f32() == harness::UNTOUCHED));
 }
+
+#[test]
+fn clusters_share_items_whole_or_in_a_line() {
+    let base = Case { pack_groups: true, sinks: true, ..Case::<bf16>::new(2, 1, 500, 8, 2, 32, 32) };
+    let alone = config(DType::BF16, 32, 32, 4);
+    for (cluster, workers) in [(2, 7), (4, 3)] {
+        let whole = DecodeConfig { cluster, whole_items: true, ..alone };
+        let kernel = module(&whole, &Mask::None, &ScoreMod::Identity, 8);
+        for seqlen_k in [0, 1, 500] {
+            check_decode(&kernel, &whole, &Case { seqlen_k, ..base.clone() }, 0);
+        }
+        let line = DecodeConfig { cluster, ..alone };
+        let kernel = module(&line, &Mask::None, &ScoreMod::Identity, 8);
+        for workers in [1, workers, 40] {
+            check_decode(&kernel, &line, &base, workers);
+        }
+    }
+    let pages = DecodeConfig { paged: true, cluster: 2, ..config(DType::F16, 48, 80, 8) };
+    let kernel = module(&pages, &Mask::Causal, &ScoreMod::Identity, 4);
+    let ragged = Case { pack_groups: true, ..Case::<f16>::new(33, 4, 90, 4, 2, 48, 80).masked(Mask::Causal) };
+    let kv_form = KvForm::Paged(16);
+    check_decode(&kernel, &pages, &Case { q_form: QForm::Ragged, kv_form, ..ragged }, 11);
+}
+
+#[test]
+fn page_tables_are_read_for_many_tiles_at_a_time() {
+    // A run has more tiles than a warp's lanes hold twice, and a window begins among them.
+    let window = Mask::SlidingWindow { left: 8800, right: 0 };
+    let config = DecodeConfig { paged: true, warps: 8, ..config(DType::BF16, 16, 16, 2) };
+    let kernel = module(&config, &window, &ScoreMod::Identity, 2);
+    let base = Case { pack_groups: true, ..Case::<bf16>::new(1, 1, 9300, 2, 1, 16, 16).masked(window) };
+    for (page_size, workers) in [(16, 1), (48, 2)] {
+        check_decode(&kernel, &config, &Case { kv_form: KvForm::Paged(page_size), ..base.clone() }, workers);
+    }
+}

@@ -12,7 +12,7 @@ use omniflash_core::{
     Stream, Tensor,
 };
 use omniflash_testkit::append;
-use support::{Case, Keys, cases, errors, gpu, launch, with_dense_problem, with_problem};
+use support::{Case, Keys, MaskKind, cases, errors, gpu, launch, with_dense_problem, with_problem};
 
 macro_rules! gpu_or_return {
     () => {
@@ -43,13 +43,46 @@ fn every_case_agrees_with_the_reference() {
 }
 
 #[test]
+fn every_form_of_the_decode_kernel_agrees_with_the_reference() {
+    let backend = gpu_or_return!();
+    let base = Case {
+        dims: (128, 128),
+        heads: (8, 2),
+        mask: MaskKind::Causal,
+        sinks: true,
+        keys: Keys::Paged(16),
+        ..Case::new(DType::BF16)
+    };
+    let dense = Case { keys: Keys::Lengths, ..base };
+    // What the kernel's name has on Hopper.
+    for (form, case) in [
+        ("w8s3-strided-cluster16", Case { batch: 2, seqlen: (1, 5000), ..dense }),
+        ("w4s3-paged-cluster8", Case { batch: 4, seqlen: (1, 700), ..base }),
+        ("w8s3-paged-cluster8", Case { batch: 4, seqlen: (1, 3000), ..base }),
+        ("w8s3-paged-line2", Case { batch: 1, seqlen: (1, 20_000), ..base }),
+        ("w8s3-strided-line2", Case { batch: 4, seqlen: (4, 9000), ..dense }),
+        ("m32n128w8s3-paged-line2", Case { batch: 8, seqlen: (8, 2500), ..base }),
+        ("w8s3-paged-causal", Case { batch: 64, seqlen: (1, 500), ..base }),
+        ("w8s6-paged-causal", Case { batch: 64, seqlen: (3, 900), dims: (64, 64), ..base }),
+        ("w4s3-paged-causal", Case { batch: 90, seqlen: (1, 600), ..base }),
+        ("w4s3-strided-cluster8", Case { batch: 4, seqlen: (2, 1500), dims: (256, 256), ..dense }),
+    ] {
+        let (errors, plan) = errors(&backend, &case).unwrap();
+        assert!(errors.are_fine(case.dtype), "{errors:?}\n{case:?}\n{plan}");
+        assert!(plan.contains(form) || backend.info().arch != "sm_90", "{form}: {plan}");
+    }
+}
+
+#[test]
 fn a_thousand_launches_are_bitwise_equal_beside_other_work() {
     use omniflash_core::{AttentionConfig, AttentionProblem, KvCache, Query};
     const LAUNCHES: usize = 1000;
     let backend = gpu_or_return!();
     let (stream, other) = (backend.stream().unwrap(), backend.stream().unwrap());
-    // A prefill, keys in partitions that a second kernel joins, and a decode.
-    for (seqlen, partitions) in [((384, 384), None), ((3, 1000), Some(7)), ((1, 2000), None)] {
+    // A prefill, keys in partitions that a second kernel joins, decodes in clusters and in a line.
+    for (seqlen, partitions) in
+        [((384, 384), None), ((3, 1000), Some(7)), ((1, 2000), None), ((1, 12_000), None)]
+    {
         let wave = |count: usize, step: f32| -> Vec<bf16> {
             (0..count).map(|i| bf16::from_f32((i as f32 * step).sin() * 2.0)).collect()
         };

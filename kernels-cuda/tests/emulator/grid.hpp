@@ -1,4 +1,4 @@
-// Runs a grid on the host: every thread of a block is a coroutine, and one block runs after another.
+// Runs a grid on the host: every thread of a cluster of blocks is a coroutine, and one cluster runs after another.
 //
 // A warp runs as far as it can before another gets a turn, so that a barrier that is missing shows; `last_warp_first`
 // turns the order of warps round. Shared memory begins as NaN. Errors are counted, not thrown.
@@ -19,7 +19,7 @@ namespace emulator {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kMaxThreads = 512;
 
-enum class State { Ready, AtBarrier, Done };
+enum class State { Ready, AtBarrier, AtClusterBarrier, Done };
 
 struct Warp {
   int arrived = 0;
@@ -28,9 +28,10 @@ struct Warp {
 };
 
 struct Thread {
-  int index;
+  int index;  // in the cluster
   State state;
   bool started;
+  int arrived, waited;  // at the cluster's barrier, so many times
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   jmp_buf resume;
   ucontext_t context;
@@ -41,12 +42,12 @@ struct Thread {
 struct Grid {
   Thread threads[kMaxThreads];
   Warp warps[kMaxThreads / 32];
-  int num_threads;
-  unsigned block_x, block_y;
-  std::vector<unsigned char> shared;
+  int num_threads, num_blocks;  // of a block, of the cluster
+  unsigned block_x, block_y;    // of the cluster's first block
+  std::vector<unsigned char> shared;  // of all blocks, one after another
   Thread* running;
   jmp_buf scheduler;
-  bool any, any_result;
+  bool any[kMaxThreads], any_result[kMaxThreads];  // of a block
   void (*body)();
   int errors;
 };
@@ -85,15 +86,21 @@ inline void run(Thread& thread) {
   setcontext(&thread.context);
 }
 
-inline unsigned char* shared_bytes(unsigned address, unsigned size) {
+inline int block_of_running() { return grid().running->index / grid().num_threads; }
+
+inline unsigned char* shared_bytes_of(int block, unsigned address, unsigned size) {
   static unsigned char outside[16];
   Grid& g = grid();
+  const size_t of_block = g.shared.size() / g.num_blocks;
   if (address % size != 0) fail("misaligned address in shared memory");
-  if (address + size > g.shared.size()) {
+  if (address + size > of_block || block >= g.num_blocks) {
     fail("address outside of shared memory");
     return outside;
   }
-  return &g.shared[address];
+  return &g.shared[block * of_block + address];
+}
+inline unsigned char* shared_bytes(unsigned address, unsigned size) {
+  return shared_bytes_of(block_of_running(), address, size);
 }
 
 inline void enqueue(const Copy& copy) {
@@ -137,20 +144,50 @@ inline void collective(const unsigned* words, int count, unsigned* results, int 
   std::memcpy(results, warp.results[lane], 4 * result_count);
 }
 
-inline void run_block(bool last_warp_first) {
+// Lets those on whom nobody is waited for any more go on from their barriers; whether there are any.
+inline bool release() {
   Grid& g = grid();
-  for (int i = 0; i < g.num_threads; ++i) {
+  bool released = false;
+  int least = 1 << 30;  // arrivals at the cluster's barrier; who is done has arrived at all
+  for (int i = 0; i < g.num_threads * g.num_blocks; ++i) {
+    if (g.threads[i].state != State::Done && g.threads[i].arrived < least) least = g.threads[i].arrived;
+  }
+  for (int block = 0; block < g.num_blocks; ++block) {
+    Thread* threads = g.threads + block * g.num_threads;
+    bool met = true;
+    for (int i = 0; i < g.num_threads; ++i) met = met && threads[i].state != State::AtClusterBarrier;
+    if (met) {
+      g.any_result[block] = g.any[block];
+      g.any[block] = false;
+    }
+    for (int i = 0; i < g.num_threads; ++i) {
+      Thread& thread = threads[i];
+      const bool goes_on = (thread.state == State::AtBarrier && met) ||
+                           (thread.state == State::AtClusterBarrier && thread.waited <= least);
+      if (!goes_on) continue;
+      thread.state = State::Ready;
+      released = true;
+    }
+  }
+  return released;
+}
+
+inline void run_cluster(bool last_warp_first) {
+  Grid& g = grid();
+  const int num_threads = g.num_threads * g.num_blocks;
+  for (int i = 0; i < num_threads; ++i) {
     Thread& thread = g.threads[i];
     thread.index = i;
     thread.state = State::Ready;
     thread.started = false;
+    thread.arrived = thread.waited = 0;
     thread.open.clear();
     thread.groups.clear();
   }
   for (Warp& warp : g.warps) warp.arrived = 0;
   std::memset(g.shared.data(), 0xff, g.shared.size());
-  g.any = false;
-  const int num_warps = g.num_threads / 32;
+  for (bool& any : g.any) any = false;
+  const int num_warps = num_threads / 32;
   for (;;) {
     for (int i = 0; i < num_warps; ++i) {
       const int warp = last_warp_first ? num_warps - 1 - i : i;
@@ -170,28 +207,36 @@ inline void run_block(bool last_warp_first) {
       }
     }
     bool done = true;
-    for (int i = 0; i < g.num_threads; ++i) done = done && g.threads[i].state == State::Done;
+    for (int i = 0; i < num_threads; ++i) done = done && g.threads[i].state == State::Done;
     if (done) return;
-    g.any_result = g.any;
-    g.any = false;
-    for (int i = 0; i < g.num_threads; ++i) {
-      if (g.threads[i].state == State::AtBarrier) g.threads[i].state = State::Ready;
+    if (!release()) {
+      std::fprintf(stderr, "emulator: all threads wait for others\n");
+      std::abort();
     }
   }
 }
 
+inline void cluster_arrive() { ++grid().running->arrived; }
+inline void cluster_wait() {
+  Thread& thread = *grid().running;
+  ++thread.waited;
+  thread.state = State::AtClusterBarrier;
+  yield();
+}
+
 }  // namespace emulator
 
-int thread_index() { return emulator::grid().running->index; }
-unsigned block_index_x() { return emulator::grid().block_x; }
+int thread_index() { return emulator::grid().running->index % emulator::grid().num_threads; }
+unsigned block_index_x() { return emulator::grid().block_x + emulator::block_of_running(); }
 unsigned block_index_y() { return emulator::grid().block_y; }
 void barrier() { barrier_any(false); }
 bool barrier_any(bool value) {
   emulator::Grid& g = emulator::grid();
-  g.any = g.any || value;
+  const int block = emulator::block_of_running();
+  g.any[block] = g.any[block] || value;
   g.running->state = emulator::State::AtBarrier;
   emulator::yield();
-  return g.any_result;
+  return g.any_result[block];
 }
 float shuffle(float value, int lane) {
   const unsigned words[2] = {emulator::as_bits(value), static_cast<unsigned>(lane)};
@@ -219,18 +264,22 @@ float shuffle_xor(float value, int lane_mask) { return shuffle(value, (thread_in
 static const void *argument_0, *argument_1;
 static void call_entry();
 
-// Runs a grid; the number of errors.
-extern "C" __attribute__((visibility("default"))) int emulate(unsigned grid_x, unsigned grid_y, int num_threads, size_t shared_bytes, const void* parameters,
-                       const void* functors, bool last_warp_first) {
+// Runs a grid, `cluster` neighbouring blocks at a time; the number of errors.
+extern "C" __attribute__((visibility("default"))) int emulate(unsigned grid_x, unsigned grid_y, unsigned cluster, int num_threads,
+                       size_t shared_bytes, const void* parameters, const void* functors, bool last_warp_first) {
   auto& grid = omniflash::emulator::grid();
   grid.num_threads = num_threads;
-  grid.shared.assign(shared_bytes, 0);
+  grid.num_blocks = cluster;
+  if (num_threads * cluster > omniflash::emulator::kMaxThreads || grid_x % cluster != 0) return -1;
+  grid.shared.assign(shared_bytes * cluster, 0);
   grid.body = call_entry;
   grid.errors = 0;
   argument_0 = parameters;
   argument_1 = functors;
   for (grid.block_y = 0; grid.block_y < grid_y; ++grid.block_y) {
-    for (grid.block_x = 0; grid.block_x < grid_x; ++grid.block_x) omniflash::emulator::run_block(last_warp_first);
+    for (grid.block_x = 0; grid.block_x < grid_x; grid.block_x += cluster) {
+      omniflash::emulator::run_cluster(last_warp_first);
+    }
   }
   return grid.errors;
 }

@@ -98,6 +98,8 @@ inline unsigned shared_memory() { return 0; }
 inline void copy_async_16(unsigned to, const void* from, bool valid) {
   emulator::enqueue({to, valid ? from : nullptr});
 }
+inline unsigned long long cache_policy(bool) { return 0; }
+inline void copy_async_16(unsigned to, const void* from, bool valid, unsigned long long) { copy_async_16(to, from, valid); }
 inline void copy_commit() { emulator::commit(); }
 template <int kPending>
 void copy_wait() {

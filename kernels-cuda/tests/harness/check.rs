@@ -77,8 +77,8 @@ fn run_decode(
     p.partial_lse = DeviceAddress(partial_lse.as_ptr().expose_provenance() as u64);
     p.counters = DeviceAddress(counters.as_ptr().expose_provenance() as u64);
     let launch = config.launch(&p).unwrap();
-    let shared = launch.shared_memory_bytes;
-    module.run(launch.grid, launch.block_threads, shared, &p, functors, last_warp_first);
+    let (shared, cluster) = (launch.shared_memory_bytes, config.cluster as u32);
+    module.run_clusters(launch.grid, cluster, launch.block_threads, shared, &p, functors, last_warp_first);
     for (i, counter) in counters.iter().enumerate() {
         // SAFETY: the kernel wrote through the address; the vector is still there.
         let left = unsafe { std::ptr::from_ref(counter).read_volatile() };

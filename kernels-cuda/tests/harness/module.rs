@@ -18,7 +18,10 @@ pub(crate) const COMBINE: &str =
 pub(crate) const VERIFY: &str =
     "static void call_entry() { ENTRY(*static_cast<const omniflash::VerifyParameters*>(argument_0)); }";
 
-const EMULATED: SourceFile = SourceFile { name: "sm80.hpp", text: include_str!("../emulator/sm80.hpp") };
+const EMULATED: [SourceFile; 2] = [
+    SourceFile { name: "sm80.hpp", text: include_str!("../emulator/sm80.hpp") },
+    SourceFile { name: "sm90/cluster.hpp", text: include_str!("../emulator/cluster.hpp") },
+];
 const GRID: &str = include_str!("../emulator/grid.hpp");
 
 pub(crate) struct Module {
@@ -31,10 +34,10 @@ pub(crate) struct Module {
 impl Module {
     /// Compiles a unit, its instructions replaced by emulated ones.
     pub(crate) fn build(unit: &TranslationUnit, call: &str) -> Module {
-        let library: Vec<SourceFile> =
-            LIBRARY.iter().map(|file| if file.name == EMULATED.name { EMULATED } else { *file }).collect();
+        let emulated = |file: &SourceFile| EMULATED.into_iter().find(|other| other.name == file.name);
+        let library: Vec<SourceFile> = LIBRARY.iter().map(|file| emulated(file).unwrap_or(*file)).collect();
         // Tests end soon; a unit borrows its files for ever. Not every kernel includes what the grid needs.
-        let text = format!("#include \"sm80.hpp\"\n{}", unit.file.text).leak();
+        let text = format!("#include \"sm90/cluster.hpp\"\n{}", unit.file.text).leak();
         let file = SourceFile { name: unit.file.name, text };
         let unit = TranslationUnit { file, library: library.leak(), ..unit.clone() };
         let text = format!("{}\n{GRID}\n{}\n", unit.source(), call.replace("ENTRY", unit.entry));
@@ -55,7 +58,7 @@ impl Module {
         Module { library, running: Mutex::new(()), _directory: directory }
     }
 
-    /// Runs a grid.
+    /// Runs a grid of blocks by themselves.
     pub(crate) fn run<P>(
         &self,
         grid: [u32; 3],
@@ -65,7 +68,23 @@ impl Module {
         functors: &[u8],
         last_warp_first: bool,
     ) {
-        type Emulate = unsafe extern "C" fn(u32, u32, i32, usize, *const c_void, *const c_void, bool) -> i32;
+        self.run_clusters(grid, 1, threads, shared_bytes, parameters, functors, last_warp_first);
+    }
+
+    /// Runs a grid, so many neighbouring blocks at a time.
+    #[allow(clippy::too_many_arguments)] // those of a launch
+    pub(crate) fn run_clusters<P>(
+        &self,
+        grid: [u32; 3],
+        cluster: u32,
+        threads: u32,
+        shared_bytes: usize,
+        parameters: &P,
+        functors: &[u8],
+        last_warp_first: bool,
+    ) {
+        type Emulate =
+            unsafe extern "C" fn(u32, u32, u32, i32, usize, *const c_void, *const c_void, bool) -> i32;
         // Members of functors are aligned to 16 bytes.
         let aligned: Vec<u128> = functors
             .chunks(16)
@@ -82,6 +101,7 @@ impl Module {
             emulate(
                 grid[0],
                 grid[1],
+                cluster,
                 threads as i32,
                 shared_bytes,
                 std::ptr::from_ref(parameters).cast(),

@@ -18,10 +18,10 @@ const MOST_HEAD_TILES: usize = 2;
 /// some of which have fewer multiprocessors than the others: not all of the device can be used.
 const CLUSTERS: [usize; 2] = [16, 8];
 
-/// Fewer tiles of keys than this are one block's.
-const LEAST_CLUSTER_TILES: usize = 4;
+/// Fewer keys than this are one block's.
+const LEAST_CLUSTER_KEYS: usize = 256;
 
-/// The most keys of a sequence that clusters share, where one block fits on a multiprocessor. Clusters leave some
+/// The most keys of a sequence that clusters share whole, where four warps fit on a multiprocessor. Clusters leave some
 /// multiprocessors idle: with more keys than this all of them are better.
 const MOST_CLUSTER_KEYS: usize = 16_384;
 
@@ -56,20 +56,22 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Option<Choice>> {
             ),
         }));
     }
-    Ok(shared(request, config, heads_per_tile)?.map(|(workers, num_partitions, why)| Choice {
-        kernel: KernelChoice::Decode(config),
-        heads_per_tile,
-        section: 1,
-        num_partitions,
-        workers,
-        least_q_len: 0,
-        short: None,
-        reason: format!(
-            "decode tile of {} for {} rows, {}, {why}",
-            config.block_m,
-            request.shape.seqlen_q * heads_per_tile,
-            packing(heads_per_tile)
-        ),
+    Ok(shared(request, config, heads_per_tile)?.map(|Shares { config, workers, num_partitions, why }| {
+        Choice {
+            kernel: KernelChoice::Decode(config),
+            heads_per_tile,
+            section: 1,
+            num_partitions,
+            workers,
+            least_q_len: 0,
+            short: None,
+            reason: format!(
+                "decode tile of {} for {} rows, {}, {why}",
+                config.block_m,
+                request.shape.seqlen_q * heads_per_tile,
+                packing(heads_per_tile)
+            ),
+        }
     }))
 }
 
@@ -91,7 +93,7 @@ pub(crate) fn choose_short(request: &Request<'_>) -> Result<Option<(Choice, usiz
         return Ok(None);
     }
     let most = config.block_m / heads_per_tile;
-    Ok(shared(request, config, heads_per_tile)?.map(|(workers, num_partitions, why)| {
+    Ok(shared(request, config, heads_per_tile)?.map(|Shares { config, workers, num_partitions, why }| {
         let choice = Choice {
             kernel: KernelChoice::Decode(config),
             heads_per_tile,
@@ -140,19 +142,28 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
 fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) -> Option<DecodeConfig> {
     let (shape, facts) = (request.shape, request.facts);
     let (items, rows) = (items(shape, heads_per_tile), shape.seqlen_q * heads_per_tile);
-    let at_once = blocks_of_a_multiprocessor(request, config);
-    let is_short = LEAST_CLUSTER_TILES <= shape.seqlen_k.div_ceil(config.block_n())
-        && shape.seqlen_k * at_once <= MOST_CLUSTER_KEYS;
-    if facts.compute_capability.0 != 9 || request.config.num_partitions.is_some() || !is_short {
+    if facts.compute_capability.0 != 9
+        || request.config.num_partitions.is_some()
+        || shape.seqlen_k < LEAST_CLUSTER_KEYS
+    {
         return None;
     }
-    let slots = facts.multiprocessors * at_once;
-    let fits = |cluster: usize| {
+    CLUSTERS.into_iter().find_map(|cluster| {
+        // With one tile a block they gain nothing, and cost where pages are looked up.
+        let wide = wide(request, config).filter(|wide| 2 * cluster * wide.block_n() <= shape.seqlen_k);
+        let config = DecodeConfig { cluster, whole_items: true, ..wide.unwrap_or(config) };
+        let fours = (blocks_of_a_multiprocessor(request, config) * config.warps).div_ceil(4);
         // With more items narrow clusters are faster; all but an eighth of the multiprocessors hold them.
-        let usable = if cluster == CLUSTERS[0] { slots / 4 } else { facts.multiprocessors * 7 / 8 };
-        items * cluster <= usable && config.joins_in_cluster(cluster, rows)
-    };
-    CLUSTERS.into_iter().find(|&cluster| fits(cluster)).map(|cluster| DecodeConfig { cluster, ..config })
+        let usable = facts.multiprocessors * if cluster == CLUSTERS[0] { 2 * fours } else { 7 } / 8;
+        let fits = items * cluster <= usable && shape.seqlen_k * fours <= MOST_CLUSTER_KEYS;
+        (fits && config.joins_in_cluster(cluster, rows)).then_some(config)
+    })
+}
+
+/// The tile for blocks that have a multiprocessor each, where such blocks are faster.
+fn wide(request: &Request<'_>, config: DecodeConfig) -> Option<DecodeConfig> {
+    let is_measured = request.facts.compute_capability.0 == 9 && config.warps < 8;
+    config.wide(request.facts.shared_memory_bytes).filter(|_| is_measured)
 }
 
 /// Blocks that fit on a multiprocessor at a time, at most the 2 that gain something.
@@ -162,25 +173,52 @@ fn blocks_of_a_multiprocessor(request: &Request<'_>, config: DecodeConfig) -> us
     blocks.clamp(1, 2)
 }
 
-/// Blocks that share all keys, or 0, partitions of an item, and why; `None` for more tiles than the kernel counts.
-fn shared(
-    request: &Request<'_>,
+/// Who does what of all items.
+struct Shares {
     config: DecodeConfig,
-    heads_per_tile: usize,
-) -> Result<Option<(usize, usize, String)>> {
+    /// Blocks or clusters that share all keys, or 0.
+    workers: usize,
+    /// Parts of an item.
+    num_partitions: usize,
+    why: String,
+}
+
+/// How blocks share all items; `None` for more tiles than the kernel counts.
+fn shared(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) -> Result<Option<Shares>> {
     if let Some(partitions) = configured(request.config)? {
-        return Ok(Some((0, partitions.number, partitions.reason)));
+        let (num_partitions, why) = (partitions.number, partitions.reason);
+        return Ok(Some(Shares { config, workers: 0, num_partitions, why }));
     }
     let shape = request.shape;
     let items = items(shape, heads_per_tile);
-    let tiles = items.saturating_mul(shape.seqlen_k.div_ceil(config.block_n()).max(1));
-    if u32::try_from(tiles).is_err() {
+    let tiles_of_item = |config: &DecodeConfig| shape.seqlen_k.div_ceil(config.block_n()).max(1);
+    if u32::try_from(items.saturating_mul(tiles_of_item(&config))).is_err() {
         return Ok(None);
     }
-    let slots = request.facts.multiprocessors * blocks_of_a_multiprocessor(request, config);
-    let workers = whole_shares(slots.min(tiles.div_ceil(LEAST_TILES)).max(1), items, tiles / items.max(1));
-    let partitions = workers.div_ceil(items.max(1));
-    Ok(Some((workers, partitions, format!("{workers} blocks share the keys of {items} items evenly"))))
+    let workers = |config: &DecodeConfig| {
+        let slots =
+            request.facts.multiprocessors * blocks_of_a_multiprocessor(request, *config) / config.cluster;
+        let worth_it = (items * tiles_of_item(config)).div_ceil(LEAST_TILES * config.cluster);
+        whole_shares(slots.min(worth_it).max(1), items, tiles_of_item(config))
+    };
+    // Blocks alone on a multiprocessor gain where none begins an item after another. In pairs they join half as many parts
+    // through memory, or none.
+    let wide = wide(request, config);
+    let pairs = wide
+        .map(|wide| DecodeConfig { cluster: 2, ..wide })
+        .filter(|pair| pair.joins_in_cluster(2, pair.block_m));
+    let config = [pairs, wide]
+        .into_iter()
+        .flatten()
+        .find(|config| items > 0 && workers(config).is_multiple_of(items))
+        .unwrap_or(config);
+    let workers = workers(&config);
+    let blocks = match config.cluster {
+        1 => "blocks".into(),
+        cluster => format!("clusters of {cluster} blocks"),
+    };
+    let why = format!("{workers} {blocks} share the keys of {items} items evenly");
+    Ok(Some(Shares { config, workers, num_partitions: workers.div_ceil(items.max(1)), why }))
 }
 
 /// A few blocks less where then all items of one length are cut alike, or none is: every block has fewer ends of items

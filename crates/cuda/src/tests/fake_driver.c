@@ -29,7 +29,7 @@ typedef struct {
   unsigned char hopper[576];
 } FakeLaunch;
 
-typedef int (*Emulate)(unsigned, unsigned, int, size_t, const void *, const void *, _Bool);
+typedef int (*Emulate)(unsigned, unsigned, unsigned, int, size_t, const void *, const void *, _Bool);
 typedef struct { Emulate emulate; size_t functor_bytes; } Module;
 typedef struct { char name[64]; int shared_limit; Module module; } Function;
 typedef struct { char name[64]; unsigned long count; int failure; } Counter;
@@ -203,6 +203,6 @@ int cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsig
   if (!function->module.emulate) return 0;
   static _Alignas(16) unsigned char functor[1024];
   if (function->module.functor_bytes) memcpy(functor, parameters[1], function->module.functor_bytes);
-  // A kernel that the emulator finds at fault: CUDA_ERROR_LAUNCH_FAILED.
-  return function->module.emulate(x, y, block, shared, parameters[0], functor, 0) ? 719 : 0;
+  // A kernel that the emulator finds at fault: CUDA_ERROR_LAUNCH_FAILED. No device that is emulated has clusters.
+  return function->module.emulate(x, y, 1, block, shared, parameters[0], functor, 0) ? 719 : 0;
 }

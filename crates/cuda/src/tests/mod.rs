@@ -312,15 +312,15 @@ fn a_decode_step_is_one_launch_with_counters_that_are_zero() {
     let launches = fake.launches();
     assert_eq!(launches.iter().map(fake::FakeLaunch::entry).collect::<Vec<_>>(), ["omniflash_decode"]);
     let found = parameters(&launches[0]);
-    assert_eq!([found.num_workers, 1, 1], plan.grid);
+    assert_eq!([2 * found.num_workers, 1, 1], plan.grid, "clusters of two blocks");
     assert_eq!(found.heads_per_tile, 4);
     let partial_out_bytes = 2 * u64::from(found.num_workers) * 16 * 128 * 4;
     assert_eq!(found.partial_lse.0 - found.partial_out.0, partial_out_bytes);
-    // SAFETY: the fake driver's memory is the host's; the counters are as many as the blocks.
+    // SAFETY: the fake driver's memory is the host's; the counters are as many as the blocks, two of a cluster.
     let counters = unsafe {
         std::slice::from_raw_parts(
             std::ptr::with_exposed_provenance::<u32>(found.counters.0 as usize),
-            found.num_workers as usize,
+            2 * found.num_workers as usize,
         )
     };
     assert!(counters.iter().all(|&counter| counter == 0));

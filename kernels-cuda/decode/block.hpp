@@ -1,0 +1,126 @@
+// A block of the decode kernel: its tiles, its shared memory, the rows that it works on.
+#pragma once
+
+#include "omniflash/keys.hpp"
+#include "omniflash/masks.hpp"
+#include "omniflash/schedule.hpp"
+#include "fragments.hpp"
+#include "instance.hpp"
+
+namespace omniflash {
+
+using namespace instance;
+
+constexpr int kThreads = 32 * kWarps;
+constexpr int kFragments = kBlockM / 16;
+constexpr int kSlice = 16, kBlockN = kSlice * kWarps;
+constexpr int kN = kSlice / 8, kV = kValueDim / 8;
+static_assert(kBlockM % 16 == 0 && kStages >= 2, "whole fragments, and a slot to fill while another is read");
+
+// Fewer tiles than this are not worth a block of their own.
+constexpr unsigned kLeastTiles = 2;
+
+// Keys and values are read once. Where all of them are a few times what the second-level cache holds, it is told to keep
+// what others left there instead, which saves it writing that back; with more of them that costs more than it saves.
+constexpr unsigned kTilesLeaving = (160u << 20) / (kBlockN * (kHeadDim + kValueDim) * static_cast<unsigned>(sizeof(Element)));
+
+using RowsOfHeadDim = PaddedTile<Element, kHeadDim>;
+using RowsOfValueDim = PaddedTile<Element, kValueDim>;
+using Scores = float[kFragments][kN][4];
+using Output = float[kFragments][kV][4];
+using Softmax = SoftmaxRow[kFragments][2];
+
+constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kPitchBytes;
+constexpr unsigned kKeyBytes = kSlice * RowsOfHeadDim::kPitchBytes;
+constexpr unsigned kSlotBytes = kKeyBytes + kSlice * RowsOfValueDim::kPitchBytes;
+
+// Rows of sums are apart by eight banks.
+constexpr int kPitch = kValueDim + 8, kQuads = kValueDim / 4;
+constexpr unsigned kStates = 4 * kWarps * kBlockM * kPitch;
+
+OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
+// Which of its cluster a block is.
+OMNIFLASH_DEVICE int block_rank() { return block_index_x() % kCluster; }
+OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
+OMNIFLASH_DEVICE unsigned slot_address(int slot) {
+  return shared_memory() + kQueryBytes + (warp_index() * kStages + slot) * kSlotBytes;
+}
+OMNIFLASH_DEVICE RowsOfHeadDim key_slice(int slot) { return {slot_address(slot)}; }
+OMNIFLASH_DEVICE RowsOfValueDim value_slice(int slot) { return {slot_address(slot) + kKeyBytes}; }
+
+OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
+  return shared_memory() + 4 * ((warp * kBlockM + row) * kPitch + column);
+}
+OMNIFLASH_DEVICE unsigned state_address(int warp, int row) {
+  return shared_memory() + kStates + 8 * (warp * kBlockM + row);
+}
+// Of a part that another block of the cluster has sent; the row's state lies after its columns.
+OMNIFLASH_DEVICE unsigned sent_address(int row_of_part, int column) {
+  return shared_memory() + kStates + 8 * kWarps * kBlockM + 4 * (row_of_part * kPitch + column);
+}
+
+constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
+
+using Tiles = KeyTiles<MaskType>;
+
+// What one block works on: all rows of a sequence that share a key head.
+struct Block {
+  const AttentionParameters& parameters;
+  const Functors<MaskType, ScoreModType>& functors;
+  Sequence sequence;
+  int head_tile;
+  RowTile rows;
+  float per_head;  // 1 / heads
+  float scale;   // of scores before mask and modification; 1 where it is folded
+  float factor;  // of scores in the exponential
+
+  OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                         const Sequence& sequence, int head_tile)
+      : parameters(parameters),
+        functors(functors),
+        sequence(sequence),
+        head_tile(head_tile),
+        rows(parameters, Work{sequence.batch, head_tile * static_cast<int>(parameters.heads_per_tile), 0}, sequence,
+             kBlockM),
+        per_head(reciprocal(static_cast<float>(rows.heads))) {
+    // The largest score is the largest product only under a positive factor.
+    const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
+    scale = folded ? 1.0f : parameters.softmax_scale;
+    factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
+  }
+
+  // Longer sequences are another launch's.
+  OMNIFLASH_DEVICE bool is_ours() const { return rows.num_rows > 0 && rows.num_rows <= kBlockM; }
+  OMNIFLASH_DEVICE Tiles key_tiles() const {
+    const RowRange queries{sequence.batch, rows.first_head, sequence.start, sequence.start + sequence.q_len};
+    return Tiles(functors.mask, sequence, queries, rows.heads, kBlockN);
+  }
+
+  // Query and head of a row, without a division: rows are few.
+  OMNIFLASH_DEVICE int query(int row) const { return static_cast<int>((static_cast<float>(row) + 0.5f) * per_head); }
+  OMNIFLASH_DEVICE int head(int row) const { return rows.first_head + row - query(row) * rows.heads; }
+
+  // Row of an accumulator's fragment and half in the sequence; past the end, the last.
+  OMNIFLASH_DEVICE int row(int fragment, int half) const {
+    return minimum(16 * fragment + 8 * half + lane_index() / 4, rows.num_rows - 1);
+  }
+  OMNIFLASH_DEVICE ScoreIndex index(int row) const {
+    const int query = this->query(row);
+    return ScoreIndex{sequence.batch, head(row), query, sequence.start + query, 0};
+  }
+
+  OMNIFLASH_DEVICE void copy_queries() const {
+    constexpr int kChunks = RowsOfHeadDim::kChunks, kElements = RowsOfHeadDim::kChunkElements;
+#pragma unroll 1
+    for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      const bool valid = row < rows.num_rows;
+      const int some = valid ? row : 0;
+      const Element* from = sequence.template row<const Element>(parameters.q, is_ragged(parameters), query(some), head(some));
+      fill_chunk<kVectorLoads>(query_tile().chunk(row, chunk), from, chunk * kElements, static_cast<int>(parameters.head_dim),
+                               valid);
+    }
+  }
+};
+
+}  // namespace omniflash
