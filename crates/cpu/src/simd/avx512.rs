@@ -357,6 +357,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, target: *mut f32, a: __m512) {
+        with!(_mm512_stream_ps(target, a))
+    }
+
+    #[inline(always)]
+    fn finish_streams(self) {
+        with!(_mm_sfence())
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, target: *mut f16, a: __m512) {
         with!(_mm256_storeu_si256(target.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)))
     }

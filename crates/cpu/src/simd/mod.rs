@@ -104,6 +104,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements from `target` on can be written.
     unsafe fn store(self, target: *mut f32, a: Self::Vector);
+    /// Stores past the caches, where the instruction set can: for much that is read only much later. Other threads may read
+    /// it after [`finish_streams`](Simd::finish_streams).
+    ///
+    /// # Safety
+    /// `LANES` elements from `target` on can be written; it is aligned to the vector.
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f32, a: Self::Vector) {
+        // SAFETY: the caller's duty.
+        unsafe { self.store(target, a) }
+    }
+    /// Puts what was [streamed](Simd::stream) before what follows.
+    #[inline(always)]
+    fn finish_streams(self) {}
     /// Rounds to nearest, ties to even.
     ///
     /// # Safety
