@@ -9,7 +9,7 @@ use omniflash_core::{
 
 use crate::decode;
 use crate::isa::Isa;
-use crate::prefill::{self, PANEL, Sizes, Tiling};
+use crate::prefill::{self, COPY_ROWS, COPY_WORDS, PANEL, Sizes, Tiling, head_words};
 
 /// Which kernels compute a plan; kept in [`AttentionPlan::detail`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,9 @@ const MOST_STRIPS: usize = 16;
 
 /// Strips of a task at most where each thread has few tasks.
 const FEW_STRIPS: usize = 8;
+
+/// Strips of a task at most where keys are packed ahead: small tasks end together.
+const COPY_STRIPS: usize = 8;
 
 /// Tasks for each thread, so that the last ones to end leave little waiting; twice as many of more than [`FEW_STRIPS`],
 /// which differ more under causal masks.
@@ -65,7 +68,11 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
     let strips = strips_per_head(shape, sizes.rows);
     let grid = [strips.div_ceil(sizes.strips) * tiling.pieces, shape.num_kv_heads, shape.batch];
     let total = strips * shape.num_kv_heads * shape.batch;
-    let partials = if tiling.pieces > 1 { total * tiling.pieces * sizes.partial_words() } else { 0 };
+    let workspace = if tiling.pieces > 1 {
+        total.saturating_mul(tiling.pieces * sizes.partial_words())
+    } else {
+        tiling.copy_words.min(head_words(&sizes, shape.seqlen_k) * shape.num_kv_heads * shape.batch)
+    };
     let mut reason = format!("{} strips of {} rows share a packed block", sizes.strips, sizes.rows);
     if tiling.pieces > 1 {
         reason += &match config.num_partitions {
@@ -75,6 +82,9 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
     }
     if tiling.leaves_short {
         reason += ", sequences with few rows as in decoding";
+    }
+    if tiling.copy_words > 0 {
+        reason += ", keys and values packed ahead";
     }
     if sizes.depth == 2 {
         reason += ", products of bf16 pairs";
@@ -88,7 +98,7 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
         block_n: sizes.block,
         num_pipeline_stages: 1,
         shared_memory_bytes: sizes.words() * size_of::<f32>(),
-        workspace_bytes: partials * size_of::<f32>(),
+        workspace_bytes: workspace.saturating_mul(size_of::<f32>()),
         num_partitions: tiling.pieces,
         reason,
         detail: Some(Arc::new(Route::Tiles(tiling))),
@@ -154,6 +164,10 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
         Some(asked) => asked.min(shape.seqlen_k.div_ceil(block)).max(1),
         None => pieces(total, shape.seqlen_k),
     };
+    let copies = pieces == 1
+        && strips_per_head(shape, rows) * rows >= COPY_ROWS
+        && head_words(&sizes(1, block), shape.seqlen_k) <= COPY_WORDS
+        && has_intervals(problem.mask());
     let strips = match config.block_m {
         Some(block_m) if block_m.is_multiple_of(rows) && block_m / rows <= most => block_m / rows,
         Some(block_m) => {
@@ -162,11 +176,17 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
         }
         None => {
             let share = total * pieces / (TASKS_PER_THREAD * threads.max(1));
+            let most = if copies { most.min(COPY_STRIPS) } else { most };
             (share / 2).max(share.min(FEW_STRIPS)).clamp(1, most)
         }
     };
     let is_tiled = config.block_m.is_some() || config.block_n.is_some();
-    Ok(Tiling { sizes: sizes(strips, block), pieces, leaves_short: shape.ragged_q && !is_tiled })
+    Ok(Tiling {
+        sizes: sizes(strips, block),
+        pieces,
+        leaves_short: shape.ragged_q && !is_tiled,
+        copy_words: if copies { COPY_WORDS } else { 0 },
+    })
 }
 
 /// Pieces of keys that give few strips enough tasks.
@@ -185,6 +205,22 @@ fn strips_per_head(shape: &ProblemShape, rows: usize) -> usize {
     }
     let average = (shape.total_q * shape.group_size()).div_ceil(rows * shape.batch) + 1;
     most.min(average)
+}
+
+/// Whether a mask, as far as its form says, lets each row see one interval of keys, so that hardly a block is read in
+/// vain when all between the first and the last key that some row sees are.
+fn has_intervals(mask: &Mask<'_>) -> bool {
+    match mask {
+        Mask::None
+        | Mask::Causal
+        | Mask::SlidingWindow { .. }
+        | Mask::Chunked { .. }
+        | Mask::ChunkedCausal { .. }
+        | Mask::PrefixLm { .. } => true,
+        Mask::Dense(tensor) => tensor.dtype().is_float(),
+        Mask::And(a, b) => has_intervals(a) && has_intervals(b),
+        _ => false,
+    }
 }
 
 fn reads_tensors(mask: &Mask<'_>, score_mod: &ScoreMod<'_>) -> bool {

@@ -4,9 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
 
+use omniflash_core::{Buffer, Result};
+
 thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
-    static WORKSPACE: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static WORKSPACE: Cell<Option<Buffer>> = const { Cell::new(None) };
 }
 
 /// Words of a cache line.
@@ -23,16 +25,7 @@ struct Line {
 /// The memory is taken out of its place meanwhile: a call within the call (a user's function may make one, and so may
 /// a thread that waits for others) gets memory of its own.
 pub(crate) fn with_scratch<R>(words: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with(|memory| lend(memory, words, f))
-}
-
-/// As [`with_scratch`], for memory that the threads of a call share.
-pub(crate) fn with_workspace<R>(words: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    WORKSPACE.with(|memory| lend(memory, words, f))
-}
-
-fn lend<R>(place: &Cell<Vec<Line>>, words: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut lines = place.take();
+    let mut lines = SCRATCH.take();
     let count = words.div_ceil(LINE_WORDS);
     if lines.len() < count {
         lines.resize(count, Line { _words: [0.0; LINE_WORDS] });
@@ -41,8 +34,29 @@ fn lend<R>(place: &Cell<Vec<Line>>, words: usize, f: impl FnOnce(&mut [f32]) -> 
     let memory =
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * LINE_WORDS) };
     let result = f(&mut memory[..words]);
-    place.set(lines);
+    SCRATCH.set(lines);
     result
+}
+
+/// As [`with_scratch`], for memory that the threads of a call share: in huge pages where it is large, and as much as a
+/// caller's partitions need.
+///
+/// # Errors
+/// [`Error::OutOfMemory`](omniflash_core::Error::OutOfMemory).
+pub(crate) fn with_workspace<R>(words: usize, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let bytes = words.saturating_mul(size_of::<f32>());
+    let kept = WORKSPACE.take().filter(|buffer| buffer.bytes() >= bytes);
+    let mut buffer = match kept {
+        Some(buffer) => buffer,
+        None => Buffer::host(bytes)?,
+    };
+    let memory = buffer.as_host_bytes_mut().expect("a host buffer has host memory");
+    // SAFETY: any bits are an f32.
+    let (before, memory, _) = unsafe { memory.align_to_mut::<f32>() };
+    debug_assert!(before.is_empty(), "buffers begin at cache lines");
+    let result = f(&mut memory[..words]);
+    WORKSPACE.set(Some(buffer));
+    Ok(result)
 }
 
 /// Elements of lists whose memory a thread keeps between calls.
@@ -144,6 +158,8 @@ pub(crate) const fn rounded(words: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use omniflash_core::Error;
+
     use super::*;
 
     #[test]
@@ -155,6 +171,23 @@ mod tests {
         assert_eq!(first % 64, 0);
         with_scratch(500, |memory| assert_eq!(memory.as_ptr() as usize, first));
         with_scratch(1000, |memory| assert_eq!(memory[999], 7.0));
+    }
+
+    #[test]
+    fn a_workspace_is_kept_and_aligned_and_an_impossible_one_is_an_error() {
+        let first = with_workspace(1000, |memory| {
+            memory[999] = 7.0;
+            memory.as_ptr() as usize
+        });
+        assert_eq!(first.clone().unwrap() % 64, 0);
+        assert_eq!(
+            with_workspace(10, |memory| (memory.len(), memory.as_ptr() as usize)),
+            first.map(|at| (10, at))
+        );
+        for words in [usize::MAX, usize::MAX / 16] {
+            let result = with_workspace(words, |_| ());
+            assert!(matches!(result, Err(Error::OutOfMemory { .. })), "{result:?}");
+        }
     }
 
     #[test]

@@ -128,7 +128,8 @@ impl<'p, T: Storage> Job<'p, T> {
         });
         if pieces.count > 1 {
             *joins += geometry.num_kv_heads;
-            self.record_words += pieces.count * geometry.num_kv_heads * self.head_words(sequence.q_len);
+            let words = pieces.count.saturating_mul(geometry.num_kv_heads * self.head_words(sequence.q_len));
+            self.record_words = self.record_words.saturating_add(words);
         }
         self.num_pieces += tasks;
         self.most_pieces = self.most_pieces.max(pieces.count);

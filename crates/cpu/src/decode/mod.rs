@@ -146,8 +146,7 @@ unsafe fn compute<T: Storage>(
         let records = Records(memory.as_mut_ptr());
         // Lent out here: a closure below the kernels' entry would be compiled without their instructions.
         on_threads(threads, &|| with_scratch(worker_words(&job), |memory| work(&job, records, memory)));
-    });
-    Ok(())
+    })
 }
 
 struct Work<'w, 'p, T> {

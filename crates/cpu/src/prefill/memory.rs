@@ -33,6 +33,16 @@ impl Sizes {
         self.value_panels * PANEL * self.rows
     }
 
+    /// Words of a block's packed keys.
+    pub(super) fn key_words(&self) -> usize {
+        self.block * self.key_panels * PANEL
+    }
+
+    /// Words of a block's packed values.
+    pub(super) fn value_words(&self) -> usize {
+        self.block / self.depth * self.value_panels * PANEL
+    }
+
     /// Words of a strip's partial result: output, maxima and sums.
     pub(crate) fn partial_words(&self) -> usize {
         self.output_words() + 2 * self.rows
@@ -44,8 +54,8 @@ impl Sizes {
         let parts = [
             self.strips * self.query_words(),
             self.strips * self.output_words(),
-            self.block * self.key_panels * PANEL,
-            self.block / self.depth * self.value_panels * PANEL,
+            self.key_words(),
+            self.value_words(),
             tile,
             if self.reads_tensors { tile } else { 0 },
             self.strips * self.rows,
@@ -91,8 +101,8 @@ impl Memory {
         Memory {
             q: take(sizes.strips * sizes.query_words()),
             o: take(sizes.strips * sizes.output_words()),
-            k: take(sizes.block * sizes.key_panels * PANEL),
-            v: take(sizes.block / sizes.depth * sizes.value_panels * PANEL),
+            k: take(sizes.key_words()),
+            v: take(sizes.value_words()),
             s: take(tile),
             elements: take(if sizes.reads_tensors { tile } else { 0 }),
             m: take(sizes.strips * sizes.rows),

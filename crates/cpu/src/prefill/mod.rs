@@ -24,11 +24,13 @@ use crate::simd::{Avx512, PairKernel};
 use crate::simd::{Kernel, Simd, Storage, dispatch};
 use crate::threads::on_threads;
 
+mod copy;
 mod memory;
 mod operands;
 mod output;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod pack;
+mod schedule;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod softmax;
 mod strip;
@@ -36,10 +38,14 @@ mod task;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod tile;
 
+use copy::Packing;
+pub(crate) use copy::head_words;
 pub(crate) use memory::Sizes;
 #[cfg(target_arch = "x86_64")]
 use operands::Pairs;
 use operands::{Operands, Widened};
+pub(crate) use schedule::{COPY_ROWS, COPY_WORDS};
+use schedule::{Schedule, Task};
 use task::Worker;
 pub(crate) use tile::PANEL;
 
@@ -55,6 +61,9 @@ pub(crate) struct Tiling {
     pub(crate) pieces: usize,
     /// Whether sequences with few rows are left to other kernels.
     pub(crate) leaves_short: bool,
+    /// Words that keys and values of some heads are packed to, ahead of their tasks and once for all; 0 where tasks pack
+    /// themselves.
+    pub(crate) copy_words: usize,
 }
 
 /// Everything that the tasks of one call share.
@@ -73,32 +82,51 @@ pub(crate) struct Call<'p, T> {
     sizes: Sizes,
     pieces: usize,
     /// `[strips of all heads][pieces]` partial results, if keys are split.
-    partials: Option<Partials>,
+    partials: Option<Shared>,
+    /// Words of the copy of keys and values at most,
+    copy_words: usize,
+    /// and where it is.
+    copy: Option<Shared>,
 }
 
-/// Strips of one key head against a range of keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Task {
-    sequence: usize,
-    kv_head: usize,
-    /// The first of the task's strips, counted within sequence and head.
-    strip: usize,
-    strips: usize,
-    /// The first strip, counted over all.
-    index: usize,
-    piece: usize,
-    keys: (i64, i64),
-}
-
+/// Memory that the threads of a call share.
 #[derive(Clone, Copy)]
-struct Partials(*mut f32);
+struct Shared(*mut f32);
 
-// SAFETY: an address; every task writes a place of its own.
-unsafe impl Send for Partials {}
+// SAFETY: an address; every task writes a place of its own, and what others read is written before they begin.
+unsafe impl Send for Shared {}
 // SAFETY: as above.
-unsafe impl Sync for Partials {}
+unsafe impl Sync for Shared {}
 
-impl<T: Storage> Call<'_, T> {
+impl<'p, T: Storage> Call<'p, T> {
+    fn new(problem: &'p AttentionProblem<'_>, tiling: &Tiling) -> Result<Self> {
+        let shape = problem.shape();
+        let mut sequences = sequences(problem)?;
+        if tiling.leaves_short {
+            sequences.retain(|sequence| !decode::is_short(sequence.q_len, shape.group_size()));
+        }
+        let mask = LoweredMask::new(problem);
+        let scores = Scores::new(problem, mask.additive());
+        Ok(Call {
+            q: Rows::new(problem.query().tensor()),
+            kv: KeyValues::new(problem.kv()),
+            out: Rows::new_mut(problem.out()),
+            lse: problem.lse().map(LogSumExp::new),
+            sinks: sinks(problem),
+            sequences,
+            mask,
+            scores,
+            head_dim: shape.head_dim,
+            value_dim: shape.value_dim,
+            group_size: shape.group_size(),
+            sizes: tiling.sizes,
+            pieces: tiling.pieces,
+            partials: None,
+            copy_words: tiling.copy_words,
+            copy: None,
+        })
+    }
+
     /// Where the partial result of a task's strip `i` is kept; `None` when keys are not split.
     fn partial_of(&self, task: &Task, i: usize) -> Option<*mut f32> {
         let place = (task.index + i) * self.pieces + task.piece;
@@ -108,42 +136,6 @@ impl<T: Storage> Call<'_, T> {
     /// Strips of a key head of a sequence.
     fn strips_of(&self, sequence: &Sequence) -> usize {
         (sequence.q_len * self.group_size).div_ceil(self.sizes.rows)
-    }
-
-    /// All tasks, and how many strips there are.
-    fn tasks(&self, kv_heads: usize) -> (Vec<Task>, usize) {
-        let mut tasks = Vec::new();
-        let mut index = 0;
-        for (s, sequence) in self.sequences.iter().enumerate() {
-            let strips = self.strips_of(sequence);
-            let piece_keys =
-                sequence.kv_len.div_ceil(self.pieces).next_multiple_of(self.sizes.block).max(1) as i64;
-            for kv_head in 0..kv_heads {
-                // From the last rows to the first: under causal masks from the heaviest to the lightest.
-                let mut end = strips;
-                while end > 0 {
-                    let begin = end.saturating_sub(self.sizes.strips);
-                    for piece in 0..self.pieces {
-                        let keys = (
-                            (piece as i64 * piece_keys).min(sequence.kv_len as i64),
-                            ((piece as i64 + 1) * piece_keys).min(sequence.kv_len as i64),
-                        );
-                        tasks.push(Task {
-                            sequence: s,
-                            kv_head,
-                            strip: begin,
-                            strips: end - begin,
-                            index: index + begin,
-                            piece,
-                            keys,
-                        });
-                    }
-                    end = begin;
-                }
-                index += strips;
-            }
-        }
-        (tasks, index)
     }
 
     /// Multiplications of all tasks, as if every row saw every key.
@@ -183,42 +175,28 @@ pub(crate) unsafe fn attention<T: Storage>(
     tiling: &Tiling,
     isa: Isa,
 ) -> Result<()> {
+    let mut call = Call::<T>::new(problem, tiling)?;
     let shape = problem.shape();
-    let mut sequences = sequences(problem)?;
-    if tiling.leaves_short {
-        sequences.retain(|sequence| !decode::is_short(sequence.q_len, shape.group_size()));
-    }
-    if shape.is_empty() || sequences.is_empty() {
+    if shape.is_empty() || call.sequences.is_empty() {
         return Ok(());
     }
-    let mask = LoweredMask::new(problem);
-    let scores = Scores::new(problem, mask.additive());
-    let mut call = Call::<T> {
-        q: Rows::new(problem.query().tensor()),
-        kv: KeyValues::new(problem.kv()),
-        out: Rows::new_mut(problem.out()),
-        lse: problem.lse().map(LogSumExp::new),
-        sinks: sinks(problem),
-        sequences,
-        mask,
-        scores,
-        head_dim: shape.head_dim,
-        value_dim: shape.value_dim,
-        group_size: shape.group_size(),
-        sizes: tiling.sizes,
-        pieces: tiling.pieces,
-        partials: None,
-    };
-    let (tasks, strips) = call.tasks(shape.num_kv_heads);
+    let schedule = Schedule::new(&call, shape.num_kv_heads);
     let is_small = call.work(shape.num_heads) < SMALL_WORK;
     if tiling.pieces == 1 {
-        work_through(&call, &tasks, Part::Run, isa, is_small);
+        with_workspace(schedule.copy_words(), |workspace| {
+            call.copy = Some(Shared(workspace.as_mut_ptr()));
+            for round in &schedule.rounds {
+                work_through(&call, Part::Pack(&schedule.packings[round.packings.clone()]), isa, is_small);
+                work_through(&call, Part::Run(&schedule.tasks[round.tasks.clone()]), isa, is_small);
+            }
+        })?;
         return Ok(());
     }
-    with_workspace(strips * tiling.pieces * tiling.sizes.partial_words(), |workspace| {
-        call.partials = Some(Partials(workspace.as_mut_ptr()));
-        work_through(&call, &tasks, Part::Run, isa, is_small);
-        let joins: Vec<Task> = tasks
+    with_workspace(schedule.strips * tiling.pieces * tiling.sizes.partial_words(), |workspace| {
+        call.partials = Some(Shared(workspace.as_mut_ptr()));
+        work_through(&call, Part::Run(&schedule.tasks), isa, is_small);
+        let joins: Vec<Task> = schedule
+            .tasks
             .iter()
             .filter(|task| task.piece == 0)
             .flat_map(|task| {
@@ -230,35 +208,47 @@ pub(crate) unsafe fn attention<T: Storage>(
                 })
             })
             .collect();
-        work_through(&call, &joins, Part::Join, isa, is_small);
-    });
-    Ok(())
+        work_through(&call, Part::Join(&joins), isa, is_small);
+    })
 }
 
-/// What is done with tasks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Run,
-    Join,
+/// Parts of a call, one after the other.
+#[derive(Clone, Copy)]
+enum Part<'t> {
+    /// What tasks share is packed.
+    Pack(&'t [Packing]),
+    Run(&'t [Task]),
+    /// The pieces of one strip each are joined.
+    Join(&'t [Task]),
 }
 
-/// Lets the threads of the caller's pool take tasks until none is left.
-fn work_through<T: Storage>(call: &Call<'_, T>, tasks: &[Task], part: Part, isa: Isa, is_small: bool) {
+impl Part<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Part::Pack(packings) => packings.len(),
+            Part::Run(tasks) | Part::Join(tasks) => tasks.len(),
+        }
+    }
+}
+
+/// Lets the threads of the caller's pool do a part until nothing is left of it.
+fn work_through<T: Storage>(call: &Call<'_, T>, part: Part<'_>, isa: Isa, is_small: bool) {
+    if part.len() == 0 {
+        return;
+    }
     let next = AtomicUsize::new(0);
-    let work =
-        || with_scratch(call.sizes.words(), |memory| run_worker(call, tasks, part, isa, &next, memory));
-    on_threads(if is_small { 1 } else { rayon::current_num_threads().min(tasks.len()) }, &work);
+    let work = || with_scratch(call.sizes.words(), |memory| run_worker(call, part, isa, &next, memory));
+    on_threads(if is_small { 1 } else { rayon::current_num_threads().min(part.len()) }, &work);
 }
 
 fn run_worker<T: Storage>(
     call: &Call<'_, T>,
-    tasks: &[Task],
-    part: Part,
+    part: Part<'_>,
     isa: Isa,
     next: &AtomicUsize,
     memory: &mut [f32],
 ) {
-    let queue = Queue { call, tasks, part, next, memory };
+    let queue = Queue { call, part, next, memory };
     #[cfg(target_arch = "x86_64")]
     if call.sizes.depth == 2 {
         // A plan asks for pairs only of bf16 on an instruction set that has their dot product.
@@ -269,11 +259,10 @@ fn run_worker<T: Storage>(
     dispatch(isa, queue)
 }
 
-/// The tasks of a call, and a worker's memory.
+/// A part of a call, and a worker's memory.
 struct Queue<'w, 'p, T> {
     call: &'w Call<'p, T>,
-    tasks: &'w [Task],
-    part: Part,
+    part: Part<'w>,
     next: &'w AtomicUsize,
     memory: &'w mut [f32],
 }
@@ -283,13 +272,18 @@ impl<'w, 'p, T: Storage> Queue<'w, 'p, T> {
     #[inline(always)]
     fn drain<S: Simd, O: Operands<S, Element = T>>(self, simd: S) {
         let mut worker = Worker::<S, O>::new(simd, self.call, self.memory);
-        while let Some(task) = self.tasks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            // SAFETY: each task is taken once, and no two write the same rows or partial results; joins come when
-            // all partial results are stored.
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.part.len() {
+                return;
+            }
+            // SAFETY: each index is taken once, and no two tasks write the same rows, partial results or blocks of the
+            // copy; joins come when all partial results are stored, tasks when what they share is packed.
             unsafe {
                 match self.part {
-                    Part::Run => worker.run(task),
-                    Part::Join => worker.join(task),
+                    Part::Pack(packings) => worker.pack_copy(&packings[index]),
+                    Part::Run(tasks) => worker.run(&tasks[index]),
+                    Part::Join(tasks) => worker.join(&tasks[index]),
                 }
             }
         }
@@ -301,7 +295,7 @@ impl<'w, 'p, T: Storage> Queue<'w, 'p, T> {
         assert_eq!(T::DTYPE, DType::BF16, "pairs are of bf16");
         // SAFETY: `T` is bf16, the only type with this dtype.
         let call = unsafe { &*std::ptr::from_ref(self.call).cast::<Call<'p, half::bf16>>() };
-        Queue { call, tasks: self.tasks, part: self.part, next: self.next, memory: self.memory }
+        Queue { call, part: self.part, next: self.next, memory: self.memory }
     }
 }
 
@@ -321,3 +315,6 @@ impl PairKernel for Queue<'_, '_, half::bf16> {
         self.drain::<Avx512<true>, Pairs>(simd);
     }
 }
+
+#[cfg(test)]
+mod tests;

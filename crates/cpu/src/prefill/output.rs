@@ -1,8 +1,8 @@
 //! Sums of weighted values: from block to block, from piece to piece, and to the rows of the output.
 
-use super::Task;
 use super::operands::Operands;
 use super::pack::unpack_output;
+use super::schedule::Task;
 use super::strip::{MAX_ROWS, Segment, Segments};
 use super::task::{Block, Worker};
 use super::tile::{self, PANEL, Panels, Start};
@@ -36,7 +36,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                 Start::Kept
             }
         };
-        let v = Panels { words: self.memory.v, count: sizes.value_panels, rows: sizes.block / O::DEPTH };
+        let v = Panels { words: block.v, count: sizes.value_panels, rows: sizes.block / O::DEPTH };
         for segment in segments.iter() {
             let lane = segment.first * S::LANES;
             let rows = (segment.begin / O::DEPTH, segment.end / O::DEPTH);
@@ -46,7 +46,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                     let (p, o) = (self.memory.s.add(lane), o.add(lane));
                     tile::values::<S, O>(simd, segment.vectors, rows, p, v, o, start);
                 } else {
-                    self.add_guarded_values(segment, o);
+                    self.add_guarded_values(block, segment, o);
                 }
             }
         }
@@ -72,7 +72,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
 
     /// As [`tile::values`], for values that are not all finite: what a row does not see must not reach it, and
     /// 0 times infinity is not 0.
-    pub(super) unsafe fn add_guarded_values(&mut self, segment: &Segment, o: *mut f32) {
+    pub(super) unsafe fn add_guarded_values(&mut self, block: &Block, segment: &Segment, o: *mut f32) {
         let sizes = &self.call.sizes;
         for j in segment.begin..segment.end {
             let (word, part) = (j / O::DEPTH, j % O::DEPTH);
@@ -85,7 +85,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                     }
                     for column in 0..self.call.value_dim {
                         let row = (column / PANEL * (sizes.block / O::DEPTH) + word) * PANEL;
-                        let value = O::number(self.memory.v.add(row + column % PANEL).read(), part);
+                        let value = O::number(block.v.add(row + column % PANEL).read(), part);
                         *o.add(column * sizes.rows + lane) += weight * value;
                     }
                 }

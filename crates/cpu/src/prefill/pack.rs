@@ -13,8 +13,8 @@ pub(crate) const MAX_BLOCK: usize = 128;
 /// Keys of a block are packed in multiples of this; the last ones are zeros.
 pub(crate) const KEY_STEP: usize = 4;
 
-/// Rows that ask for a cache line this many rows ahead of the one that is packed.
-const PREFETCH_ROWS: usize = 8;
+/// How many rows ahead of the one that is packed cache lines are asked for.
+pub(crate) const PREFETCH_ROWS: usize = 8;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -80,15 +80,17 @@ pub(crate) unsafe fn pack_queries<S: Simd, O: Operands<S>>(
     }
 }
 
-/// Packs rows of keys to `[panels][panel_rows][PANEL]`, zero rows up to a multiple of [`KEY_STEP`].
+/// Packs rows of keys to `[panels][panel_rows][PANEL]`, zero rows up to a multiple of [`KEY_STEP`], and asks for the rows
+/// of `ahead` beside them; if it `STREAMS`, past the caches.
 ///
 /// # Safety
 /// - Each row has `dim` elements.
-/// - `target` has room; `panel_rows` is a multiple of [`KEY_STEP`] and at least the number of rows.
+/// - `target` has room, and is aligned to a cache line; `panel_rows` is a multiple of [`KEY_STEP`] and at least the number of rows.
 #[inline(always)]
-pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>>(
+pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>, const STREAMS: bool>(
     simd: S,
     rows: &[*const O::Element],
+    ahead: &[*const O::Element],
     dim: usize,
     panels: usize,
     panel_rows: usize,
@@ -97,7 +99,7 @@ pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>>(
     let chunk = S::LANES * O::DEPTH;
     let row_bytes = dim * size_of::<O::Element>();
     for (j, &row) in rows.iter().enumerate() {
-        if let Some(ahead) = rows.get(j + PREFETCH_ROWS) {
+        if let Some(ahead) = ahead.get(j) {
             prefetch_row(simd, ahead.cast(), row_bytes);
         }
         for word in (0..panels * PANEL).step_by(S::LANES) {
@@ -105,7 +107,8 @@ pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>>(
             // SAFETY: as in `pack_queries`; the target's panel `word / PANEL` has row `j`.
             unsafe {
                 let words = load_words::<S, O>(simd, row.wrapping_add(begin), dim.saturating_sub(begin));
-                simd.store(target.add((word / PANEL * panel_rows + j) * PANEL + word % PANEL), words);
+                let at = target.add((word / PANEL * panel_rows + j) * PANEL + word % PANEL);
+                put::<S, STREAMS>(simd, at, words);
             }
         }
     }
@@ -123,15 +126,17 @@ pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>>(
 }
 
 /// Packs rows of values to `[panels][panel_rows][PANEL]`, the words of `DEPTH` rows each, zeros up to a multiple of
-/// [`KEY_STEP`] keys. Answers whether all values are finite.
+/// [`KEY_STEP`] keys, and asks for the rows of `ahead` beside them; if it `STREAMS`, past the caches. Answers whether all
+/// values are finite.
 ///
 /// # Safety
 /// - Each row has `dim` elements.
-/// - `target` has room; `panel_rows` is at least the number of rows, rounded up, over `DEPTH`.
+/// - `target` has room, and is aligned to a cache line; `panel_rows` is at least the number of rows, rounded up, over `DEPTH`.
 #[inline(always)]
-pub(crate) unsafe fn pack_values<S: Simd, O: Operands<S>>(
+pub(crate) unsafe fn pack_values<S: Simd, O: Operands<S>, const STREAMS: bool>(
     simd: S,
     rows: &[*const O::Element],
+    ahead: &[*const O::Element],
     dim: usize,
     panels: usize,
     panel_rows: usize,
@@ -141,7 +146,7 @@ pub(crate) unsafe fn pack_values<S: Simd, O: Operands<S>>(
     let mut poison = simd.splat(0.0);
     for word_row in 0..rows.len().next_multiple_of(KEY_STEP) / O::DEPTH {
         for i in 0..O::DEPTH {
-            if let Some(ahead) = rows.get(word_row * O::DEPTH + i + PREFETCH_ROWS) {
+            if let Some(ahead) = ahead.get(word_row * O::DEPTH + i) {
                 prefetch_row(simd, ahead.cast(), row_bytes);
             }
         }
@@ -165,11 +170,22 @@ pub(crate) unsafe fn pack_values<S: Simd, O: Operands<S>>(
             // SAFETY: the target's panel `column / PANEL` has row `word_row`.
             unsafe {
                 let row = target.add((column / PANEL * panel_rows + word_row) * PANEL);
-                simd.store(row.add(column % PANEL), words);
+                let at = row.add(column % PANEL);
+                put::<S, STREAMS>(simd, at, words);
             }
         }
     }
     simd.sum(poison) == 0.0
+}
+
+/// Stores a vector, past the caches if it is to be so.
+///
+/// # Safety
+/// Of [`Simd::store`], or [`Simd::stream`].
+#[inline(always)]
+unsafe fn put<S: Simd, const STREAMS: bool>(simd: S, target: *mut f32, words: S::Vector) {
+    // SAFETY: the caller's duty.
+    unsafe { if STREAMS { simd.stream(target, words) } else { simd.store(target, words) } }
 }
 
 /// # Safety

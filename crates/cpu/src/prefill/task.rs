@@ -2,12 +2,13 @@
 
 use omniflash_core::TileStatus;
 
+use super::Call;
 use super::memory::Memory;
 use super::operands::Operands;
-use super::pack::{KEY_STEP, MAX_BLOCK, pack_keys, pack_queries, pack_values};
+use super::pack::{KEY_STEP, MAX_BLOCK, PREFETCH_ROWS, pack_keys, pack_queries, pack_values};
+use super::schedule::Task;
 use super::strip::{MAX_ROWS, Segments, Strip};
 use super::tile::{self, Panels};
-use super::{Call, Task};
 use crate::simd::Simd;
 
 /// What works through tasks: memory, strips, and the call they belong to.
@@ -27,6 +28,9 @@ pub(super) struct Block {
     pub(super) keys: usize,
     /// Whether all its values are finite.
     pub(super) is_finite: bool,
+    /// Packed keys and values.
+    pub(super) k: *const f32,
+    pub(super) v: *const f32,
 }
 
 impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
@@ -110,8 +114,13 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         if !is_seen {
             return;
         }
-        // SAFETY: keys of the sequence.
-        let block = unsafe { self.pack_block(task, first, keys) };
+        // SAFETY: keys of the sequence, of which some row sees some, so that the copy, if there is one, has them.
+        let block = unsafe {
+            match (&task.place, self.call.copy) {
+                (Some(place), Some(copy)) => self.block_of_copy(copy, place, first, keys),
+                _ => self.pack_block(task, first, keys),
+            }
+        };
         for i in 0..task.strips {
             if self.strips[i].status == TileStatus::Skip {
                 continue;
@@ -128,26 +137,43 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
     unsafe fn pack_block(&mut self, task: &Task, first: i64, keys: usize) -> Block {
         let (call, sizes) = (self.call, &self.call.sizes);
         let batch = call.sequences[task.sequence].batch;
-        let mut k_rows = [std::ptr::null::<O::Element>(); MAX_BLOCK];
-        let mut v_rows = [std::ptr::null::<O::Element>(); MAX_BLOCK];
+        let [k_rows, v_rows] = self.rows_of(batch, task.kv_head, first as usize, keys);
+        let (k_rows, v_rows) = (&k_rows[..keys], &v_rows[..keys]);
+        let ahead = PREFETCH_ROWS.min(keys);
+        // SAFETY: rows of keys and values of the sequence; the block's memory.
+        let is_finite = unsafe {
+            let (simd, target) = (self.simd, self.memory.k);
+            let (panels, panel_rows) = (sizes.key_panels, sizes.block);
+            let k_ahead = &k_rows[ahead..];
+            pack_keys::<S, O, false>(simd, k_rows, k_ahead, call.head_dim, panels, panel_rows, target);
+            let (target, v_ahead) = (self.memory.v, &v_rows[ahead..]);
+            let (panels, panel_rows) = (sizes.value_panels, sizes.block / O::DEPTH);
+            pack_values::<S, O, false>(simd, v_rows, v_ahead, call.value_dim, panels, panel_rows, target)
+        };
+        Block { first, keys, is_finite, k: self.memory.k, v: self.memory.v }
+    }
+
+    /// Where keys and values of a head are, from `first` on, for `keys` keys.
+    #[inline(always)]
+    pub(super) fn rows_of(
+        &self,
+        batch: usize,
+        kv_head: usize,
+        first: usize,
+        keys: usize,
+    ) -> [[*const O::Element; MAX_BLOCK]; 2] {
+        let kv = &self.call.kv;
+        let mut rows = [[std::ptr::null(); MAX_BLOCK]; 2];
         let mut j = 0;
         while j < keys {
-            let run = call.kv.run(batch, task.kv_head, first as usize + j, first as usize + keys);
+            let run = kv.run(batch, kv_head, first + j, first + keys);
             for i in 0..run.len {
-                k_rows[j + i] = run.k.wrapping_offset(i as isize * call.kv.k().row_stride());
-                v_rows[j + i] = run.v.wrapping_offset(i as isize * call.kv.v().row_stride());
+                rows[0][j + i] = run.k.wrapping_offset(i as isize * kv.k().row_stride());
+                rows[1][j + i] = run.v.wrapping_offset(i as isize * kv.v().row_stride());
             }
             j += run.len;
         }
-        // SAFETY: rows of keys and values of the sequence; the block's memory.
-        let is_finite = unsafe {
-            let (k_rows, v_rows) = (&k_rows[..keys], &v_rows[..keys]);
-            pack_keys::<S, O>(self.simd, k_rows, call.head_dim, sizes.key_panels, sizes.block, self.memory.k);
-            let panel_rows = sizes.block / O::DEPTH;
-            let (panels, target) = (sizes.value_panels, self.memory.v);
-            pack_values::<S, O>(self.simd, v_rows, call.value_dim, panels, panel_rows, target)
-        };
-        Block { first, keys, is_finite }
+        rows
     }
 
     /// Scores, online softmax and weighted values of one strip and one block.
@@ -167,7 +193,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
             unsafe { self.count_limits_from(i, block) };
         }
         let is_plain = self.call.scores.is_plain() && self.strips[i].status != TileStatus::Partial;
-        let k = Panels { words: self.memory.k, count: sizes.key_panels, rows: sizes.block };
+        let k = Panels { words: block.k, count: sizes.key_panels, rows: sizes.block };
         for segment in segments.iter() {
             let lane = segment.first * S::LANES;
             let needs_no_look = is_plain && !segment.is_edge;

@@ -210,6 +210,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, target: *mut f32, a: __m256) {
+        with!(_mm256_stream_ps(target, a))
+    }
+
+    #[inline(always)]
+    fn finish_streams(self) {
+        with!(_mm_sfence())
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, target: *mut f16, a: __m256) {
         with!(_mm_storeu_si128(target.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)))
     }

@@ -232,11 +232,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn split(self, t: __m512) -> (__m512, __m512) {
+        // The rest of -inf is 0, so that nothing needs to be kept within bounds.
+        (self.round(t), with!(_mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(t)))
+    }
+
+    #[inline(always)]
     fn scale_exp2(self, a: __m512, n: __m512) -> __m512 {
-        with!({
-            let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(n, _mm512_set1_ps(-126.0));
-            _mm512_maskz_scalef_ps(normal, a, n)
-        })
+        with!(_mm512_scalef_ps(a, n))
     }
 
     #[inline(always)]
@@ -351,6 +354,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn store(self, target: *mut f32, a: __m512) {
         with!(_mm512_storeu_ps(target, a))
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f32, a: __m512) {
+        with!(_mm512_stream_ps(target, a))
+    }
+
+    #[inline(always)]
+    fn finish_streams(self) {
+        with!(_mm_sfence())
     }
 
     #[inline(always)]

@@ -64,8 +64,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// To the nearest whole number.
     fn round(self, a: Self::Vector) -> Self::Vector;
-    /// `a * 2^n` for whole `n` in -127..=127 and `a` in 0.5..2; 0 where the result would be below 2^-126 or `n` is
-    /// below that range.
+    /// `a * 2^n` for `n` of [`split`](Simd::split) up to 127 and `a` in 0.5..2; where that is below 2^-126, 0 or the
+    /// subnormal.
     fn scale_exp2(self, a: Self::Vector, n: Self::Vector) -> Self::Vector;
 
     /// `a < b` in each lane; false where either is NaN.
@@ -104,6 +104,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements from `target` on can be written.
     unsafe fn store(self, target: *mut f32, a: Self::Vector);
+    /// Stores past the caches, where the instruction set can: for much that is read only much later. Other threads may read
+    /// it after [`finish_streams`](Simd::finish_streams).
+    ///
+    /// # Safety
+    /// `LANES` elements from `target` on can be written; it is aligned to the vector.
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f32, a: Self::Vector) {
+        // SAFETY: the caller's duty.
+        unsafe { self.store(target, a) }
+    }
+    /// Puts what was [streamed](Simd::stream) before what follows.
+    #[inline(always)]
+    fn finish_streams(self) {}
     /// Rounds to nearest, ties to even.
     ///
     /// # Safety
@@ -149,21 +162,29 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.load_bf16(copy_first(source, count).as_ptr()) }
     }
 
-    /// `2^t` within 1.2e-7 of its value for `t` up to 127; 0 below -126 and for -inf, NaN for NaN.
+    /// `t` as a whole number and the rest, in -0.5..=0.5, for [`scale_exp2`](Simd::scale_exp2); for `t` below -127 any
+    /// whole number below -126, or -inf, and any rest in that range.
     #[inline(always)]
-    fn exp2(self, t: Self::Vector) -> Self::Vector {
+    fn split(self, t: Self::Vector) -> (Self::Vector, Self::Vector) {
         let t = self.max(self.splat(-127.0), t);
         let n = self.round(t);
-        self.scale_exp2(polynomial(self, &EXP2, self.sub(t, n)), n)
+        (n, self.sub(t, n))
+    }
+
+    /// `2^t` within 1.2e-7 of its value for `t` in -126..=127; below, something between 0 and 2^-126, 0 for -inf; NaN for
+    /// NaN.
+    #[inline(always)]
+    fn exp2(self, t: Self::Vector) -> Self::Vector {
+        let (n, rest) = self.split(t);
+        self.scale_exp2(polynomial(self, &EXP2, rest), n)
     }
 
     /// [`exp2`](Simd::exp2) within 4e-6, for results that are rounded to bf16.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only bf16 pairs need no more"))]
     #[inline(always)]
     fn exp2_coarse(self, t: Self::Vector) -> Self::Vector {
-        let t = self.max(self.splat(-127.0), t);
-        let n = self.round(t);
-        self.scale_exp2(polynomial(self, &EXP2_COARSE, self.sub(t, n)), n)
+        let (n, rest) = self.split(t);
+        self.scale_exp2(polynomial(self, &EXP2_COARSE, rest), n)
     }
 
     /// The hyperbolic tangent within 3e-7 of its value.
