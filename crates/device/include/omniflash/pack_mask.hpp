@@ -187,8 +187,8 @@ OMNIFLASH_DEVICE Found pack_chunk(const PackMaskParameters& packing, const MaskP
   const Element* from = static_cast<const Element*>(packing.data) + part.batch * packing.batch_stride +
                         part.head * packing.head_stride + row * packing.row_stride + key * packing.key_stride;
   const long long plane = static_cast<long long>(part.batch) * packing.heads + part.head;
-  unsigned short* bits = static_cast<unsigned short*>(packing.bits) + (plane * packing.rows + row) * 2 * packing.row_words +
-                         key / 16;
+  [[maybe_unused]] unsigned short* bits =
+      static_cast<unsigned short*>(packing.bits) + (plane * packing.rows + row) * 2 * packing.row_words + key / 16;
   Found found;
   if (count <= 0) return found;
   const Existing existing(count);
