@@ -277,7 +277,7 @@ parameter_struct! {
         pub section: u32,
         /// Pieces into which keys are split; 1 for none.
         pub num_partitions: u32,
-        /// Blocks that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
+        /// Blocks, or clusters of them, that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
         pub num_workers: u32,
         /// Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
         pub least_q_len: u32,

@@ -172,7 +172,7 @@ struct AttentionParameters {
   unsigned section;
   // Pieces into which keys are split; 1 for none.
   unsigned num_partitions;
-  // Blocks that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
+  // Blocks, or clusters of them, that share all keys of all sequences evenly in the decode kernel; 0 for num_partitions each.
   unsigned num_workers;
   // Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
   unsigned least_q_len;
