@@ -153,6 +153,13 @@ struct Block {
 
 // ---- scores
 
+// Scores of the tile of keys in shared memory.
+OMNIFLASH_DEVICE void multiply_keys(Scores& s, const Query& query) {
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n) s[n] = 0.0f;
+  Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
+}
+
 // Scale and score modification.
 OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
   if constexpr (is_identity<ScoreModType>) {
@@ -224,6 +231,10 @@ OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow& row, Scores& s, O
   for (int n = 0; n < kOutputTiles; ++n) o[n] *= rescale;
 }
 
+// Whether the row of values can end before the columns of result `first`: kValueDim is value_dim rounded up to a multiple
+// of 16.
+OMNIFLASH_DEVICE constexpr bool may_end(int first) { return result_row(first, 0) + 32 > kValueDim; }
+
 // ---- values that are not finite
 //
 // In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such values
@@ -256,7 +267,8 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
     weight = maximum(weight, of_other_group(weight));
     const Element* value = walker.at(true);
     walker.advance(1);
-    const int columns = opaque(block.parameters.value_dim), group = opaque(lane_group());
+    if (weight == 0.0f) continue;
+    const int columns = opaque(block.parameters.value_dim), group = opaque(thread_index()) / kTile % 2;
 #pragma unroll
     for (int first = 0; first < kOutputs; first += kElements) {
       // One after the other: this happens seldom, and must not cost registers.
@@ -264,7 +276,7 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
       const int column = result_row(first, group);
       Chunk chunk = 0;
       if constexpr (kVectorLoads) {
-        chunk = load_global<Chunk>(value + minimum(column, columns - kElements));
+        chunk = load_global<Chunk>(value + (may_end(first) ? minimum(column, columns - kElements) : column));
       } else {
 #pragma unroll
         for (int i = 0; i < kElements; ++i) set_element(chunk, i, value[minimum(column + i, columns - 1)]);
@@ -272,9 +284,8 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
         const float number = element_of<Element>(chunk, i);
-        const bool is_finite = (__builtin_bit_cast(unsigned, number) & 0x7f800000) != 0x7f800000;
-        const bool is_hidden = weight == 0.0f || column + i >= columns;
-        set_result(o, first + i, result(o, first + i) + (is_finite || is_hidden ? 0.0f : number));
+        const bool is_inside = !may_end(first) || column + i < columns;
+        set_result(o, first + i, result(o, first + i) + (__builtin_isfinite(number) || !is_inside ? 0.0f : number));
       }
     }
   }
@@ -293,9 +304,11 @@ OMNIFLASH_DEVICE Chunk floats_of(const Output& o, int first) {
 // Writes a lane's half of a row, eight neighbouring columns at a time.
 template <class T>
 OMNIFLASH_DEVICE void store_row(T* to, int columns, const Output& o) {
+  // Computed anew: columns of the query would be kept until here.
+  const int group = opaque(thread_index()) / kTile % 2;
 #pragma unroll
   for (int first = 0; first < kOutputs; first += 8) {
-    const int column = result_row(first, lane_group());
+    const int column = result_row(first, group);
     if constexpr (!kVectorLoads) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -307,9 +320,9 @@ OMNIFLASH_DEVICE void store_row(T* to, int columns, const Output& o) {
         }
       }
     } else if constexpr (sizeof(T) == 4) {
-      if (column < columns) store_global(to + column, floats_of(o, first));
-      if (column + 4 < columns) store_global(to + column + 4, floats_of(o, first + 4));
-    } else if (column < columns) {
+      if (!may_end(first) || column < columns) store_global(to + column, floats_of(o, first));
+      if (!may_end(first) || column + 4 < columns) store_global(to + column + 4, floats_of(o, first + 4));
+    } else if (!may_end(first) || column < columns) {
       Chunk chunk;
 #pragma unroll
       for (int i = 0; i < 4; ++i) chunk[i] = pack<T>(result(o, first + 2 * i), result(o, first + 2 * i + 1));
@@ -353,9 +366,6 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
 
   KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
   tiles.take_partition(block_index_y(), parameters.num_partitions);
-  TileStatus status, next_status;
-  int tile = tiles.next(tiles.begin, status);
-
   const AttentionParameters& of_query = parameters_again();
   const Query query(block.row<const Element>(of_query.q), of_query.head_dim);
   Output o = {};
@@ -363,57 +373,45 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   const int active = block.is_active();
   KeyTile::Stage key_stage;
   ValueTile::Stage value_stage;
-  if (tile < tiles.end) {
-    block.load_keys(key_stage, tile);
-    if constexpr (kStages == 2) block.load_values(value_stage, tile);
-  }
-  for (; tile < tiles.end; status = next_status) {
-    const int next = tiles.next(tile + 1, next_status);
+  // The first time there is no tile yet: what loads the next one stands here once, or each kernel would be a third longer.
+  int tile = -1, from = tiles.begin;
+  TileStatus status = TileStatus::Full, next_status;
+  do {
+    const int next = tiles.next(from, next_status);
     const bool touched = status != TileStatus::Full;
     const bool hides = touched || hides_by_score<ScoreModType>;
-
-    barrier();  // all waves have left the tiles of the last one
-    key_stage.store(copying_thread(), kKeysAt, false);
-    if constexpr (kStages == 2) {
-      const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
-      if (hides) store_flag(found);
+    Scores s;
+    if (opaque_uniform(tile) >= 0) {
+      barrier();  // all waves have left the tiles of the last one
+      key_stage.store(copying_thread(), kKeysAt, false);
+      if constexpr (kStages == 2) {
+        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
+        if (hides) store_flag(found);
+      }
+      barrier();
+      if constexpr (kStages == 1) {
+        block.load_values(value_stage, tile);
+        if (opaque_uniform(active)) multiply_keys(s, query);
+        barrier();  // all waves have left the keys
+        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
+        if (hides) store_flag(found);
+        barrier();
+      }
     }
-    barrier();
-    if constexpr (kStages == 1) {
-      block.load_values(value_stage, tile);
-    } else if (next < tiles.end) {
+    if (next < tiles.end) {
       block.load_keys(key_stage, next);
-      block.load_values(value_stage, next);
+      if constexpr (kStages == 2) block.load_values(value_stage, next);
     }
-
-    const auto attend = [&](Scores& s) {
+    if (opaque_uniform(tile) >= 0 && opaque_uniform(active)) {
+      if constexpr (kStages == 2) multiply_keys(s, query);
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
       if (hides && any_flag()) add_non_finite(block, tile, s, o);
       Product::values<ValueTile>(o, s, kValuesAt);
-    };
-    if constexpr (kStages == 2 && OMNIFLASH_MFMA) {
-      if (opaque_uniform(active)) {
-        // Only here, so that its zeros are a constant of the first products. RDNA runs out of registers so.
-        Scores s = {};
-        Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
-        attend(s);
-      }
-    } else {
-      Scores s = {};
-      if (opaque_uniform(active)) Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
-      if constexpr (kStages == 1) {
-        barrier();  // all waves have left the keys
-        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
-        if (hides) store_flag(found);
-        barrier();
-        if (next < tiles.end) block.load_keys(key_stage, next);
-      }
-      if (opaque_uniform(active)) attend(s);
     }
-    tile = next;
-  }
+    tile = next, from = next + 1, status = next_status;
+  } while (tile < tiles.end);
   if (!active) return;
   const AttentionParameters& again = parameters_again();
   const unsigned index = opaque_uniform(static_cast<int>(block_index_x()));

@@ -175,12 +175,12 @@ fn without_waits(architecture: Architecture, mut image: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn a_missing_barrier_is_a_race_or_an_uninitialised_read() {
-    let loops_first = "    barrier();  // all waves have left the tiles of the last one\n";
+    let loops_first = "      barrier();  // all waves have left the tiles of the last one\n";
     for (architecture, found) in outcomes(|source| replaced(source, loops_first, "", 1)) {
         assert!(matches!(found, Err(Violation::LdsRace(_))), "{architecture}: {found:?}");
     }
-    let before_reading = "    barrier();\n    if constexpr (kStages == 1) {\n      block.load_values";
-    let without = before_reading.trim_start_matches("    barrier();\n");
+    let before_reading = "      barrier();\n      if constexpr (kStages == 1) {\n        block.load_values";
+    let without = before_reading.trim_start_matches("      barrier();\n");
     for (architecture, found) in outcomes(|source| replaced(source, before_reading, without, 1)) {
         let is_caught = matches!(found, Err(Violation::LdsRace(_) | Violation::Uninitialised(_)));
         assert!(is_caught, "{architecture}: {found:?}");
