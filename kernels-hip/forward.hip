@@ -13,18 +13,19 @@
 //                 blockIdx.y cuts the tiles of keys into partitions; combine.hpp joins their results.
 //
 // Threads: kWarps waves, all alike. Each holds its rows of Q, S and O in registers; all copy tiles.
-// Shared memory: [ K | V | one flag a wave ], with one stage [ K or V | one flag a wave ].
-// With two stages both tiles of n + 1 are on their way to registers during all of n; with one, V(n) during Q K(n)^T and
-// K(n + 1) during P V(n).
+// Shared memory: [ K | V | one flag a wave ], with direct copies twice; with one stage [ K or V | one flag a wave ].
+// With two stages both tiles of n + 1 are on their way to registers, or to the other half of shared memory, during all of
+// n; with one, V(n) during Q K(n)^T and K(n + 1) during P V(n).
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
-// kStages and kVectorLoads.
+// kStages, kVectorLoads and kDirectCopies.
 
 #include "omniflash/keys.hpp"
 #include "omniflash/masks.hpp"
 #include "omniflash/online_softmax.hpp"
 #include "omniflash/schedule.hpp"
 #include "omniflash/score_mods.hpp"
+#include "direct_tile.hpp"
 #include "product.hpp"
 #include "instance.hpp"
 
@@ -41,24 +42,35 @@ static_assert(kBlockM == kTile * kWarps, "a wave has one tile of rows");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
 static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "dimensions are padded");
 static_assert(kStages == 1 || kStages == 2, "one tile or two");
+static_assert(!kDirectCopies || kStages == 2, "tiles of their own for keys and values");
 
 constexpr int kKeyChunks = kHeadDim / kChunkElements<Element>;
-using KeyTile = LinearTile<Element, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
-
-template <class T>
-struct ValueTileOf {
-  using Type = HalfValueTile<T, kBlockN, kValueColumns, kThreads>;
+template <class T, bool kDirect>
+struct Tiles {
+  using Key = LinearTile<T, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
+  using Value = HalfValueTile<T, kBlockN, kValueColumns, kThreads>;
 };
 template <>
-struct ValueTileOf<float> {
-  using Type = LinearTile<float, kBlockN, kValueColumns, kValueColumns / 4, false, kThreads>;
+struct Tiles<float, false> {
+  using Key = LinearTile<float, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
+  using Value = LinearTile<float, kBlockN, kValueColumns, kValueColumns / 4, false, kThreads>;
 };
-using ValueTile = ValueTileOf<Element>::Type;
+#if defined(__gfx950__)
+template <class T>
+struct Tiles<T, true> {
+  using Key = DirectKeyTile<T, kBlockN, kHeadDim, kWarps>;
+  using Value = DirectValueTile<T, kBlockN, kValueColumns, kWarps>;
+};
+#endif
+using KeyTile = Tiles<Element, kDirectCopies>::Key;
+using ValueTile = Tiles<Element, kDirectCopies>::Value;
 
-constexpr int kKeysAt = 0;
-constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
+// Shared memory that is in use at a time; with direct copies there is as much again, for the next tiles.
 constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
+constexpr int kFlagBytes = (kWarps * 4 + 15) / 16 * 16;
+constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
 constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
+constexpr int kTileBytes = kFlagsAt + kFlagBytes;
 
 // On RDNA a long output leaves no registers for a long query, and the products of f32 are a loop over its chunks.
 #if OMNIFLASH_MFMA
@@ -141,12 +153,12 @@ struct Block {
 
   OMNIFLASH_DEVICE int keys_from(int tile) const { return sequence.kv_len - tile * kBlockN; }
   // Keys past the end become zeros: whatever lies there, it is not read.
-  OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(copying_thread(), keys.template keys_from<Element>(tile * kBlockN),
+  OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int to, int tile) const {
+    stage.template load<kVectorLoads>(copying_thread(), to, keys.template keys_from<Element>(tile * kBlockN),
                                       opaque_uniform(parameters.head_dim), keys_from(tile));
   }
-  OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(copying_thread(), keys.template values_from<Element>(tile * kBlockN),
+  OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int to, int tile) const {
+    stage.template load<kVectorLoads>(copying_thread(), to + kValuesAt, keys.template values_from<Element>(tile * kBlockN),
                                       opaque_uniform(parameters.value_dim), keys_from(tile));
   }
 };
@@ -154,10 +166,10 @@ struct Block {
 // ---- scores
 
 // Scores of the tile of keys in shared memory.
-OMNIFLASH_DEVICE void multiply_keys(Scores& s, const Query& query) {
+OMNIFLASH_DEVICE void multiply_keys(Scores& s, const Query& query, int keys_at) {
 #pragma unroll
   for (int n = 0; n < kKeyTiles; ++n) s[n] = 0.0f;
-  Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
+  Product::scores<KeyTile>(s, query.of_tile(), keys_at);
 }
 
 // Scale and score modification.
@@ -240,14 +252,14 @@ OMNIFLASH_DEVICE constexpr bool may_end(int first) { return result_row(first, 0)
 // In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such values
 // do not get into shared memory, and are added by hand to the rows that do see them.
 
-OMNIFLASH_DEVICE void store_flag(bool found) {
+OMNIFLASH_DEVICE void store_flag(int at, bool found) {
   const bool any = warp_any(found);
-  if (lane_index() == 0) store_shared<int>(kFlagsAt + warp_index() * 4, any);
+  if (lane_index() == 0) store_shared<int>(at + kFlagsAt + warp_index() * 4, any);
 }
-OMNIFLASH_DEVICE bool any_flag() {
+OMNIFLASH_DEVICE bool any_flag(int at) {
   int any = 0;
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) any |= load_shared<int>(kFlagsAt + warp * 4);
+  for (int warp = 0; warp < kWarps; ++warp) any |= load_shared<int>(at + kFlagsAt + warp * 4);
   return __builtin_amdgcn_readfirstlane(any) != 0;
 }
 
@@ -366,51 +378,65 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
 
   KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
   tiles.take_partition(block_index_y(), parameters.num_partitions);
+  // At first there is no tile: what loads the next one stands in the loop alone, or each kernel would be a third longer.
+  int tile = -1, from = tiles.begin;
+  // Where the tile is in shared memory, and where the next one will be.
+  int at = 0, next_at = 0;
+  TileStatus status = TileStatus::Full, next_status;
+  KeyTile::Stage key_stage;
+  ValueTile::Stage value_stage;
+  if constexpr (kDirectCopies) {
+    // Before the query, for which the loop would have to wait while copies are on their way.
+    tile = tiles.next(from, status);
+    if (tile < tiles.end) {
+      block.load_keys(key_stage, at, tile);
+      block.load_values(value_stage, at, tile);
+    }
+    from = tile + 1, next_at = kTileBytes;
+  }
   const AttentionParameters& of_query = parameters_again();
   const Query query(block.row<const Element>(of_query.q), of_query.head_dim);
   Output o = {};
   SoftmaxRow row;
   const int active = block.is_active();
-  KeyTile::Stage key_stage;
-  ValueTile::Stage value_stage;
-  // The first time there is no tile yet: what loads the next one stands here once, or each kernel would be a third longer.
-  int tile = -1, from = tiles.begin;
-  TileStatus status = TileStatus::Full, next_status;
   do {
+    if constexpr (kDirectCopies) wait_for_copies();
     const int next = tiles.next(from, next_status);
     const bool touched = status != TileStatus::Full;
     const bool hides = touched || hides_by_score<ScoreModType>;
+    const bool has_tile = kDirectCopies ? opaque_uniform(tile) < tiles.end : opaque_uniform(tile) >= 0;
     Scores s;
-    if (opaque_uniform(tile) >= 0) {
-      barrier();  // all waves have left the tiles of the last one
-      key_stage.store(copying_thread(), kKeysAt, false);
+    if (has_tile) {
+      if constexpr (!kDirectCopies) barrier();  // all waves have left the tiles of the last one
+      key_stage.store(copying_thread(), at, false);
       if constexpr (kStages == 2) {
-        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
-        if (hides) store_flag(found);
+        const bool found = value_stage.store(copying_thread(), at + kValuesAt, hides);
+        if (hides) store_flag(at, found);
       }
       barrier();
       if constexpr (kStages == 1) {
-        block.load_values(value_stage, tile);
-        if (opaque_uniform(active)) multiply_keys(s, query);
+        block.load_values(value_stage, at, tile);
+        if (opaque_uniform(active)) multiply_keys(s, query, at);
         barrier();  // all waves have left the keys
-        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
-        if (hides) store_flag(found);
+        const bool found = value_stage.store(copying_thread(), at + kValuesAt, hides);
+        if (hides) store_flag(at, found);
         barrier();
       }
     }
     if (next < tiles.end) {
-      block.load_keys(key_stage, next);
-      if constexpr (kStages == 2) block.load_values(value_stage, next);
+      block.load_keys(key_stage, next_at, next);
+      if constexpr (kStages == 2) block.load_values(value_stage, next_at, next);
     }
-    if (opaque_uniform(tile) >= 0 && opaque_uniform(active)) {
-      if constexpr (kStages == 2) multiply_keys(s, query);
+    if (has_tile && opaque_uniform(active)) {
+      if constexpr (kStages == 2) multiply_keys(s, query, at);
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
-      if (hides && any_flag()) add_non_finite(block, tile, s, o);
-      Product::values<ValueTile>(o, s, kValuesAt);
+      if (hides && any_flag(at)) add_non_finite(block, tile, s, o);
+      Product::values<ValueTile>(o, s, at + kValuesAt);
     }
     tile = next, from = next + 1, status = next_status;
+    if constexpr (kDirectCopies) at = next_at, next_at = kTileBytes - at;
   } while (tile < tiles.end);
   if (!active) return;
   const AttentionParameters& again = parameters_again();
