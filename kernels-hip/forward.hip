@@ -13,18 +13,19 @@
 //                 blockIdx.y cuts the tiles of keys into partitions; combine.hpp joins their results.
 //
 // Threads: kWarps waves, all alike. Each holds its rows of Q, S and O in registers; all copy tiles.
-// Shared memory: [ K | V | one flag a wave ], with one stage [ K or V | one flag a wave ].
-// With two stages both tiles of n + 1 are on their way to registers during all of n; with one, V(n) during Q K(n)^T and
-// K(n + 1) during P V(n).
+// Shared memory: [ K | V | one flag a wave ], with direct copies twice; with one stage [ K or V | one flag a wave ].
+// With two stages both tiles of n + 1 are on their way to registers, or to the other half of shared memory, during all of
+// n; with one, V(n) during Q K(n)^T and K(n + 1) during P V(n).
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
-// kStages and kVectorLoads.
+// kStages, kVectorLoads and kDirectCopies.
 
 #include "omniflash/keys.hpp"
 #include "omniflash/masks.hpp"
 #include "omniflash/online_softmax.hpp"
 #include "omniflash/schedule.hpp"
 #include "omniflash/score_mods.hpp"
+#include "direct_tile.hpp"
 #include "product.hpp"
 #include "instance.hpp"
 
@@ -41,24 +42,35 @@ static_assert(kBlockM == kTile * kWarps, "a wave has one tile of rows");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
 static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "dimensions are padded");
 static_assert(kStages == 1 || kStages == 2, "one tile or two");
+static_assert(!kDirectCopies || kStages == 2, "tiles of their own for keys and values");
 
 constexpr int kKeyChunks = kHeadDim / kChunkElements<Element>;
-using KeyTile = LinearTile<Element, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
-
-template <class T>
-struct ValueTileOf {
-  using Type = HalfValueTile<T, kBlockN, kValueColumns, kThreads>;
+template <class T, bool kDirect>
+struct Tiles {
+  using Key = LinearTile<T, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
+  using Value = HalfValueTile<T, kBlockN, kValueColumns, kThreads>;
 };
 template <>
-struct ValueTileOf<float> {
-  using Type = LinearTile<float, kBlockN, kValueColumns, kValueColumns / 4, false, kThreads>;
+struct Tiles<float, false> {
+  using Key = LinearTile<float, kBlockN, kHeadDim, kKeyChunks | 1, true, kThreads>;
+  using Value = LinearTile<float, kBlockN, kValueColumns, kValueColumns / 4, false, kThreads>;
 };
-using ValueTile = ValueTileOf<Element>::Type;
+#if defined(__gfx950__)
+template <class T>
+struct Tiles<T, true> {
+  using Key = DirectKeyTile<T, kBlockN, kHeadDim, kWarps>;
+  using Value = DirectValueTile<T, kBlockN, kValueColumns, kWarps>;
+};
+#endif
+using KeyTile = Tiles<Element, kDirectCopies>::Key;
+using ValueTile = Tiles<Element, kDirectCopies>::Value;
 
-constexpr int kKeysAt = 0;
-constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
+// Shared memory that is in use at a time; with direct copies there is as much again, for the next tiles.
 constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
+constexpr int kFlagBytes = (kWarps * 4 + 15) / 16 * 16;
+constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
 constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
+constexpr int kTileBytes = kFlagsAt + kFlagBytes;
 
 // On RDNA a long output leaves no registers for a long query, and the products of f32 are a loop over its chunks.
 #if OMNIFLASH_MFMA
@@ -141,17 +153,24 @@ struct Block {
 
   OMNIFLASH_DEVICE int keys_from(int tile) const { return sequence.kv_len - tile * kBlockN; }
   // Keys past the end become zeros: whatever lies there, it is not read.
-  OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(copying_thread(), keys.template keys_from<Element>(tile * kBlockN),
+  OMNIFLASH_DEVICE void load_keys(KeyTile::Stage& stage, int to, int tile) const {
+    stage.template load<kVectorLoads>(copying_thread(), to, keys.template keys_from<Element>(tile * kBlockN),
                                       opaque_uniform(parameters.head_dim), keys_from(tile));
   }
-  OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int tile) const {
-    stage.template load<kVectorLoads>(copying_thread(), keys.template values_from<Element>(tile * kBlockN),
+  OMNIFLASH_DEVICE void load_values(ValueTile::Stage& stage, int to, int tile) const {
+    stage.template load<kVectorLoads>(copying_thread(), to + kValuesAt, keys.template values_from<Element>(tile * kBlockN),
                                       opaque_uniform(parameters.value_dim), keys_from(tile));
   }
 };
 
 // ---- scores
+
+// Scores of the tile of keys in shared memory.
+OMNIFLASH_DEVICE void multiply_keys(Scores& s, const Query& query, int keys_at) {
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n) s[n] = 0.0f;
+  Product::scores<KeyTile>(s, query.of_tile(), keys_at);
+}
 
 // Scale and score modification.
 OMNIFLASH_DEVICE void modify(const Block& block, int tile, Scores& s) {
@@ -224,19 +243,23 @@ OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow& row, Scores& s, O
   for (int n = 0; n < kOutputTiles; ++n) o[n] *= rescale;
 }
 
+// Whether the row of values can end before the columns of result `first`: kValueDim is value_dim rounded up to a multiple
+// of 16.
+OMNIFLASH_DEVICE constexpr bool may_end(int first) { return result_row(first, 0) + 32 > kValueDim; }
+
 // ---- values that are not finite
 //
 // In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such values
 // do not get into shared memory, and are added by hand to the rows that do see them.
 
-OMNIFLASH_DEVICE void store_flag(bool found) {
+OMNIFLASH_DEVICE void store_flag(int at, bool found) {
   const bool any = warp_any(found);
-  if (lane_index() == 0) store_shared<int>(kFlagsAt + warp_index() * 4, any);
+  if (lane_index() == 0) store_shared<int>(at + kFlagsAt + warp_index() * 4, any);
 }
-OMNIFLASH_DEVICE bool any_flag() {
+OMNIFLASH_DEVICE bool any_flag(int at) {
   int any = 0;
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) any |= load_shared<int>(kFlagsAt + warp * 4);
+  for (int warp = 0; warp < kWarps; ++warp) any |= load_shared<int>(at + kFlagsAt + warp * 4);
   return __builtin_amdgcn_readfirstlane(any) != 0;
 }
 
@@ -256,7 +279,8 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
     weight = maximum(weight, of_other_group(weight));
     const Element* value = walker.at(true);
     walker.advance(1);
-    const int columns = opaque(block.parameters.value_dim), group = opaque(lane_group());
+    if (weight == 0.0f) continue;
+    const int columns = opaque(block.parameters.value_dim), group = opaque(thread_index()) / kTile % 2;
 #pragma unroll
     for (int first = 0; first < kOutputs; first += kElements) {
       // One after the other: this happens seldom, and must not cost registers.
@@ -264,7 +288,7 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
       const int column = result_row(first, group);
       Chunk chunk = 0;
       if constexpr (kVectorLoads) {
-        chunk = load_global<Chunk>(value + minimum(column, columns - kElements));
+        chunk = load_global<Chunk>(value + (may_end(first) ? minimum(column, columns - kElements) : column));
       } else {
 #pragma unroll
         for (int i = 0; i < kElements; ++i) set_element(chunk, i, value[minimum(column + i, columns - 1)]);
@@ -272,9 +296,8 @@ OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores&
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
         const float number = element_of<Element>(chunk, i);
-        const bool is_finite = (__builtin_bit_cast(unsigned, number) & 0x7f800000) != 0x7f800000;
-        const bool is_hidden = weight == 0.0f || column + i >= columns;
-        set_result(o, first + i, result(o, first + i) + (is_finite || is_hidden ? 0.0f : number));
+        const bool is_inside = !may_end(first) || column + i < columns;
+        set_result(o, first + i, result(o, first + i) + (__builtin_isfinite(number) || !is_inside ? 0.0f : number));
       }
     }
   }
@@ -293,9 +316,11 @@ OMNIFLASH_DEVICE Chunk floats_of(const Output& o, int first) {
 // Writes a lane's half of a row, eight neighbouring columns at a time.
 template <class T>
 OMNIFLASH_DEVICE void store_row(T* to, int columns, const Output& o) {
+  // Computed anew: columns of the query would be kept until here.
+  const int group = opaque(thread_index()) / kTile % 2;
 #pragma unroll
   for (int first = 0; first < kOutputs; first += 8) {
-    const int column = result_row(first, lane_group());
+    const int column = result_row(first, group);
     if constexpr (!kVectorLoads) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -307,9 +332,9 @@ OMNIFLASH_DEVICE void store_row(T* to, int columns, const Output& o) {
         }
       }
     } else if constexpr (sizeof(T) == 4) {
-      if (column < columns) store_global(to + column, floats_of(o, first));
-      if (column + 4 < columns) store_global(to + column + 4, floats_of(o, first + 4));
-    } else if (column < columns) {
+      if (!may_end(first) || column < columns) store_global(to + column, floats_of(o, first));
+      if (!may_end(first) || column + 4 < columns) store_global(to + column + 4, floats_of(o, first + 4));
+    } else if (!may_end(first) || column < columns) {
       Chunk chunk;
 #pragma unroll
       for (int i = 0; i < 4; ++i) chunk[i] = pack<T>(result(o, first + 2 * i), result(o, first + 2 * i + 1));
@@ -353,67 +378,66 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
 
   KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
   tiles.take_partition(block_index_y(), parameters.num_partitions);
-  TileStatus status, next_status;
-  int tile = tiles.next(tiles.begin, status);
-
+  // At first there is no tile: what loads the next one stands in the loop alone, or each kernel would be a third longer.
+  int tile = -1, from = tiles.begin;
+  // Where the tile is in shared memory, and where the next one will be.
+  int at = 0, next_at = 0;
+  TileStatus status = TileStatus::Full, next_status;
+  KeyTile::Stage key_stage;
+  ValueTile::Stage value_stage;
+  if constexpr (kDirectCopies) {
+    // Before the query, for which the loop would have to wait while copies are on their way.
+    tile = tiles.next(from, status);
+    if (tile < tiles.end) {
+      block.load_keys(key_stage, at, tile);
+      block.load_values(value_stage, at, tile);
+    }
+    from = tile + 1, next_at = kTileBytes;
+  }
   const AttentionParameters& of_query = parameters_again();
   const Query query(block.row<const Element>(of_query.q), of_query.head_dim);
   Output o = {};
   SoftmaxRow row;
   const int active = block.is_active();
-  KeyTile::Stage key_stage;
-  ValueTile::Stage value_stage;
-  if (tile < tiles.end) {
-    block.load_keys(key_stage, tile);
-    if constexpr (kStages == 2) block.load_values(value_stage, tile);
-  }
-  for (; tile < tiles.end; status = next_status) {
-    const int next = tiles.next(tile + 1, next_status);
+  do {
+    if constexpr (kDirectCopies) wait_for_copies();
+    const int next = tiles.next(from, next_status);
     const bool touched = status != TileStatus::Full;
     const bool hides = touched || hides_by_score<ScoreModType>;
-
-    barrier();  // all waves have left the tiles of the last one
-    key_stage.store(copying_thread(), kKeysAt, false);
-    if constexpr (kStages == 2) {
-      const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
-      if (hides) store_flag(found);
+    const bool has_tile = kDirectCopies ? opaque_uniform(tile) < tiles.end : opaque_uniform(tile) >= 0;
+    Scores s;
+    if (has_tile) {
+      if constexpr (!kDirectCopies) barrier();  // all waves have left the tiles of the last one
+      key_stage.store(copying_thread(), at, false);
+      if constexpr (kStages == 2) {
+        const bool found = value_stage.store(copying_thread(), at + kValuesAt, hides);
+        if (hides) store_flag(at, found);
+      }
+      barrier();
+      if constexpr (kStages == 1) {
+        block.load_values(value_stage, at, tile);
+        if (opaque_uniform(active)) multiply_keys(s, query, at);
+        barrier();  // all waves have left the keys
+        const bool found = value_stage.store(copying_thread(), at + kValuesAt, hides);
+        if (hides) store_flag(at, found);
+        barrier();
+      }
     }
-    barrier();
-    if constexpr (kStages == 1) {
-      block.load_values(value_stage, tile);
-    } else if (next < tiles.end) {
-      block.load_keys(key_stage, next);
-      block.load_values(value_stage, next);
+    if (next < tiles.end) {
+      block.load_keys(key_stage, next_at, next);
+      if constexpr (kStages == 2) block.load_values(value_stage, next_at, next);
     }
-
-    const auto attend = [&](Scores& s) {
+    if (has_tile && opaque_uniform(active)) {
+      if constexpr (kStages == 2) multiply_keys(s, query, at);
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
-      if (hides && any_flag()) add_non_finite(block, tile, s, o);
-      Product::values<ValueTile>(o, s, kValuesAt);
-    };
-    if constexpr (kStages == 2 && OMNIFLASH_MFMA) {
-      if (opaque_uniform(active)) {
-        // Only here, so that its zeros are a constant of the first products. RDNA runs out of registers so.
-        Scores s = {};
-        Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
-        attend(s);
-      }
-    } else {
-      Scores s = {};
-      if (opaque_uniform(active)) Product::scores<KeyTile>(s, query.of_tile(), kKeysAt);
-      if constexpr (kStages == 1) {
-        barrier();  // all waves have left the keys
-        const bool found = value_stage.store(copying_thread(), kValuesAt, hides);
-        if (hides) store_flag(found);
-        barrier();
-        if (next < tiles.end) block.load_keys(key_stage, next);
-      }
-      if (opaque_uniform(active)) attend(s);
+      if (hides && any_flag(at)) add_non_finite(block, tile, s, o);
+      Product::values<ValueTile>(o, s, at + kValuesAt);
     }
-    tile = next;
-  }
+    tile = next, from = next + 1, status = next_status;
+    if constexpr (kDirectCopies) at = next_at, next_at = kTileBytes - at;
+  } while (tile < tiles.end);
   if (!active) return;
   const AttentionParameters& again = parameters_again();
   const unsigned index = opaque_uniform(static_cast<int>(block_index_x()));

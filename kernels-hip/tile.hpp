@@ -120,12 +120,12 @@ struct LinearTile {
     return base + (row * kPitch + chunk) * 16 + (more_rows * kPitch + more_chunks) * 16;
   }
 
-  // On its way from global to shared memory.
+  // On its way from global to shared memory, in registers until it is stored.
   struct Stage {
     Chunk chunks[kPasses];
 
     template <bool kVector, class Walker>
-    OMNIFLASH_DEVICE void load(int thread, Walker walker, int columns, int num_valid) {
+    OMNIFLASH_DEVICE void load(int thread, int, Walker walker, int columns, int num_valid) {
       const int chunk = thread % kChunks, first = thread / kChunks;
       walker.advance(first);
       if constexpr (kVector && kThreads % kChunks == 0 && kRows % kStep == 0) {
@@ -207,7 +207,7 @@ struct TransposedTile {
     Chunk chunks[kPasses][4];
 
     template <bool kVector, class Walker>
-    OMNIFLASH_DEVICE void load(int thread, Walker walker, int columns, int num_valid) {
+    OMNIFLASH_DEVICE void load(int thread, int, Walker walker, int columns, int num_valid) {
       if constexpr (kVector) {
         if (num_valid >= kKeys && columns == kColumns) {
           // Nothing to ask about but whether there is a unit left.
@@ -271,26 +271,32 @@ struct TransposedTile {
 
 #if defined(__gfx950__)
 
-// 16-bit values as rows, of which a lane reads the eight keys of its group in its own column. Sixteen lanes bring four rows
-// of sixteen columns together; a pitch of an odd number of 64 bytes keeps the four in different banks.
+// The lane's part in what sixteen read together, four rows of sixteen columns: four neighbouring columns of one key.
+OMNIFLASH_DEVICE int transposing_key() { return 8 * lane_group() + lane_column() % 16 / 4; }
+OMNIFLASH_DEVICE int transposing_column() { return (lane_column() & 16) + slot_of(lane_column() % 4 * 4); }
+
+// Eight keys of a column, of which four lie at either address.
+OMNIFLASH_DEVICE Chunk read_columns(int low_at, int high_at) {
+  using Half = unsigned __attribute__((ext_vector_type(2)));
+  const auto read = [](int at) {
+    return __builtin_bit_cast(Half,
+                              __builtin_amdgcn_ds_read_tr16_b64_v4i16((OMNIFLASH_LOCAL Short4*)(shared_bytes + at)));
+  };
+  const Half low = read(low_at), high = read(high_at);
+  return Chunk{low[0], low[1], high[0], high[1]};
+}
+
+// 16-bit values as rows, of which a lane reads the eight keys of its group in its own column. A pitch of an odd number of
+// 64 bytes keeps four rows in different banks.
 template <class Element, int kKeys, int kColumns, int kThreads>
 struct TransposingTile : LinearTile<Element, kKeys, kColumns, (kColumns / 32 | 1) * 4, false, kThreads> {
   static constexpr int kPitchBytes = (kColumns / 32 | 1) * 64;
 
   // Keys 16 step + 8 group .. of the column whose slot is the lane's in tile n.
   static OMNIFLASH_DEVICE Chunk column(int base, int n, int step) {
-    // The lane's part in what sixteen read: four neighbouring columns of one key.
-    const int lane = lane_column(), key = 8 * lane_group() + lane % 16 / 4, first = (lane & 16) + slot_of(lane % 4 * 4);
-    const int at = base + key * kPitchBytes + first * 2 + 16 * step * kPitchBytes + n * kTile * 2;
-    const Half low = read(at), high = read(at + 4 * kPitchBytes);
-    return Chunk{low[0], low[1], high[0], high[1]};
-  }
-
- private:
-  using Half = unsigned __attribute__((ext_vector_type(2)));
-  static OMNIFLASH_DEVICE Half read(int at) {
-    return __builtin_bit_cast(Half,
-                              __builtin_amdgcn_ds_read_tr16_b64_v4i16((OMNIFLASH_LOCAL Short4*)(shared_bytes + at)));
+    const int lane = base + transposing_key() * kPitchBytes + transposing_column() * 2;
+    const int at = lane + 16 * step * kPitchBytes + n * kTile * 2;
+    return read_columns(at, at + 4 * kPitchBytes);
   }
 };
 

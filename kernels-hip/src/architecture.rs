@@ -84,6 +84,12 @@ impl Architecture {
         self == Architecture::Gfx950
     }
 
+    /// Whether an instruction copies 16 bytes a lane from memory to shared memory; where it is 4, or none, tiles go by way of
+    /// registers.
+    pub fn copies_directly(self) -> bool {
+        self == Architecture::Gfx950
+    }
+
     /// The most vector registers that a thread of a block of so many threads can have, accumulators among them.
     pub fn registers(self, block_threads: u32) -> u32 {
         // Four SIMDs of 512 registers a lane on CDNA; on RDNA no instruction reaches more than 256.

@@ -53,7 +53,8 @@ pub struct ForwardConfig {
     pub block_n: usize,
     /// Waves of a block.
     pub warps: usize,
-    /// With 1 keys and values take turns in shared memory, with 2 whole tiles are prefetched into registers.
+    /// With 1 keys and values take turns in shared memory, with 2 whole tiles are prefetched: see
+    /// [`copies_directly`](ForwardConfig::copies_directly).
     pub stages: usize,
     /// Whether keys lie in pages.
     pub paged: bool,
@@ -191,8 +192,28 @@ impl ForwardConfig {
         self.value_dim.next_multiple_of(self.architecture.wave_rows())
     }
 
-    /// Dynamic shared memory of a block: the tile of keys, the tile of values over or behind it, a flag for each wave.
+    /// Whether tiles are copied to shared memory without registers in between, which then holds two of keys and two of
+    /// values; otherwise the next ones wait in registers.
+    ///
+    /// Decoding goes by way of registers: there one wave has several times as many loads on the way as its share of shared
+    /// memory could take.
+    pub fn copies_directly(&self) -> bool {
+        let is_possible = self.architecture.copies_directly() && self.dtype.size() == 2 && self.vector_loads;
+        // A wave copies whole rows, as many as each other, and neighbours apart.
+        let dimensions = [self.head_dim, self.value_columns(), self.block_n, self.warps];
+        is_possible
+            && self.stages == 2
+            && self.warps >= 4
+            && dimensions.into_iter().all(usize::is_power_of_two)
+            && self.direct_bytes() <= self.architecture.shared_memory()
+    }
+
+    /// Dynamic shared memory of a block: the tile of keys, the tile of values over or behind it, a flag for each wave; twice
+    /// where tiles are copied directly.
     pub fn shared_memory_bytes(&self) -> usize {
+        if self.copies_directly() {
+            return self.direct_bytes();
+        }
         let size = self.dtype.size();
         // An odd number of chunks of 16 bytes keeps neighbouring rows in different banks.
         let keys = self.block_n * 16 * ((self.head_dim * size / 16) | 1);
@@ -204,7 +225,19 @@ impl ForwardConfig {
         };
         let values = self.block_n * value_bytes;
         let tiles = if self.stages == 1 { keys.max(values) } else { keys + values };
-        tiles + (4 * self.warps).next_multiple_of(16)
+        tiles + self.flag_bytes()
+    }
+
+    /// Each kilobyte that a wave copies at once is followed by padding, 16 bytes among keys and 64 among values.
+    fn direct_bytes(&self) -> usize {
+        let kilobytes = |columns: usize| self.block_n * columns * self.dtype.size() / 1024;
+        let keys = kilobytes(self.head_dim) * (1024 + 16);
+        let values = kilobytes(self.value_columns()) * (1024 + 64);
+        2 * (keys + values + self.flag_bytes())
+    }
+
+    fn flag_bytes(&self) -> usize {
+        (4 * self.warps).next_multiple_of(16)
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
@@ -258,6 +291,7 @@ impl ForwardConfig {
             .with_constant("kWarps", self.warps as i64)
             .with_constant("kStages", self.stages as i64)
             .with_constant("kVectorLoads", self.vector_loads)
+            .with_constant("kDirectCopies", self.copies_directly())
     }
 }
 
@@ -315,6 +349,26 @@ mod tests {
         let base = ForwardConfig::new(Architecture::Gfx942, DType::BF16, 128, 128, "test").unwrap();
         let alone = base.for_few_rows(8);
         assert_eq!((alone.block_m, alone.block_n, alone.warps, alone.stages), (32, 32, 1, 2));
+    }
+
+    #[test]
+    fn direct_copies_are_made_of_whole_rows_where_two_tiles_fit() {
+        let of =
+            |architecture, dtype, dim| ForwardConfig::new(architecture, dtype, dim, dim, "test").unwrap();
+        let config = of(Architecture::Gfx950, DType::BF16, 128);
+        assert!(config.copies_directly());
+        // 16 kilobytes of keys and of values.
+        assert_eq!(config.shared_memory_bytes(), 2 * (16 * (1024 + 16) + 16 * (1024 + 64) + 32));
+        assert!(!ForwardConfig { vector_loads: false, ..config }.copies_directly());
+        assert!(!ForwardConfig { stages: 1, ..config }.copies_directly());
+        assert!(!ForwardConfig { block_n: 96, ..config }.copies_directly());
+        let wide = ForwardConfig { block_n: 128, ..of(Architecture::Gfx950, DType::BF16, 256) };
+        assert!(!wide.copies_directly(), "272 KiB");
+        assert!(wide.check().is_ok());
+        assert!(!config.for_few_rows(8).copies_directly());
+        assert!(!of(Architecture::Gfx950, DType::BF16, 96).copies_directly());
+        assert!(!of(Architecture::Gfx950, DType::F32, 128).copies_directly());
+        assert!(!of(Architecture::Gfx942, DType::BF16, 128).copies_directly());
     }
 
     #[test]

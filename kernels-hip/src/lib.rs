@@ -30,8 +30,12 @@ macro_rules! source_file {
 }
 
 /// Files that kernel files include, beside those of `omniflash-device`.
-pub const LIBRARY: &[SourceFile] =
-    &[source_file!("matrix.hpp"), source_file!("tile.hpp"), source_file!("product.hpp")];
+pub const LIBRARY: &[SourceFile] = &[
+    source_file!("matrix.hpp"),
+    source_file!("tile.hpp"),
+    source_file!("direct_tile.hpp"),
+    source_file!("product.hpp"),
+];
 
 const FORWARD: SourceFile = source_file!("forward.hip");
 const KV_APPEND: SourceFile = source_file!("kv_append.hip");

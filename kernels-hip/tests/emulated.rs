@@ -13,10 +13,11 @@ use omniflash_device::{PeakParameters, PeakWork};
 use omniflash_kernels_hip::{Architecture, ForwardConfig, peak};
 use omniflash_testkit::kernel::KernelDevice as _;
 
-/// Two waves a block, so that small problems have several blocks.
+/// Two waves a block, so that small problems have several blocks; four where tiles are then copied directly.
 fn config(architecture: Architecture, dtype: DType, head_dim: usize, value_dim: usize) -> ForwardConfig {
     let default = ForwardConfig::new(architecture, dtype, head_dim, value_dim, "test").unwrap();
-    ForwardConfig { warps: 2, block_m: 2 * architecture.wave_rows(), ..default }
+    let warps = if architecture.copies_directly() { 4 } else { 2 };
+    ForwardConfig { warps, block_m: warps * architecture.wave_rows(), ..default }
 }
 
 fn forward(config: &ForwardConfig, mask: &Mask<'_>, score_mod: &ScoreMod<'_>, heads: usize) -> Module {

@@ -18,7 +18,11 @@ const KEYS: usize = 150;
 
 fn config(architecture: Architecture) -> ForwardConfig {
     let default = ForwardConfig::new(architecture, DType::BF16, HEAD_DIM, HEAD_DIM, "test").unwrap();
-    ForwardConfig { warps: 2, block_m: 2 * architecture.wave_rows(), ..default }
+    // With so many waves tiles are copied directly where they can be.
+    let warps = if architecture.copies_directly() { 4 } else { 2 };
+    let config = ForwardConfig { warps, block_m: warps * architecture.wave_rows(), ..default };
+    assert_eq!(config.copies_directly(), architecture.copies_directly());
+    config
 }
 
 /// The kernel's code object, its source changed before.
@@ -52,9 +56,18 @@ fn values(rows: usize, seed: usize) -> Vec<bf16> {
 
 /// Runs a code object and gives the largest error of its output.
 fn error_of(config: &ForwardConfig, image: &[u8]) -> Result<f64, Violation> {
+    let (q, k, v) = (values(config.block_m - 3, 1), values(KEYS, 2), values(KEYS, 3));
+    let out = output_of(config, image, 0)?;
+    let errors = out.iter().zip(attention(&q, &k, &v)).map(|(found, wanted)| (found.to_f64() - wanted).abs());
+    Ok(errors.fold(0.0, |largest, error| if error.is_nan() { f64::INFINITY } else { error.max(largest) }))
+}
+
+/// The output of a code object whose waves take turns in the order of a seed.
+fn output_of(config: &ForwardConfig, image: &[u8], seed: u64) -> Result<Vec<bf16>, Violation> {
     let rows = config.block_m - 3;
     let (q, k, v) = (values(rows, 1), values(KEYS, 2), values(KEYS, 3));
-    let mut device = Device::new(config.architecture.name().parse().unwrap(), Configuration::default());
+    let configuration = Configuration { seed, ..Configuration::default() };
+    let mut device = Device::new(config.architecture.name().parse().unwrap(), configuration);
     let mut upload = |values: &[bf16]| {
         let address = device.allocate(size_of_val(values)).unwrap();
         device.write(address, bytemuck::cast_slice(values)).unwrap();
@@ -105,9 +118,7 @@ fn error_of(config: &ForwardConfig, image: &[u8]) -> Result<f64, Violation> {
     }
     let bytes = device.read(parameters.out.data.0, size_of_val(&q[..])).unwrap();
     let (pairs, _) = bytes.as_chunks::<2>();
-    let out: Vec<bf16> = pairs.iter().map(|&pair| bf16::from_le_bytes(pair)).collect();
-    let errors = out.iter().zip(attention(&q, &k, &v)).map(|(found, wanted)| (found.to_f64() - wanted).abs());
-    Ok(errors.fold(0.0, |largest, error| if error.is_nan() { f64::INFINITY } else { error.max(largest) }))
+    Ok(pairs.iter().map(|&pair| bf16::from_le_bytes(pair)).collect())
 }
 
 /// By definition, in float64, with a scale of one half.
@@ -125,28 +136,45 @@ fn attention(q: &[bf16], k: &[bf16], v: &[bf16]) -> Vec<f64> {
     out
 }
 
+fn has_compiler() -> bool {
+    let is_there = Command::new("clang-22").arg("--version").output().is_ok();
+    if !is_there {
+        println!("skipped: clang-22 not installed");
+    }
+    is_there
+}
+
 /// The outcome of a mutant of the source on every architecture; none without a compiler.
 fn outcomes(change: impl Fn(&str) -> String) -> Vec<(Architecture, Result<f64, Violation>)> {
-    if Command::new("clang-22").arg("--version").output().is_err() {
-        println!("skipped: clang-22 not installed");
+    outcomes_on(|_| true, change)
+}
+
+fn outcomes_on(
+    is_chosen: impl Fn(Architecture) -> bool,
+    change: impl Fn(&str) -> String,
+) -> Vec<(Architecture, Result<f64, Violation>)> {
+    if !has_compiler() {
         return Vec::new();
     }
     let outcome = |architecture| {
         let config = config(architecture);
         (architecture, error_of(&config, &object(&config, &change)))
     };
-    Architecture::ALL.map(outcome).into()
+    Architecture::ALL.into_iter().filter(|&architecture| is_chosen(architecture)).map(outcome).collect()
 }
 
 /// Two roundings to bf16 of numbers up to 1.
 const TOLERANCE: f64 = 8e-3;
 
 #[test]
-fn the_kernel_as_it_is_passes_and_without_its_waits_it_does_not() {
+fn the_kernel_as_it_is_passes_in_every_order_of_waves_and_without_its_waits_it_does_not() {
     for (architecture, error) in outcomes(str::to_owned) {
         assert!(error.clone().unwrap() < TOLERANCE, "{architecture}: {error:?}");
         let config = config(architecture);
-        let found = error_of(&config, &without_waits(architecture, object(&config, str::to_owned)));
+        let object = object(&config, str::to_owned);
+        let outputs = [0, 1, 2, 3].map(|seed| output_of(&config, &object, seed).unwrap());
+        assert!(outputs.iter().all(|output| *output == outputs[0]), "{architecture}");
+        let found = error_of(&config, &without_waits(architecture, object));
         assert!(matches!(found, Err(Violation::MissingWait(_))), "{architecture}: {found:?}");
     }
 }
@@ -173,14 +201,31 @@ fn without_waits(architecture: Architecture, mut image: Vec<u8>) -> Vec<u8> {
     image
 }
 
+/// Every wait for all loads and for shared memory becomes one for shared memory.
+fn without_waits_for_copies(mut image: Vec<u8>) -> Vec<u8> {
+    let mut count = 0;
+    for word in image.as_chunks_mut::<4>().0 {
+        // s_waitcnt vmcnt(0) lgkmcnt(0)
+        if u32::from_le_bytes(*word) == 0xbf8c_0070 {
+            *word = 0xbf8c_c07fu32.to_le_bytes();
+            count += 1;
+        }
+    }
+    assert!(count >= 1);
+    image
+}
+
 #[test]
 fn a_missing_barrier_is_a_race_or_an_uninitialised_read() {
-    let loops_first = "    barrier();  // all waves have left the tiles of the last one\n";
+    let loops_first =
+        "      if constexpr (!kDirectCopies) barrier();  // all waves have left the tiles of the last one\n";
     for (architecture, found) in outcomes(|source| replaced(source, loops_first, "", 1)) {
-        assert!(matches!(found, Err(Violation::LdsRace(_))), "{architecture}: {found:?}");
+        // Direct copies go to the other half of shared memory, which all have left at the barrier before.
+        let is_caught = matches!(found, Err(Violation::LdsRace(_))) || architecture.copies_directly();
+        assert!(is_caught, "{architecture}: {found:?}");
     }
-    let before_reading = "    barrier();\n    if constexpr (kStages == 1) {\n      block.load_values";
-    let without = before_reading.trim_start_matches("    barrier();\n");
+    let before_reading = "      barrier();\n      if constexpr (kStages == 1) {\n        block.load_values";
+    let without = before_reading.trim_start_matches("      barrier();\n");
     for (architecture, found) in outcomes(|source| replaced(source, before_reading, without, 1)) {
         let is_caught = matches!(found, Err(Violation::LdsRace(_) | Violation::Uninitialised(_)));
         assert!(is_caught, "{architecture}: {found:?}");
@@ -188,9 +233,36 @@ fn a_missing_barrier_is_a_race_or_an_uninitialised_read() {
 }
 
 #[test]
+fn direct_copies_are_waited_for_and_leave_the_tile_alone_that_is_read() {
+    let direct = |change: &dyn Fn(&str) -> String| outcomes_on(Architecture::copies_directly, change);
+    // In the object: from the source, clang would wait for the query instead, where copies are on their way.
+    for architecture in Architecture::ALL.into_iter().filter(|of| of.copies_directly() && has_compiler()) {
+        let config = config(architecture);
+        let found = error_of(&config, &without_waits_for_copies(object(&config, str::to_owned)));
+        assert!(matches!(found, Err(Violation::MissingWait(_))), "{architecture}: {found:?}");
+    }
+    // All into the same half.
+    let halves = "constexpr int kTileBytes = kFlagsAt + kFlagBytes;";
+    for (architecture, found) in
+        direct(&|source| replaced(source, halves, "constexpr int kTileBytes = 0;", 1))
+    {
+        let is_caught = matches!(found, Err(Violation::LdsRace(_) | Violation::MissingWait(_)));
+        assert!(is_caught, "{architecture}: {found:?}");
+    }
+    // Keys and values of another row.
+    let (right, wrong) = ("kChunks * kBlocks + first)", "kChunks * kBlocks + (first ^ 1))");
+    let wrong_keys = |source: &str| {
+        replaced(source, right, &wrong.replace("(first ^ 1)", "(kInSlots ? first ^ 1 : first)"), 1)
+    };
+    for (architecture, found) in direct(&wrong_keys) {
+        assert!(found.clone().unwrap() > 10.0 * TOLERANCE, "{architecture}: {found:?}");
+    }
+}
+
+#[test]
 fn a_missing_clamp_of_the_last_tile_is_out_of_bounds() {
     let change = |source: &str| {
-        let source = replaced(source, "num_valid >= kRows", "num_valid >= 0", 1);
+        let source = replaced(source, "num_valid >= kRows", "num_valid >= 0", 2);
         replaced(&source, "num_valid >= kKeys", "num_valid >= 0", 1)
     };
     for (architecture, found) in outcomes(change) {

@@ -70,6 +70,11 @@ impl Target {
         if self == Target::Gfx950 { 160 << 10 } else { 64 << 10 }
     }
 
+    /// The bits of M0 that are the LDS address of a direct load: as many as the largest LDS needs.
+    pub(crate) fn direct_load_mask(self) -> u32 {
+        self.lds_bytes().next_power_of_two() as u32 - 1
+    }
+
     /// Compute units (multiprocessors) that the device reports.
     pub fn compute_units(self) -> u32 {
         match self {

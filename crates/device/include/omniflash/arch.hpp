@@ -256,7 +256,9 @@ OMNIFLASH_DEVICE unsigned pack_bfloat(float low, float high) {
 // Rounded in the upper half, where no half of a register is needed: gfx11 has those for half of its registers only.
 OMNIFLASH_DEVICE unsigned rounded_to_bfloat(float value) {
   const unsigned bits = __builtin_bit_cast(unsigned, value);
-  return value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+  // Both before the choice, or each number gets branches of its own.
+  const unsigned rounded = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+  return value == value ? rounded : quiet;
 }
 OMNIFLASH_DEVICE unsigned pack_bfloat(float low, float high) {
   return __builtin_amdgcn_perm(rounded_to_bfloat(high), rounded_to_bfloat(low), 0x07060302);

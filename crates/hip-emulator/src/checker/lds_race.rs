@@ -134,6 +134,28 @@ impl Lds {
     /// Checks a write and returns the bytes to fill in.
     #[inline]
     pub(crate) fn write(&mut self, address: u32, size: u32, by: Accessor) -> Result<&mut [u8], Violation> {
+        self.claim(address, size, by, false)
+    }
+
+    /// As [`write`](Lds::write), by a direct load, which fills the bytes in later: until its wait they may not be touched.
+    /// Loads of a wave arrive in order, so another of them may follow.
+    pub(crate) fn write_directly(
+        &mut self,
+        address: u32,
+        size: u32,
+        by: Accessor,
+    ) -> Result<&mut [u8], Violation> {
+        self.claim(address, size, by, true)
+    }
+
+    #[inline]
+    fn claim(
+        &mut self,
+        address: u32,
+        size: u32,
+        by: Accessor,
+        is_direct: bool,
+    ) -> Result<&mut [u8], Violation> {
         self.bounds(address, size, "write")?;
         let bit = 1u32 << (by.wave & 31);
         for at in self.granules_of(address, size) {
@@ -144,10 +166,18 @@ impl Lds {
             if foreign_write || foreign_read {
                 self.judge_write(granule, at, foreign_write)?;
             }
+            if granule.is_pending && !is_direct && self.checks.wait_count {
+                return Err(Violation::MissingWait(format!(
+                    "LDS at {:#x} is written before the direct load of wave {} has been waited for",
+                    at << self.shift,
+                    granule.writer
+                )));
+            }
             let granule = &mut self.granules[at];
             granule.written = by.signalled;
             granule.writer = by.wave;
             granule.is_atomic = false;
+            granule.is_pending |= is_direct;
         }
         Ok(&mut self.bytes[address as usize..(address + size) as usize])
     }
@@ -192,13 +222,6 @@ impl Lds {
             granule.is_atomic = true;
         }
         Ok(&mut self.bytes[address as usize..(address + size) as usize])
-    }
-
-    /// A direct load has been issued: its bytes may not be read before the wait.
-    pub(crate) fn mark_pending(&mut self, address: u32, size: u32) {
-        for at in self.granules_of(address, size) {
-            self.granules[at].is_pending = true;
-        }
     }
 
     /// The write has completed; it belongs to the barrier interval in which that happened.
@@ -280,8 +303,9 @@ mod tests {
     #[test]
     fn a_direct_load_may_not_be_read_before_its_wait() {
         let mut lds = lds();
-        lds.write(0, 4, wave(0, 0)).unwrap();
-        lds.mark_pending(0, 4);
+        lds.write_directly(0, 4, wave(0, 0)).unwrap();
+        assert!(matches!(lds.write(0, 4, wave(0, 0)), Err(Violation::MissingWait(_))));
+        assert!(lds.write_directly(0, 4, wave(0, 0)).is_ok());
         assert!(matches!(lds.read(0, 4, wave(0, 0)), Err(Violation::MissingWait(_))));
         lds.complete(&[(0, 4)], wave(0, 0));
         assert!(lds.read(0, 4, wave(0, 0)).is_ok());

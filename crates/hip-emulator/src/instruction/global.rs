@@ -369,7 +369,7 @@ pub(super) fn load_to_lds(
 ) -> Result<(), Violation> {
     // Small elements fill a dword each.
     let step = format.bytes().max(4);
-    let base = (wave.scalar[usize::from(M0)] & 0xffff).wrapping_add(offset);
+    let base = (wave.scalar[usize::from(M0)] & wave.target.direct_load_mask()).wrapping_add(offset);
     if context.checks.uninitialised && wave.scalar_written[usize::from(M0)] != u32::MAX {
         return Err(Violation::Uninitialised("M0, the LDS address of a direct load".into()));
     }
@@ -378,7 +378,7 @@ pub(super) fn load_to_lds(
     let mut count = 0;
     for lane in lanes_of(active) {
         let to = base + step * lane as u32;
-        let target = context.lds.write(to, step, by)?;
+        let target = context.lds.write_directly(to, step, by)?;
         for (at, word) in target.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             let value = addresses.map_or(0, |addresses| {
                 let from = addresses[lane] + 4 * at as u64;
@@ -394,7 +394,6 @@ pub(super) fn load_to_lds(
             });
             *word = value.to_le_bytes();
         }
-        context.lds.mark_pending(to, step);
         ranges[count] = (to, step);
         count += 1;
     }
@@ -507,6 +506,7 @@ pub(super) fn scratch(
 
 #[cfg(test)]
 mod tests {
+    use super::super::operand::EXEC;
     use super::super::test_support::Lab;
     use super::*;
     use crate::target::Target;
@@ -582,6 +582,75 @@ mod tests {
         lab.run("s_waitcnt vmcnt(0)").unwrap();
         lab.run("ds_read_b32 v3, v1 offset:256").unwrap();
         assert_eq!(lab.lane(3, 10), 70);
+    }
+
+    /// Memory whose dwords count up, its address in `s[0:1]`; `v1` is the offset of the lane's 16 bytes, from the last lane
+    /// to the first.
+    fn lab_for_wide_direct_loads() -> Lab {
+        let mut lab = Lab::new(Target::Gfx950);
+        let base = lab.allocate(1024 + 32);
+        lab.scalar(0, base as u32).scalar(1, (base >> 32) as u32);
+        for dword in 0..4 {
+            lab.vector(1, |lane| 16 * lane as u32).vector(2, |lane| 4 * lane as u32 + dword);
+            lab.run(&format!("global_store_dword v1, v2, s[0:1] offset:{}", 4 * dword)).unwrap();
+        }
+        lab.vector(1, |lane| 1008 - 16 * lane as u32).vector(3, |lane| 16 * lane as u32);
+        lab
+    }
+
+    #[test]
+    fn a_wide_direct_load_puts_sixteen_bytes_of_each_lane_side_by_side() {
+        let mut lab = lab_for_wide_direct_loads();
+        // LDS address: M0 + the instruction's offset + 16 times the lane; the offset moves the memory address too.
+        lab.scalar(M0, 512);
+        lab.run("global_load_lds_dwordx4 v1, s[0:1]").unwrap();
+        assert_eq!((lab.counters.bytes_loaded, lab.counters.lds_bytes_written), (1024, 1024));
+        assert!(matches!(lab.run("ds_read_b128 v[4:7], v3 offset:512"), Err(Violation::MissingWait(_))));
+        lab.run("s_waitcnt vmcnt(0)").unwrap();
+        lab.run("ds_read_b128 v[4:7], v3 offset:512").unwrap();
+        for lane in [0, 1, 31, 32, 63] {
+            let first = 4 * (63 - lane as u32);
+            let found = [4, 5, 6, 7].map(|register| lab.lane(register, lane));
+            assert_eq!(found, [first, first + 1, first + 2, first + 3]);
+        }
+        lab.vector(1, |lane| 16 * (lane as u32 / 2)).scalar(M0, 2048);
+        lab.run("global_load_lds_dwordx4 v1, s[0:1] offset:32").unwrap();
+        lab.run("s_waitcnt vmcnt(0)").unwrap();
+        lab.run("ds_read_b128 v[4:7], v3 offset:2080").unwrap();
+        assert_eq!((lab.lane(4, 0), lab.lane(7, 9)), (8, 8 + 4 * 4 + 3));
+    }
+
+    #[test]
+    fn a_lane_that_is_off_leaves_its_place_as_it_was() {
+        let mut lab = lab_for_wide_direct_loads();
+        lab.scalar(M0, 0).scalar(EXEC, 0xffff_fffe).scalar(EXEC + 1, u32::MAX);
+        lab.run("global_load_lds_dwordx4 v1, s[0:1]").unwrap();
+        lab.run("s_waitcnt vmcnt(0)").unwrap();
+        lab.run("ds_read_b128 v[4:7], v3").unwrap();
+        assert_eq!(lab.lane(4, 1), 4 * 62);
+        lab.scalar(EXEC, 1).scalar(EXEC + 1, 0);
+        assert!(matches!(lab.run("ds_read_b128 v[4:7], v3"), Err(Violation::Uninitialised(_))));
+    }
+
+    #[test]
+    fn what_a_direct_load_is_about_to_fill_may_not_be_written() {
+        let mut lab = lab_for_wide_direct_loads();
+        lab.scalar(M0, 0).vector(4, |_| 7).vector(5, |_| 7).vector(6, |_| 7).vector(7, |_| 7);
+        lab.run("global_load_lds_dwordx4 v1, s[0:1]").unwrap();
+        // A second load arrives after the first.
+        lab.run("global_load_lds_dwordx4 v1, s[0:1]").unwrap();
+        assert!(matches!(lab.run("ds_write_b128 v3, v[4:7]"), Err(Violation::MissingWait(_))));
+        lab.run("s_waitcnt vmcnt(0)").unwrap();
+        lab.run("ds_write_b128 v3, v[4:7]").unwrap();
+    }
+
+    #[test]
+    fn m0_reaches_all_of_the_largest_lds() {
+        assert_eq!(Target::Gfx942.direct_load_mask(), 0xffff);
+        assert_eq!(Target::Gfx950.direct_load_mask(), 0x3ffff);
+        let mut lab = lab_for_wide_direct_loads();
+        lab.scalar(M0, 0x1_0000);
+        assert!(matches!(lab.run("global_load_lds_dwordx4 v1, s[0:1]"), Err(Violation::OutOfBounds(_))));
     }
 
     #[test]
