@@ -12,6 +12,8 @@ pub(crate) struct Sizes {
     pub(crate) rows: usize,
     /// Keys of a block.
     pub(crate) block: usize,
+    /// Keys are packed in multiples of this.
+    pub(crate) key_step: usize,
     /// Panels of words of a query or key.
     pub(crate) key_panels: usize,
     /// Panels of columns of values.
@@ -23,6 +25,16 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
+    /// Keys of a block with those that fill its last step.
+    pub(super) fn packed_keys(&self) -> usize {
+        self.block.next_multiple_of(self.key_step)
+    }
+
+    /// Rows of words of a block's values.
+    pub(super) fn value_rows(&self) -> usize {
+        self.packed_keys() / self.depth
+    }
+
     /// Words of one strip's queries.
     pub(super) fn query_words(&self) -> usize {
         self.key_panels * PANEL * self.rows
@@ -40,12 +52,12 @@ impl Sizes {
 
     /// Words of all.
     pub(crate) fn words(&self) -> usize {
-        let tile = self.block * self.rows;
+        let tile = self.packed_keys() * self.rows;
         let parts = [
             self.strips * self.query_words(),
             self.strips * self.output_words(),
-            self.block * self.key_panels * PANEL,
-            self.block / self.depth * self.value_panels * PANEL,
+            self.packed_keys() * self.key_panels * PANEL,
+            self.value_rows() * self.value_panels * PANEL,
             tile,
             if self.reads_tensors { tile } else { 0 },
             self.strips * self.rows,
@@ -87,12 +99,12 @@ impl Memory {
     pub(super) fn new(sizes: &Sizes, memory: &mut [f32]) -> Self {
         let mut parts = Parts::new(memory);
         let mut take = |words: usize| parts.take(words).as_mut_ptr();
-        let tile = sizes.block * sizes.rows;
+        let tile = sizes.packed_keys() * sizes.rows;
         Memory {
             q: take(sizes.strips * sizes.query_words()),
             o: take(sizes.strips * sizes.output_words()),
-            k: take(sizes.block * sizes.key_panels * PANEL),
-            v: take(sizes.block / sizes.depth * sizes.value_panels * PANEL),
+            k: take(sizes.packed_keys() * sizes.key_panels * PANEL),
+            v: take(sizes.value_rows() * sizes.value_panels * PANEL),
             s: take(tile),
             elements: take(if sizes.reads_tensors { tile } else { 0 }),
             m: take(sizes.strips * sizes.rows),

@@ -9,10 +9,16 @@
 //! not see changes nothing in it: results are bitwise the same for any number of threads and of strips in a task. Few
 //! strips against many keys are split into pieces of keys, by sizes alone, and joined in order.
 
+#[cfg(target_arch = "x86_64")]
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use omniflash_core::{AttentionProblem, DType, Result};
 
+#[cfg(all(target_arch = "x86_64", feature = "amx-emulation"))]
+use crate::amx::Emulation;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{Hardware, TileUnit};
 use crate::decode;
 use crate::isa::Isa;
 use crate::mask::LoweredMask;
@@ -24,6 +30,9 @@ use crate::simd::{Avx512, PairKernel};
 use crate::simd::{Kernel, Simd, Storage, dispatch};
 use crate::threads::on_threads;
 
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
+mod matrices;
 mod memory;
 mod operands;
 mod output;
@@ -36,6 +45,8 @@ mod task;
 #[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
 mod tile;
 
+#[cfg(target_arch = "x86_64")]
+use matrices::Matrices;
 pub(crate) use memory::Sizes;
 #[cfg(target_arch = "x86_64")]
 use operands::Pairs;
@@ -156,7 +167,21 @@ impl<T: Storage> Call<'_, T> {
 
 /// Numbers in a packed word: bf16 goes in pairs where dot products take them.
 pub(crate) fn depth(isa: Isa, dtype: DType) -> usize {
-    if isa == Isa::Avx512Bf16 && dtype == DType::BF16 { 2 } else { 1 }
+    if isa.has_bf16_pairs() && dtype == DType::BF16 { 2 } else { 1 }
+}
+
+/// Whether the products are those of matrix instructions.
+pub(crate) fn in_matrices(isa: Isa, dtype: DType) -> bool {
+    isa.has_bf16_matrices() && dtype == DType::BF16
+}
+
+/// Keys of a block are packed in multiples of this.
+pub(crate) fn key_step(isa: Isa, dtype: DType) -> usize {
+    match in_matrices(isa, dtype) {
+        #[cfg(target_arch = "x86_64")]
+        true => matrices::KEY_STEP,
+        _ => pack::KEY_STEP,
+    }
 }
 
 /// Query rows of a strip.
@@ -264,7 +289,13 @@ fn run_worker<T: Storage>(
         // A plan asks for pairs only of bf16 on an instruction set that has their dot product.
         let queue = queue.of_bf16();
         // SAFETY: `isa` is available.
-        return unsafe { Avx512::<true>::new() }.vectorize_pairs(queue);
+        let simd = unsafe { Avx512::<true>::new() };
+        return match isa {
+            Isa::AmxBf16 => simd.vectorize_pairs(MatrixQueue::<Hardware>(queue, PhantomData)),
+            #[cfg(feature = "amx-emulation")]
+            Isa::AmxBf16Emulated => simd.vectorize_pairs(MatrixQueue::<Emulation>(queue, PhantomData)),
+            _ => simd.vectorize_pairs(queue),
+        };
     }
     dispatch(isa, queue)
 }
@@ -319,5 +350,17 @@ impl PairKernel for Queue<'_, '_, half::bf16> {
     #[inline(always)]
     fn run(self, simd: Avx512<true>) {
         self.drain::<Avx512<true>, Pairs>(simd);
+    }
+}
+
+/// A queue whose products are those of tiles.
+#[cfg(target_arch = "x86_64")]
+struct MatrixQueue<'w, 'p, U>(Queue<'w, 'p, half::bf16>, PhantomData<U>);
+
+#[cfg(target_arch = "x86_64")]
+impl<U: TileUnit> PairKernel for MatrixQueue<'_, '_, U> {
+    #[inline(always)]
+    fn run(self, simd: Avx512<true>) {
+        self.0.drain::<Avx512<true>, Matrices<U>>(simd);
     }
 }

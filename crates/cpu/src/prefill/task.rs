@@ -4,9 +4,9 @@ use omniflash_core::TileStatus;
 
 use super::memory::Memory;
 use super::operands::Operands;
-use super::pack::{KEY_STEP, MAX_BLOCK, pack_keys, pack_queries, pack_values};
+use super::pack::{MAX_BLOCK, pack_keys, pack_queries};
 use super::strip::{MAX_ROWS, Segments, Strip};
-use super::tile::{self, Panels};
+use super::tile::Panels;
 use super::{Call, Task};
 use crate::simd::Simd;
 
@@ -16,6 +16,7 @@ pub(crate) struct Worker<'w, 'p, S: Simd, O: Operands<S>> {
     pub(super) call: &'w Call<'p, O::Element>,
     pub(super) memory: Memory,
     pub(super) strips: Vec<Strip>,
+    pub(super) unit: O::Unit,
 }
 
 /// A packed block of keys.
@@ -34,7 +35,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
     pub(crate) fn new(simd: S, call: &'w Call<'p, O::Element>, memory: &'w mut [f32]) -> Self {
         let memory = Memory::new(&call.sizes, memory);
         let strips = (0..call.sizes.strips).map(|_| Strip::new()).collect();
-        Worker { simd, call, memory, strips }
+        Worker { simd, call, memory, strips, unit: O::unit(simd) }
     }
 
     /// Computes a task and writes its rows, or its partial results.
@@ -116,7 +117,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
             if self.strips[i].status == TileStatus::Skip {
                 continue;
             }
-            let segments = self.strips[i].cut(first, keys);
+            let segments = self.strips[i].cut(first, keys, O::KEY_STEP);
             if !segments.is_empty() {
                 // SAFETY: the block is packed and the strip loaded.
                 unsafe { self.visit_tile(i, &block, &segments) };
@@ -142,10 +143,10 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         // SAFETY: rows of keys and values of the sequence; the block's memory.
         let is_finite = unsafe {
             let (k_rows, v_rows) = (&k_rows[..keys], &v_rows[..keys]);
-            pack_keys::<S, O>(self.simd, k_rows, call.head_dim, sizes.key_panels, sizes.block, self.memory.k);
-            let panel_rows = sizes.block / O::DEPTH;
+            let (panels, target) = (sizes.key_panels, self.memory.k);
+            pack_keys::<S, O>(self.simd, k_rows, call.head_dim, panels, sizes.packed_keys(), target);
             let (panels, target) = (sizes.value_panels, self.memory.v);
-            pack_values::<S, O>(self.simd, v_rows, call.value_dim, panels, panel_rows, target)
+            O::pack_values(self.simd, v_rows, call.value_dim, panels, sizes.value_rows(), target)
         };
         Block { first, keys, is_finite }
     }
@@ -167,7 +168,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
             unsafe { self.count_limits_from(i, block) };
         }
         let is_plain = self.call.scores.is_plain() && self.strips[i].status != TileStatus::Partial;
-        let k = Panels { words: self.memory.k, count: sizes.key_panels, rows: sizes.block };
+        let k = Panels { words: self.memory.k, count: sizes.key_panels, rows: sizes.packed_keys() };
         for segment in segments.iter() {
             let lane = segment.first * S::LANES;
             let needs_no_look = is_plain && !segment.is_edge;
@@ -177,7 +178,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
                 let maxima = needs_no_look.then_some(self.memory.maxima.add(lane));
                 let keys = (segment.begin, segment.end);
                 let s = self.memory.s.add(lane);
-                tile::scores::<S, O>(simd, segment.vectors, keys, q, k, s, maxima);
+                O::scores(&mut self.unit, simd, segment.vectors, keys, q, k, s, maxima);
                 if !needs_no_look {
                     self.modify_and_hide(i, block, segment);
                 }
@@ -194,5 +195,3 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         }
     }
 }
-
-const _: () = assert!(MAX_BLOCK.is_multiple_of(KEY_STEP));
