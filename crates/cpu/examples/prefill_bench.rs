@@ -1,15 +1,17 @@
-//! How much of the processor's arithmetic the tiled kernels use: GFLOP/s beside the measured peak of the same run.
+//! How much of the processor's arithmetic the tiled kernels use: GFLOP/s, and percent of the peak that the same run
+//! measures on one core.
 //!
-//! `cargo run --release -p omniflash-cpu --example prefill_bench [-- FILTER [SECONDS [BLOCK_M [BLOCK_N]]]]`
+//! `cargo run --release -p omniflash-cpu --example prefill_bench [-- FILTER [SECONDS [BLOCK_M [BLOCK_N [THREADS]]]]]`,
+//! where THREADS is a list such as `1,2,16` and a block of `-` is the planner's.
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use omniflash_core::{
-    AttentionConfig, AttentionOptions, AttentionProblem, Float, KvCache, Mask, Query, Result, Stream,
-    TensorMut, TensorRef, run,
+    AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, Float, KvCache, Mask, Query, Result,
+    Stream, TensorMut, TensorRef, run,
 };
 use omniflash_cpu::CpuBackend;
 
@@ -98,81 +100,10 @@ fn time<T: Float>(backend: &CpuBackend, shape: &Shape, config: AttentionConfig, 
     Ok(times[times.len() / 2])
 }
 
-/// The best rate of chains of independent multiply-adds in registers, in GFLOP/s of one core.
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::needless_range_loop, reason = "indices keep the chains in registers")]
-mod peak {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-    use std::time::Instant;
-
-    const ROUNDS: usize = 200_000;
-    const CHAINS: usize = 16;
-
-    #[target_feature(enable = "avx512f")]
-    fn f32_chains() -> f32 {
-        let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(1e-3)));
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        for _ in 0..ROUNDS {
-            for i in 0..CHAINS {
-                sums[i] = _mm512_fmadd_ps(sums[i], a, b);
-            }
-        }
-        total(&sums)
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn bf16_chains() -> f32 {
-        let pair = f32::from_bits(black_box(0x3a80_3a80));
-        // SAFETY: both are 64 bytes of plain numbers.
-        let a = unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(pair)) };
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        for _ in 0..ROUNDS {
-            for i in 0..CHAINS {
-                sums[i] = _mm512_dpbf16_ps(sums[i], a, a);
-            }
-        }
-        total(&sums)
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn total(sums: &[__m512; CHAINS]) -> f32 {
-        let mut all = sums[0];
-        for i in 1..CHAINS {
-            all = _mm512_add_ps(all, sums[i]);
-        }
-        _mm512_reduce_add_ps(all)
-    }
-
-    fn best(lanes: f64, chains: impl Fn() -> f32) -> f64 {
-        let rates = (0..20).map(|_| {
-            let start = Instant::now();
-            black_box(chains());
-            2.0 * lanes * (CHAINS * ROUNDS) as f64 / start.elapsed().as_secs_f64() / 1e9
-        });
-        rates.fold(0.0, f64::max)
-    }
-
-    pub(super) fn f32() -> Option<f64> {
-        // SAFETY: the feature was detected.
-        is_x86_feature_detected!("avx512f").then(|| best(16.0, || unsafe { f32_chains() }))
-    }
-
-    pub(super) fn bf16() -> Option<f64> {
-        // SAFETY: the feature was detected.
-        is_x86_feature_detected!("avx512bf16").then(|| best(32.0, || unsafe { bf16_chains() }))
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-mod peak {
-    pub(super) fn f32() -> Option<f64> {
-        None
-    }
-
-    pub(super) fn bf16() -> Option<f64> {
-        None
-    }
+/// Runs on a pool of its own.
+fn on<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.expect("threads can be had").install(work)
 }
 
 fn main() -> Result<()> {
@@ -182,40 +113,35 @@ fn main() -> Result<()> {
     let mut block = || arguments.next().and_then(|block| block.parse().ok());
     let config = AttentionConfig { block_m: block(), block_n: block(), ..AttentionConfig::default() };
     let backend = CpuBackend::new()?;
-    let peaks = (peak::f32(), peak::bf16());
+    let threads = arguments.next().unwrap_or_else(|| "1,2".into());
+    let threads: Vec<usize> = threads.split(',').filter_map(|count| count.parse().ok()).collect();
+    let peaks = on(1, || backend.measure_peaks(&Stream::host(), Duration::from_millis(100)))?;
+    let peak_of = |dtype| peaks.flops_of(dtype).map_or(f64::NAN, |rate| rate / 1e9);
     println!(
-        "{} on {}: peak f32 {:.0?}, bf16 {:.0?} GFLOP/s",
+        "{} on {}: peak of a core f32 {:.0}, bf16 {:.0} GFLOP/s",
         backend.isa(),
         std::env::consts::ARCH,
-        peaks.0,
-        peaks.1
+        peak_of(DType::F32),
+        peak_of(DType::BF16)
     );
     for shape in shapes() {
-        for dtype in ["f32", "f16", "bf16"] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
             let name = format!("{} {dtype}", shape.name);
             if !name.contains(&filter) {
                 continue;
             }
-            let mut rates = Vec::new();
-            for threads in [1, 2] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                let pool = pool.expect("two threads can be had");
-                let seconds = pool.install(|| match dtype {
-                    "f32" => time::<f32>(&backend, &shape, config, seconds),
-                    "f16" => time::<f16>(&backend, &shape, config, seconds),
+            print!("{name:26}");
+            for &threads in &threads {
+                let seconds = on(threads, || match dtype {
+                    DType::F32 => time::<f32>(&backend, &shape, config, seconds),
+                    DType::F16 => time::<f16>(&backend, &shape, config, seconds),
                     _ => time::<bf16>(&backend, &shape, config, seconds),
                 })?;
-                rates.push(4.0 * shape.pairs() * shape.dim as f64 / seconds / 1e9);
+                let rate = 4.0 * shape.pairs() * shape.dim as f64 / seconds / 1e9;
+                let share = 100.0 * rate / peak_of(dtype) / threads as f64;
+                print!("  t{threads} {rate:7.1} GFLOP/s {share:5.1} %");
             }
-            let peak = if dtype == "bf16" { peaks.1 } else { peaks.0 };
-            let share =
-                peak.map_or(String::new(), |peak| format!("{:5.1} % of peak", 100.0 * rates[0] / peak));
-            println!(
-                "{name:26} t1 {:7.1} GFLOP/s {share}  t2 {:7.1}  {:.2}x",
-                rates[0],
-                rates[1],
-                rates[1] / rates[0]
-            );
+            println!();
         }
     }
     Ok(())

@@ -5,13 +5,19 @@ use std::str::FromStr;
 
 use omniflash_core::{Error, Result};
 
-/// Overrides the detected instruction set: `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
+
+/// Overrides the detected instruction set: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `neon` or `scalar`.
 pub const ISA_VARIABLE: &str = "OMNIFLASH_CPU_ISA";
 
 /// An instruction set that kernels are compiled for; ordered from the best to the one that runs anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
+    /// AVX-512 with dot products of bf16 pairs, and products of whole matrices of them (AMX-TILE, AMX-BF16) for many
+    /// query rows.
+    AmxBf16,
     /// AVX-512 (F, BW, DQ, VL) with dot products of bf16 pairs.
     Avx512Bf16,
     /// AVX-512 (F, BW, DQ, VL).
@@ -22,15 +28,32 @@ pub enum Isa {
     Neon,
     /// Portable code, 4 lanes.
     Scalar,
+    /// [`AmxBf16`](Isa::AmxBf16) with its matrix instructions computed one by one, on processors with AVX512-BF16: to
+    /// check those kernels where the instructions are not, never to be fast.
+    #[cfg(feature = "amx-emulation")]
+    AmxBf16Emulated,
 }
 
 impl Isa {
     /// All, best first.
-    pub const ALL: [Isa; 5] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
+    pub const ALL: &[Isa] = &[
+        Isa::AmxBf16,
+        Isa::Avx512Bf16,
+        Isa::Avx512,
+        Isa::Avx2,
+        Isa::Neon,
+        Isa::Scalar,
+        #[cfg(feature = "amx-emulation")]
+        Isa::AmxBf16Emulated,
+    ];
 
-    /// Whether this processor has the instructions.
+    /// Whether this processor has the instructions, and the operating system lets them be used.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxBf16 => Isa::Avx512Bf16.is_available() && amx::absence().is_none(),
+            #[cfg(all(target_arch = "x86_64", feature = "amx-emulation"))]
+            Isa::AmxBf16Emulated => Isa::Avx512Bf16.is_available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "x86_64")]
@@ -57,12 +80,12 @@ impl Isa {
 
     /// All that this processor has, best first; never empty.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+        Isa::ALL.iter().copied().filter(|isa| isa.is_available()).collect()
     }
 
     /// The best that this processor has.
     pub fn best() -> Isa {
-        Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+        Isa::ALL.iter().copied().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
     }
 
     /// The one that [`ISA_VARIABLE`] names; the best where it is not set or empty.
@@ -75,7 +98,7 @@ impl Isa {
             Ok(name) => name.parse::<Isa>()?.checked(),
             Err(std::env::VarError::NotPresent) => Ok(Isa::best()),
             Err(std::env::VarError::NotUnicode(name)) => {
-                Err(Error::value(ISA_VARIABLE, name.to_string_lossy(), names(&Isa::ALL)))
+                Err(Error::value(ISA_VARIABLE, name.to_string_lossy(), names(Isa::ALL)))
             }
         }
     }
@@ -88,20 +111,48 @@ impl Isa {
         if self.is_available() {
             return Ok(self);
         }
+        let why = self.absence().map_or(String::new(), |why| format!(" ({why})"));
         Err(Error::Absent {
             backend: "cpu".into(),
-            reason: format!("this processor has no {self}, only {}", names(&Isa::available())),
+            reason: format!("this processor has no {self}{why}, only {}", names(&Isa::available())),
         })
+    }
+
+    /// What is missing, where the name alone does not say.
+    fn absence(self) -> Option<&'static str> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxBf16 => amx::absence(),
+            _ => None,
+        }
+    }
+
+    /// Whether it has dot products of bf16 pairs.
+    pub(crate) const fn has_bf16_pairs(self) -> bool {
+        matches!(self, Isa::Avx512Bf16) || self.has_bf16_matrices()
+    }
+
+    /// Whether it has products of matrices of bf16 pairs.
+    pub(crate) const fn has_bf16_matrices(self) -> bool {
+        match self {
+            Isa::AmxBf16 => true,
+            #[cfg(feature = "amx-emulation")]
+            Isa::AmxBf16Emulated => true,
+            _ => false,
+        }
     }
 
     /// The name, as [`ISA_VARIABLE`] and kernel ids have it.
     pub const fn name(self) -> &'static str {
         match self {
+            Isa::AmxBf16 => "amx-bf16",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Neon => "neon",
             Isa::Scalar => "scalar",
+            #[cfg(feature = "amx-emulation")]
+            Isa::AmxBf16Emulated => "amx-bf16-emulated",
         }
     }
 }
@@ -117,9 +168,10 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Self> {
         Isa::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|isa| isa.name() == name)
-            .ok_or_else(|| Error::value(ISA_VARIABLE, name, names(&Isa::ALL)))
+            .ok_or_else(|| Error::value(ISA_VARIABLE, name, names(Isa::ALL)))
     }
 }
 
@@ -133,7 +185,7 @@ mod tests {
 
     #[test]
     fn every_name_parses_back() {
-        for isa in Isa::ALL {
+        for &isa in Isa::ALL {
             assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
         }
         let error = "sse2".parse::<Isa>().unwrap_err().to_string();
@@ -144,7 +196,20 @@ mod tests {
     fn the_best_is_the_first_available_and_scalar_always_is() {
         let available = Isa::available();
         assert_eq!(available[0], Isa::best());
-        assert_eq!(available.last(), Some(&Isa::Scalar));
+        assert!(available.contains(&Isa::Scalar));
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn matrices_are_there_or_absent_with_a_reason() {
+        match Isa::AmxBf16.checked() {
+            Ok(isa) => assert_eq!(isa, Isa::best()),
+            Err(error) => {
+                let error = error.to_string();
+                let why = amx::absence().unwrap_or("avx512-bf16");
+                assert!(error.contains("no amx-bf16") && error.contains(why), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | `simd` | the vector operations of each instruction set, as proof tokens |
+//! | `amx` | Intel's matrix instructions, found, asked leave for, and emulated |
 //! | `rows` | where rows lie: strides, ragged and padded queries, every form of cache |
 //! | `mask`, `score`, `dense` | masks and score modifications, lowered once a call: intervals, bits, steps over a tile |
 //! | `prefill` | many query rows: tiles with query rows in the lanes |
@@ -26,6 +27,8 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("omniflash-cpu addresses tensors with 64-bit offsets");
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod backend;
 mod decode;
 mod dense;

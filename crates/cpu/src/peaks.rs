@@ -4,12 +4,18 @@
 //! rounds, since neighbours can only slow a round down.
 
 use std::hint::black_box;
+#[cfg(target_arch = "x86_64")]
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use omniflash_core::measure::Peaks;
 use omniflash_core::{Buffer, DType, Result};
 use rayon::prelude::*;
 
+#[cfg(all(target_arch = "x86_64", feature = "amx-emulation"))]
+use crate::amx::Emulation;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{Hardware, TILE, TILE_WORDS, TileUnit};
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx512, PairKernel};
@@ -31,6 +37,7 @@ pub(crate) fn measure(isa: Isa, budget: Duration) -> Result<Peaks> {
     let threads = rayon::current_num_threads();
     let of_f32 = fastest(budget, || multiply_adds(isa, threads));
     let of_bf16 = match isa {
+        isa if isa.has_bf16_matrices() => fastest(budget, || matrix_products(isa, threads)),
         Isa::Avx512Bf16 => fastest(budget, || pair_products(threads)),
         // Widened to f32, as f16 is.
         _ => of_f32,
@@ -86,6 +93,27 @@ fn pair_products(threads: usize) -> f64 {
     multiply_adds(Isa::best(), threads)
 }
 
+/// The same for products of matrices of such pairs.
+#[cfg(target_arch = "x86_64")]
+fn matrix_products(isa: Isa, threads: usize) -> f64 {
+    let operations = 2.0 * (2 * TILE * TILE_WORDS * MATRIX_CHAINS * MATRIX_ROUNDS) as f64;
+    operations
+        * pieces_a_second(threads, || {
+            // SAFETY: only called where the instruction set has such products, which was checked.
+            let simd = unsafe { Avx512::<true>::new() };
+            match isa {
+                #[cfg(feature = "amx-emulation")]
+                Isa::AmxBf16Emulated => simd.vectorize_pairs(MatrixChains::<Emulation>(PhantomData)),
+                _ => simd.vectorize_pairs(MatrixChains::<Hardware>(PhantomData)),
+            }
+        })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn matrix_products(isa: Isa, threads: usize) -> f64 {
+    multiply_adds(isa, threads)
+}
+
 /// How many pieces of work all threads together do in a second.
 fn pieces_a_second(threads: usize, piece: impl Fn() + Sync) -> f64 {
     let pieces = PIECES * threads;
@@ -139,6 +167,43 @@ impl PairKernel for PairChains {
         }
         for sum in sums {
             black_box(simd.sum(sum));
+        }
+    }
+}
+
+/// Chains of products of matrices in tiles.
+#[cfg(target_arch = "x86_64")]
+struct MatrixChains<U>(PhantomData<U>);
+
+#[cfg(target_arch = "x86_64")]
+const MATRIX_CHAINS: usize = 4;
+/// Products of a chain in one piece of work, each of which takes some 16 cycles.
+#[cfg(target_arch = "x86_64")]
+const MATRIX_ROUNDS: usize = 2_000;
+
+#[cfg(target_arch = "x86_64")]
+impl<U: TileUnit> PairKernel for MatrixChains<U> {
+    #[inline(always)]
+    fn run(self, simd: Avx512<true>) {
+        let operand = [black_box(f32::from_bits(0x3a80_3a80)); TILE_WORDS];
+        let mut sums = [0.0f32; TILE_WORDS];
+        // SAFETY: the proof was made for an instruction set with matrices; all the tiles are in arrays of their size.
+        unsafe {
+            let mut unit = U::new();
+            unit.load::<4>(operand.as_ptr(), TILE);
+            unit.load::<5>(operand.as_ptr(), TILE);
+            unit.zero::<0>();
+            unit.zero::<1>();
+            unit.zero::<2>();
+            unit.zero::<3>();
+            for _ in 0..MATRIX_ROUNDS {
+                unit.multiply::<0, 4, 5>();
+                unit.multiply::<1, 4, 5>();
+                unit.multiply::<2, 4, 5>();
+                unit.multiply::<3, 4, 5>();
+            }
+            unit.store::<3>(sums.as_mut_ptr(), TILE);
+            black_box(simd.sum(simd.load(sums.as_ptr())));
         }
     }
 }

@@ -29,6 +29,9 @@ const WORKER_WORDS: usize = (1 << 20) / size_of::<f32>();
 /// of 4 and of 8.
 const BLOCKS: [usize; 3] = [96, 48, 24];
 
+/// The same where matrix instructions multiply: at best as many keys as fit, whose sums are loaded and stored once.
+const MATRIX_BLOCKS: [usize; 4] = [128, 96, 48, 24];
+
 /// Strips of a task at most: each packed block is shared by them, and packing waits for memory.
 const MOST_STRIPS: usize = 16;
 
@@ -41,6 +44,9 @@ const COPY_STRIPS: usize = 8;
 /// Tasks for each thread, so that the last ones to end leave little waiting; twice as many of more than [`FEW_STRIPS`],
 /// which differ more under causal masks.
 const TASKS_PER_THREAD: usize = 8;
+
+/// The same where matrix instructions multiply: packing, which vectors do, costs ever more beside.
+const MATRIX_TASKS_PER_THREAD: usize = 2;
 
 /// Below this many strips, keys are split until there are so many tasks: a constant, for results must not depend on
 /// the number of threads.
@@ -88,6 +94,9 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
     }
     if sizes.depth == 2 {
         reason += ", products of bf16 pairs";
+    }
+    if prefill::in_matrices(isa, shape.dtype) {
+        reason += " in matrices";
     }
     Ok(AttentionPlan {
         kernel_id: kernel_id(problem, isa),
@@ -141,21 +150,28 @@ fn plan_rows(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result
 fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Tiling> {
     let (shape, config) = (problem.shape(), problem.config());
     let depth = prefill::depth(isa, shape.dtype);
+    let key_step = prefill::key_step(isa, shape.dtype);
+    let in_matrices = prefill::in_matrices(isa, shape.dtype);
     let rows = prefill::strip_rows(isa);
     let sizes = |strips: usize, block: usize| Sizes {
         strips,
         rows,
         block,
+        key_step,
         key_panels: shape.head_dim.div_ceil(PANEL * depth),
         value_panels: shape.value_dim.div_ceil(PANEL),
         depth,
         reads_tensors: reads_tensors(problem.mask(), problem.score_mod()),
     };
     let fits = |strips: usize, block: usize| sizes(strips, block).words() <= WORKER_WORDS;
+    let blocks: &[usize] = if in_matrices { &MATRIX_BLOCKS } else { &BLOCKS };
     let block = match config.block_n {
-        Some(block) if BLOCKS.contains(&block) => block,
-        Some(block) => return Err(Error::value("config.block_n", block, "one of 24, 48, 96")),
-        None => BLOCKS.into_iter().find(|&block| fits(1, block)).unwrap_or(BLOCKS[BLOCKS.len() - 1]),
+        Some(block) if blocks.contains(&block) => block,
+        Some(block) => {
+            let possible = blocks.iter().rev().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::value("config.block_n", block, format!("one of {possible}")));
+        }
+        None => *blocks.iter().find(|&&block| fits(1, block)).unwrap_or(&blocks[blocks.len() - 1]),
     };
     let most = (1..=MOST_STRIPS).rev().find(|&strips| fits(strips, block)).unwrap_or(1);
     let total = strips_per_head(shape, rows) * shape.num_kv_heads * shape.batch;
@@ -164,7 +180,9 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
         Some(asked) => asked.min(shape.seqlen_k.div_ceil(block)).max(1),
         None => pieces(total, shape.seqlen_k),
     };
+    // Matrices want whole steps of keys, and were measured with blocks that each task packs.
     let copies = pieces == 1
+        && !in_matrices
         && strips_per_head(shape, rows) * rows >= COPY_ROWS
         && head_words(&sizes(1, block), shape.seqlen_k) <= COPY_WORDS
         && has_intervals(problem.mask());
@@ -175,7 +193,8 @@ fn tiling(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result<Ti
             return Err(Error::value("config.block_m", block_m, format!("one of {}", possible.join(", "))));
         }
         None => {
-            let share = total * pieces / (TASKS_PER_THREAD * threads.max(1));
+            let tasks = if in_matrices { MATRIX_TASKS_PER_THREAD } else { TASKS_PER_THREAD };
+            let share = total * pieces / (tasks * threads.max(1));
             let most = if copies { most.min(COPY_STRIPS) } else { most };
             (share / 2).max(share.min(FEW_STRIPS)).clamp(1, most)
         }

@@ -121,7 +121,7 @@ pub(crate) unsafe fn attention(
                 dispatch(isa, Work { job, records, memory })
             }),
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if isa == Isa::Avx512Bf16 => compute::<bf16>(problem, takes, work_in_pairs),
+            DType::BF16 if isa.has_bf16_pairs() => compute::<bf16>(problem, takes, work_in_pairs),
             DType::BF16 => compute::<bf16>(problem, takes, |job, records, memory| {
                 dispatch(isa, Work { job, records, memory })
             }),

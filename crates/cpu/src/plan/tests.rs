@@ -119,3 +119,18 @@ fn a_worker_needs_at_most_a_mebibyte_up_to_dimension_1024() {
         }
     }
 }
+
+#[test]
+#[cfg(feature = "amx-emulation")]
+fn matrices_multiply_bf16_only_in_blocks_of_128_keys() {
+    let isa = Isa::AmxBf16Emulated;
+    if !isa.is_available() {
+        println!("skipped: the emulation needs avx512-bf16");
+        return;
+    }
+    let plan_of = |dtype| plan_of(dtype, (16, 16, 2048, 2048, 128), AttentionOptions::new(), isa).unwrap();
+    let plan = plan_of(DType::BF16);
+    assert!(plan.contains("tile 1024x128") && plan.contains("in matrices"), "{plan}");
+    let plan = plan_of(DType::F16);
+    assert!(plan.contains("x96") && !plan.contains("in matrices"), "{plan}");
+}

@@ -100,6 +100,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
     pub(super) unsafe fn pack_copy(&mut self, packing: &Packing) {
         let (simd, call, sizes) = (self.simd, self.call, &self.call.sizes);
         let Some(copy) = call.copy else { return };
+        debug_assert!(TURN_KEYS.is_multiple_of(O::KEY_STEP), "zeros after one turn would lie over the next");
         let batch = call.sequences[packing.sequence].batch;
         let [k_rows, v_rows] = self.rows_of(batch, packing.first_head, packing.first as usize, packing.keys);
         let block = |head: usize| copy.0.wrapping_add(packing.offset + head * packing.head_words);
@@ -111,7 +112,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                 unsafe {
                     let target = block(head).add(turn.start * PANEL);
                     let (rows, ahead) = (&rows[..turn.len()], &ahead[..]);
-                    let (panels, panel_rows) = (sizes.key_panels, sizes.block);
+                    let (panels, panel_rows) = (sizes.key_panels, sizes.packed_keys());
                     pack_keys::<S, O, true>(simd, rows, ahead, call.head_dim, panels, panel_rows, target);
                 }
             }
@@ -125,7 +126,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                     let values = block(head).add(sizes.key_words());
                     let target = values.add(turn.start / O::DEPTH * PANEL);
                     let (rows, ahead) = (&rows[..turn.len()], &ahead[..]);
-                    let (panels, panel_rows) = (sizes.value_panels, sizes.block / O::DEPTH);
+                    let (panels, panel_rows) = (sizes.value_panels, sizes.value_rows());
                     let is_finite = pack_values::<S, O, true>(
                         simd,
                         rows,

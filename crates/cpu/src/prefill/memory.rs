@@ -12,6 +12,8 @@ pub(crate) struct Sizes {
     pub(crate) rows: usize,
     /// Keys of a block.
     pub(crate) block: usize,
+    /// Keys are packed in multiples of this.
+    pub(crate) key_step: usize,
     /// Panels of words of a query or key.
     pub(crate) key_panels: usize,
     /// Panels of columns of values.
@@ -23,6 +25,16 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
+    /// Keys of a block with those that fill its last step.
+    pub(super) fn packed_keys(&self) -> usize {
+        self.block.next_multiple_of(self.key_step)
+    }
+
+    /// Rows of words of a block's values.
+    pub(super) fn value_rows(&self) -> usize {
+        self.packed_keys() / self.depth
+    }
+
     /// Words of one strip's queries.
     pub(super) fn query_words(&self) -> usize {
         self.key_panels * PANEL * self.rows
@@ -35,12 +47,12 @@ impl Sizes {
 
     /// Words of a block's packed keys.
     pub(super) fn key_words(&self) -> usize {
-        self.block * self.key_panels * PANEL
+        self.packed_keys() * self.key_panels * PANEL
     }
 
     /// Words of a block's packed values.
     pub(super) fn value_words(&self) -> usize {
-        self.block / self.depth * self.value_panels * PANEL
+        self.value_rows() * self.value_panels * PANEL
     }
 
     /// Words of a strip's partial result: output, maxima and sums.
@@ -50,7 +62,7 @@ impl Sizes {
 
     /// Words of all.
     pub(crate) fn words(&self) -> usize {
-        let tile = self.block * self.rows;
+        let tile = self.packed_keys() * self.rows;
         let parts = [
             self.strips * self.query_words(),
             self.strips * self.output_words(),
@@ -97,7 +109,7 @@ impl Memory {
     pub(super) fn new(sizes: &Sizes, memory: &mut [f32]) -> Self {
         let mut parts = Parts::new(memory);
         let mut take = |words: usize| parts.take(words).as_mut_ptr();
-        let tile = sizes.block * sizes.rows;
+        let tile = sizes.packed_keys() * sizes.rows;
         Memory {
             q: take(sizes.strips * sizes.query_words()),
             o: take(sizes.strips * sizes.output_words()),

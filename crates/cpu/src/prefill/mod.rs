@@ -9,10 +9,16 @@
 //! not see changes nothing in it: results are bitwise the same for any number of threads and of strips in a task. Few
 //! strips against many keys are split into pieces of keys, by sizes alone, and joined in order.
 
+#[cfg(target_arch = "x86_64")]
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use omniflash_core::{AttentionProblem, DType, Result};
 
+#[cfg(all(target_arch = "x86_64", feature = "amx-emulation"))]
+use crate::amx::Emulation;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{Hardware, TileUnit};
 use crate::decode;
 use crate::isa::Isa;
 use crate::mask::LoweredMask;
@@ -25,6 +31,9 @@ use crate::simd::{Kernel, Simd, Storage, dispatch};
 use crate::threads::on_threads;
 
 mod copy;
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "lanes and rows are counted; closures lose target features")]
+mod matrices;
 mod memory;
 mod operands;
 mod output;
@@ -40,6 +49,8 @@ mod tile;
 
 use copy::Packing;
 pub(crate) use copy::head_words;
+#[cfg(target_arch = "x86_64")]
+use matrices::Matrices;
 pub(crate) use memory::Sizes;
 #[cfg(target_arch = "x86_64")]
 use operands::Pairs;
@@ -148,7 +159,21 @@ impl<'p, T: Storage> Call<'p, T> {
 
 /// Numbers in a packed word: bf16 goes in pairs where dot products take them.
 pub(crate) fn depth(isa: Isa, dtype: DType) -> usize {
-    if isa == Isa::Avx512Bf16 && dtype == DType::BF16 { 2 } else { 1 }
+    if isa.has_bf16_pairs() && dtype == DType::BF16 { 2 } else { 1 }
+}
+
+/// Whether the products are those of matrix instructions.
+pub(crate) fn in_matrices(isa: Isa, dtype: DType) -> bool {
+    isa.has_bf16_matrices() && dtype == DType::BF16
+}
+
+/// Keys of a block are packed in multiples of this.
+pub(crate) fn key_step(isa: Isa, dtype: DType) -> usize {
+    match in_matrices(isa, dtype) {
+        #[cfg(target_arch = "x86_64")]
+        true => matrices::KEY_STEP,
+        _ => pack::KEY_STEP,
+    }
 }
 
 /// Query rows of a strip.
@@ -254,7 +279,13 @@ fn run_worker<T: Storage>(
         // A plan asks for pairs only of bf16 on an instruction set that has their dot product.
         let queue = queue.of_bf16();
         // SAFETY: `isa` is available.
-        return unsafe { Avx512::<true>::new() }.vectorize_pairs(queue);
+        let simd = unsafe { Avx512::<true>::new() };
+        return match isa {
+            Isa::AmxBf16 => simd.vectorize_pairs(MatrixQueue::<Hardware>(queue, PhantomData)),
+            #[cfg(feature = "amx-emulation")]
+            Isa::AmxBf16Emulated => simd.vectorize_pairs(MatrixQueue::<Emulation>(queue, PhantomData)),
+            _ => simd.vectorize_pairs(queue),
+        };
     }
     dispatch(isa, queue)
 }
@@ -313,6 +344,18 @@ impl PairKernel for Queue<'_, '_, half::bf16> {
     #[inline(always)]
     fn run(self, simd: Avx512<true>) {
         self.drain::<Avx512<true>, Pairs>(simd);
+    }
+}
+
+/// A queue whose products are those of tiles.
+#[cfg(target_arch = "x86_64")]
+struct MatrixQueue<'w, 'p, U>(Queue<'w, 'p, half::bf16>, PhantomData<U>);
+
+#[cfg(target_arch = "x86_64")]
+impl<U: TileUnit> PairKernel for MatrixQueue<'_, '_, U> {
+    #[inline(always)]
+    fn run(self, simd: Avx512<true>) {
+        self.0.drain::<Avx512<true>, Matrices<U>>(simd);
     }
 }
 

@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 
+use super::pack;
+use super::tile::{self, PANEL, Panels, Start};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Avx512;
 use crate::simd::{Simd, Storage};
@@ -17,6 +19,15 @@ pub(crate) trait Operands<S: Simd>: Copy + Send + Sync + 'static {
 
     /// Numbers in a word.
     const DEPTH: usize;
+
+    /// Keys of a block are packed in multiples of this, and so are those of a product; the last ones are zeros.
+    const KEY_STEP: usize = pack::KEY_STEP;
+
+    /// What a worker holds to multiply with, beside vectors.
+    type Unit;
+
+    /// A worker's unit.
+    fn unit(simd: S) -> Self::Unit;
 
     /// `sum` plus the products of the numbers of `a` and `b`.
     fn multiply_add(simd: S, a: S::Vector, b: S::Vector, sum: S::Vector) -> S::Vector;
@@ -44,6 +55,75 @@ pub(crate) trait Operands<S: Simd>: Copy + Send + Sync + 'static {
 
     /// Number `i` of a word.
     fn number(word: f32, i: usize) -> f32;
+
+    /// The first product; see [`tile::scores`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a product's operands, all of them used by the innermost loop"
+    )]
+    unsafe fn scores(
+        _unit: &mut Self::Unit,
+        simd: S,
+        vectors: usize,
+        keys: (usize, usize),
+        q: *const f32,
+        k: Panels,
+        s: *mut f32,
+        maxima: Option<*mut f32>,
+    ) {
+        // SAFETY: the caller's duties.
+        unsafe { tile::scores::<S, Self>(simd, vectors, keys, q, k, s, maxima) }
+    }
+
+    /// The second product; see [`tile::values`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "as above")]
+    unsafe fn values(
+        _unit: &mut Self::Unit,
+        simd: S,
+        vectors: usize,
+        rows: (usize, usize),
+        p: *const f32,
+        v: Panels,
+        o: *mut f32,
+        start: Start,
+    ) {
+        // SAFETY: the caller's duties.
+        unsafe { tile::values::<S, Self>(simd, vectors, rows, p, v, o, start) }
+    }
+
+    /// Packs a block's values for the second product; see [`pack::pack_values`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn pack_values(
+        simd: S,
+        rows: &[*const Self::Element],
+        dim: usize,
+        panels: usize,
+        panel_rows: usize,
+        target: *mut f32,
+    ) -> bool {
+        // SAFETY: the caller's duties.
+        unsafe {
+            let ahead = &rows[pack::PREFETCH_ROWS.min(rows.len())..];
+            pack::pack_values::<S, Self, false>(simd, rows, ahead, dim, panels, panel_rows, target)
+        }
+    }
+
+    /// Where the packed values have the word of a column in a row of words.
+    #[inline(always)]
+    fn value_at(panel_rows: usize, column: usize, word: usize) -> usize {
+        (column / PANEL * panel_rows + word) * PANEL + column % PANEL
+    }
 }
 
 /// Words are f32; elements are widened as they are packed.
@@ -54,6 +134,11 @@ impl<S: Simd, T: Storage> Operands<S> for Widened<T> {
     type Element = T;
 
     const DEPTH: usize = 1;
+
+    type Unit = ();
+
+    #[inline(always)]
+    fn unit(_simd: S) {}
 
     #[inline(always)]
     fn multiply_add(simd: S, a: S::Vector, b: S::Vector, sum: S::Vector) -> S::Vector {
@@ -103,6 +188,11 @@ impl Operands<Avx512<true>> for Pairs {
     type Element = bf16;
 
     const DEPTH: usize = 2;
+
+    type Unit = ();
+
+    #[inline(always)]
+    fn unit(_simd: Avx512<true>) {}
 
     #[inline(always)]
     fn multiply_add(simd: Avx512<true>, a: Word, b: Word, sum: Word) -> Word {

@@ -5,7 +5,7 @@ use super::pack::unpack_output;
 use super::schedule::Task;
 use super::strip::{MAX_ROWS, Segment, Segments};
 use super::task::{Block, Worker};
-use super::tile::{self, PANEL, Panels, Start};
+use super::tile::{PANEL, Panels, Start};
 use crate::simd::Simd;
 
 impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
@@ -36,7 +36,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                 Start::Kept
             }
         };
-        let v = Panels { words: block.v, count: sizes.value_panels, rows: sizes.block / O::DEPTH };
+        let v = Panels { words: block.v, count: sizes.value_panels, rows: sizes.value_rows() };
         for segment in segments.iter() {
             let lane = segment.first * S::LANES;
             let rows = (segment.begin / O::DEPTH, segment.end / O::DEPTH);
@@ -44,7 +44,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
             unsafe {
                 if block.is_finite {
                     let (p, o) = (self.memory.s.add(lane), o.add(lane));
-                    tile::values::<S, O>(simd, segment.vectors, rows, p, v, o, start);
+                    O::values(&mut self.unit, simd, segment.vectors, rows, p, v, o, start);
                 } else {
                     self.add_guarded_values(block, segment, o);
                 }
@@ -70,7 +70,7 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
         }
     }
 
-    /// As [`tile::values`], for values that are not all finite: what a row does not see must not reach it, and
+    /// As [`Operands::values`], for values that are not all finite: what a row does not see must not reach it, and
     /// 0 times infinity is not 0.
     pub(super) unsafe fn add_guarded_values(&mut self, block: &Block, segment: &Segment, o: *mut f32) {
         let sizes = &self.call.sizes;
@@ -84,8 +84,8 @@ impl<S: Simd, O: Operands<S>> Worker<'_, '_, S, O> {
                         continue;
                     }
                     for column in 0..self.call.value_dim {
-                        let row = (column / PANEL * (sizes.block / O::DEPTH) + word) * PANEL;
-                        let value = O::number(block.v.add(row + column % PANEL).read(), part);
+                        let at = O::value_at(sizes.value_rows(), column, word);
+                        let value = O::number(block.v.add(at).read(), part);
                         *o.add(column * sizes.rows + lane) += weight * value;
                     }
                 }

@@ -10,8 +10,10 @@ use crate::simd::{Simd, Storage};
 /// Keys of a block at most: visible keys of a row fit a `u128`.
 pub(crate) const MAX_BLOCK: usize = 128;
 
-/// Keys of a block are packed in multiples of this; the last ones are zeros.
-pub(crate) const KEY_STEP: usize = 4;
+/// Keys of a block are packed in multiples of this where vectors multiply; the last ones are zeros.
+pub(super) const KEY_STEP: usize = 4;
+
+const _: () = assert!(MAX_BLOCK.is_multiple_of(KEY_STEP));
 
 /// How many rows ahead of the one that is packed cache lines are asked for.
 pub(crate) const PREFETCH_ROWS: usize = 8;
@@ -80,12 +82,12 @@ pub(crate) unsafe fn pack_queries<S: Simd, O: Operands<S>>(
     }
 }
 
-/// Packs rows of keys to `[panels][panel_rows][PANEL]`, zero rows up to a multiple of [`KEY_STEP`], and asks for the rows
-/// of `ahead` beside them; if it `STREAMS`, past the caches.
+/// Packs rows of keys to `[panels][panel_rows][PANEL]`, zero rows up to a multiple of the operands' step, and asks for the
+/// rows of `ahead` beside them; if it `STREAMS`, past the caches.
 ///
 /// # Safety
 /// - Each row has `dim` elements.
-/// - `target` has room, and is aligned to a cache line; `panel_rows` is a multiple of [`KEY_STEP`] and at least the number of rows.
+/// - `target` has room, and is aligned to a cache line; `panel_rows` is a multiple of the step and at least the number of rows.
 #[inline(always)]
 pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>, const STREAMS: bool>(
     simd: S,
@@ -112,7 +114,7 @@ pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>, const STREAMS: bool>(
             }
         }
     }
-    for j in rows.len()..rows.len().next_multiple_of(KEY_STEP) {
+    for j in rows.len()..rows.len().next_multiple_of(O::KEY_STEP) {
         for word in (0..panels * PANEL).step_by(S::LANES) {
             // SAFETY: as above.
             unsafe {
@@ -126,8 +128,8 @@ pub(crate) unsafe fn pack_keys<S: Simd, O: Operands<S>, const STREAMS: bool>(
 }
 
 /// Packs rows of values to `[panels][panel_rows][PANEL]`, the words of `DEPTH` rows each, zeros up to a multiple of
-/// [`KEY_STEP`] keys, and asks for the rows of `ahead` beside them; if it `STREAMS`, past the caches. Answers whether all
-/// values are finite.
+/// the operands' step of keys, and asks for the rows of `ahead` beside them; if it `STREAMS`, past the caches. Answers
+/// whether all values are finite.
 ///
 /// # Safety
 /// - Each row has `dim` elements.
@@ -144,7 +146,7 @@ pub(crate) unsafe fn pack_values<S: Simd, O: Operands<S>, const STREAMS: bool>(
 ) -> bool {
     let row_bytes = dim * size_of::<O::Element>();
     let mut poison = simd.splat(0.0);
-    for word_row in 0..rows.len().next_multiple_of(KEY_STEP) / O::DEPTH {
+    for word_row in 0..rows.len().next_multiple_of(O::KEY_STEP) / O::DEPTH {
         for i in 0..O::DEPTH {
             if let Some(ahead) = ahead.get(word_row * O::DEPTH + i) {
                 prefetch_row(simd, ahead.cast(), row_bytes);
@@ -191,7 +193,7 @@ unsafe fn put<S: Simd, const STREAMS: bool>(simd: S, target: *mut f32, words: S:
 /// # Safety
 /// `columns` elements of each row can be read.
 #[inline(always)]
-unsafe fn load_columns<S: Simd, O: Operands<S>>(
+pub(super) unsafe fn load_columns<S: Simd, O: Operands<S>>(
     simd: S,
     first: *const O::Element,
     second: Option<*const O::Element>,

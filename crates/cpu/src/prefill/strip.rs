@@ -2,7 +2,6 @@
 
 use omniflash_core::TileStatus;
 
-use super::pack::KEY_STEP;
 use crate::mask::{Keys, LoweredMask, QueryRow, keys_from_rows};
 use crate::rows::Sequence;
 
@@ -58,9 +57,9 @@ impl Limits {
 /// A rectangle of a tile that is computed: keys of the block, vectors of the strip.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// First key, a multiple of [`KEY_STEP`].
+    /// First key, a multiple of the step of keys.
     pub(crate) begin: usize,
-    /// One past the last key, a multiple of [`KEY_STEP`].
+    /// One past the last key, a multiple of the step of keys.
     pub(crate) end: usize,
     /// First vector.
     pub(crate) first: usize,
@@ -138,9 +137,10 @@ impl Strip {
         self.hull.0 = self.hull.0.min(self.hull.1);
     }
 
-    /// Cuts the tile with keys `first_key..first_key + keys` where a vector begins or ceases to see any.
-    pub(crate) fn cut(&self, first_key: i64, keys: usize) -> Segments {
-        let end = keys.next_multiple_of(KEY_STEP);
+    /// Cuts the tile with keys `first_key..first_key + keys` where a vector begins or ceases to see any, counted in
+    /// steps of `step` keys.
+    pub(crate) fn cut(&self, first_key: i64, keys: usize, step: usize) -> Segments {
+        let end = keys.next_multiple_of(step);
         let mut spans = [(0usize, 0usize); MAX_VECTORS];
         let mut edges = [0usize; 2 * MAX_VECTORS];
         let mut count = 0;
@@ -148,7 +148,7 @@ impl Strip {
             let low = (limits.low_min.saturating_sub(first_key)).clamp(0, keys as i64) as usize;
             let high = (limits.high_max - first_key).clamp(0, keys as i64) as usize;
             if low < high {
-                *span = (low / KEY_STEP * KEY_STEP, high.next_multiple_of(KEY_STEP).min(end));
+                *span = (low / step * step, high.next_multiple_of(step).min(end));
                 edges[count] = span.0;
                 edges[count + 1] = span.1;
                 count += 2;
@@ -161,9 +161,11 @@ impl Strip {
             let sees = |span: &(usize, usize)| span.0 <= begin && end <= span.1;
             let Some(first) = spans.iter().position(sees).filter(|_| begin < end) else { continue };
             let last = spans.iter().rposition(sees).expect("the first one sees it");
-            let is_edge = self.limits[first..=last].iter().any(|limits| {
-                limits.low_max > first_key + begin as i64 || limits.high_min < first_key + end as i64
-            });
+            // What fills the block's last step is no key, though the rows may see the next block's.
+            let is_edge = end > keys
+                || self.limits[first..=last].iter().any(|limits| {
+                    limits.low_max > first_key + begin as i64 || limits.high_min < first_key + end as i64
+                });
             segments.items[segments.len] = Segment { begin, end, first, vectors: last - first + 1, is_edge };
             segments.len += 1;
         }

@@ -5,10 +5,10 @@ use omniflash_core::TileStatus;
 use super::Call;
 use super::memory::Memory;
 use super::operands::Operands;
-use super::pack::{KEY_STEP, MAX_BLOCK, PREFETCH_ROWS, pack_keys, pack_queries, pack_values};
+use super::pack::{MAX_BLOCK, PREFETCH_ROWS, pack_keys, pack_queries};
 use super::schedule::Task;
 use super::strip::{MAX_ROWS, Segments, Strip};
-use super::tile::{self, Panels};
+use super::tile::Panels;
 use crate::simd::Simd;
 
 /// What works through tasks: memory, strips, and the call they belong to.
@@ -17,6 +17,7 @@ pub(crate) struct Worker<'w, 'p, S: Simd, O: Operands<S>> {
     pub(super) call: &'w Call<'p, O::Element>,
     pub(super) memory: Memory,
     pub(super) strips: Vec<Strip>,
+    pub(super) unit: O::Unit,
 }
 
 /// A packed block of keys.
@@ -38,7 +39,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
     pub(crate) fn new(simd: S, call: &'w Call<'p, O::Element>, memory: &'w mut [f32]) -> Self {
         let memory = Memory::new(&call.sizes, memory);
         let strips = (0..call.sizes.strips).map(|_| Strip::new()).collect();
-        Worker { simd, call, memory, strips }
+        Worker { simd, call, memory, strips, unit: O::unit(simd) }
     }
 
     /// Computes a task and writes its rows, or its partial results.
@@ -125,7 +126,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
             if self.strips[i].status == TileStatus::Skip {
                 continue;
             }
-            let segments = self.strips[i].cut(first, keys);
+            let segments = self.strips[i].cut(first, keys, O::KEY_STEP);
             if !segments.is_empty() {
                 // SAFETY: the block is packed and the strip loaded.
                 unsafe { self.visit_tile(i, &block, &segments) };
@@ -139,16 +140,14 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         let batch = call.sequences[task.sequence].batch;
         let [k_rows, v_rows] = self.rows_of(batch, task.kv_head, first as usize, keys);
         let (k_rows, v_rows) = (&k_rows[..keys], &v_rows[..keys]);
-        let ahead = PREFETCH_ROWS.min(keys);
+        let ahead = &k_rows[PREFETCH_ROWS.min(keys)..];
         // SAFETY: rows of keys and values of the sequence; the block's memory.
         let is_finite = unsafe {
             let (simd, target) = (self.simd, self.memory.k);
-            let (panels, panel_rows) = (sizes.key_panels, sizes.block);
-            let k_ahead = &k_rows[ahead..];
-            pack_keys::<S, O, false>(simd, k_rows, k_ahead, call.head_dim, panels, panel_rows, target);
-            let (target, v_ahead) = (self.memory.v, &v_rows[ahead..]);
-            let (panels, panel_rows) = (sizes.value_panels, sizes.block / O::DEPTH);
-            pack_values::<S, O, false>(simd, v_rows, v_ahead, call.value_dim, panels, panel_rows, target)
+            let (panels, panel_rows) = (sizes.key_panels, sizes.packed_keys());
+            pack_keys::<S, O, false>(simd, k_rows, ahead, call.head_dim, panels, panel_rows, target);
+            let (panels, panel_rows) = (sizes.value_panels, sizes.value_rows());
+            O::pack_values(simd, v_rows, call.value_dim, panels, panel_rows, self.memory.v)
         };
         Block { first, keys, is_finite, k: self.memory.k, v: self.memory.v }
     }
@@ -193,7 +192,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
             unsafe { self.count_limits_from(i, block) };
         }
         let is_plain = self.call.scores.is_plain() && self.strips[i].status != TileStatus::Partial;
-        let k = Panels { words: block.k, count: sizes.key_panels, rows: sizes.block };
+        let k = Panels { words: block.k, count: sizes.key_panels, rows: sizes.packed_keys() };
         for segment in segments.iter() {
             let lane = segment.first * S::LANES;
             let needs_no_look = is_plain && !segment.is_edge;
@@ -203,7 +202,7 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
                 let maxima = needs_no_look.then_some(self.memory.maxima.add(lane));
                 let keys = (segment.begin, segment.end);
                 let s = self.memory.s.add(lane);
-                tile::scores::<S, O>(simd, segment.vectors, keys, q, k, s, maxima);
+                O::scores(&mut self.unit, simd, segment.vectors, keys, q, k, s, maxima);
                 if !needs_no_look {
                     self.modify_and_hide(i, block, segment);
                 }
@@ -220,5 +219,3 @@ impl<'w, 'p, S: Simd, O: Operands<S>> Worker<'w, 'p, S, O> {
         }
     }
 }
-
-const _: () = assert!(MAX_BLOCK.is_multiple_of(KEY_STEP));

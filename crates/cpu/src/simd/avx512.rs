@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, PairKernel, Simd};
+use super::{Kernel, PairKernel, Simd, polynomial};
 
 /// Proof that this processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; with `BF16` also AVX512-BF16.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +83,18 @@ impl Avx512<true> {
 }
 
 impl Avx512<true> {
+    /// `2^t` within 3e-6 of its value, also where that is subnormal; 0 for -inf, NaN for NaN.
+    ///
+    /// Takes what is left above a whole number, which an instruction finds and another applies, so that neither bounds
+    /// nor the whole number itself are needed.
+    #[inline(always)]
+    pub(crate) fn exp2_from_floor(self, t: __m512) -> __m512 {
+        with!({
+            let rest = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(t);
+            _mm512_scalef_ps(polynomial(self, &EXP2_ABOVE_FLOOR, rest), t)
+        })
+    }
+
     /// In lane `i` the pair of elements `2 i` and `2 i + 1` of `low`, then of `high`, rounded to bf16.
     #[inline(always)]
     pub(crate) fn round_pairs(self, low: __m512, high: __m512) -> __m512 {
@@ -140,6 +152,9 @@ impl<const BF16: bool> Avx512<BF16> {
         ))
     }
 }
+
+/// Minimax coefficients of `2^x` on 0..=1, relative error 2.9e-6, exact at 0.
+const EXP2_ABOVE_FLOOR: [f32; 5] = [1.0, 0.693_044_84, 0.241_280_2, 0.052_242_474, 0.013_426_684];
 
 /// Elements 0..16 of the first operand, each followed by the same of the second; then 16..32.
 const WIDE: [[u16; 32]; 2] = {

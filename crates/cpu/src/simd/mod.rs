@@ -221,8 +221,10 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `isa` is available.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { Avx512::<false>::new() }.vectorize(kernel),
+        isa if isa.has_bf16_pairs() || isa == Isa::Avx512 => {
+            // SAFETY: `isa` is available.
+            unsafe { Avx512::<false>::new() }.vectorize(kernel)
+        }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `isa` is available.
         Isa::Avx2 => unsafe { Avx2::new() }.vectorize(kernel),

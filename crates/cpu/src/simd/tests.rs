@@ -219,3 +219,25 @@ check!(a_load_of_the_first_elements_reads_no_further, |simd: S| {
         }
     }
 });
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn powers_from_the_floor_are_near_enough_for_bf16() {
+    if !Isa::Avx512Bf16.is_available() {
+        println!("skipped: no avx512-bf16");
+        return;
+    }
+    // SAFETY: the instructions were found.
+    let simd = unsafe { Avx512::<true>::new() };
+    let of = |t: f32| lanes(simd, simd.exp2_from_floor(simd.splat(t)))[3];
+    for i in -125_000..=8_000 {
+        let t = i as f32 * 1.000_37e-3;
+        let (found, expected) = (f64::from(of(t)), f64::from(t).exp2());
+        assert!((found - expected).abs() <= 4e-6 * expected, "2^{t} is {found:e}, not {expected:e}");
+    }
+    for whole in -149..=127 {
+        assert_eq!(f64::from(of(whole as f32)), f64::from(whole).exp2());
+    }
+    assert_eq!((of(-151.0), of(f32::MIN), of(f32::NEG_INFINITY)), (0.0, 0.0, 0.0));
+    assert!(of(f32::NAN).is_nan());
+}

@@ -36,12 +36,14 @@ fn with_strip(
 fn a_full_tile_is_one_segment_without_an_edge() {
     with_strip(Mask::None, 64, 200, 1, 0, |strip| {
         let whole = Segment { begin: 0, end: 96, first: 0, vectors: 4, is_edge: false };
-        assert_eq!(strip.cut(0, 96)[..], [whole]);
-        assert_eq!(strip.cut(192, 8)[..], [Segment { end: 8, ..whole }]);
+        assert_eq!(strip.cut(0, 96, 4)[..], [whole]);
+        assert_eq!(strip.cut(192, 8, 4)[..], [Segment { end: 8, ..whole }]);
     });
     with_strip(Mask::None, 64, 99, 1, 0, |strip| {
         let tail = Segment { begin: 0, end: 4, first: 0, vectors: 4, is_edge: true };
-        assert_eq!(strip.cut(96, 3)[..], [tail], "the last block has 3 keys, padded to 4");
+        assert_eq!(strip.cut(96, 3, 4)[..], [tail], "the last block has 3 keys, padded to 4");
+        let filled = Segment { begin: 0, end: 32, first: 0, vectors: 4, is_edge: true };
+        assert_eq!(strip.cut(24, 24, 32)[..], [filled], "a block of 24 keys, padded to 32");
     });
 }
 
@@ -50,7 +52,7 @@ fn a_diagonal_tile_drops_vectors_as_they_cease_to_see() {
     with_strip(Mask::Causal, 64, 64, 1, 0, |strip| {
         let segment =
             |begin, first| Segment { begin, end: begin + 16, first, vectors: 4 - first, is_edge: true };
-        assert_eq!(strip.cut(0, 64)[..], [segment(0, 0), segment(16, 1), segment(32, 2), segment(48, 3)]);
+        assert_eq!(strip.cut(0, 64, 4)[..], [segment(0, 0), segment(16, 1), segment(32, 2), segment(48, 3)]);
     });
 }
 
@@ -74,12 +76,13 @@ proptest! {
         (left, right) in (0usize..200, 0usize..100),
         (q_len, kv_len, group) in (1usize..130, 1usize..300, 1usize..4),
         block in 0i64..3,
+        step in prop::sample::select(vec![4usize, 32]),
     ) {
         let first_key = 96 * block;
         prop_assume!((first_key as usize) < kv_len);
         let keys = (kv_len - first_key as usize).min(96);
         with_strip(Mask::SlidingWindow { left, right }, q_len, kv_len, group, 0, |strip| {
-            let segments = strip.cut(first_key, keys);
+            let segments = strip.cut(first_key, keys, step);
             for (r, visible) in strip.keys.iter().enumerate() {
                 for j in 0..keys {
                     let sees = (visible.0..visible.1).contains(&(first_key + j as i64));
@@ -96,8 +99,8 @@ proptest! {
                 }
             }
             for segment in segments.iter() {
-                assert!(segment.begin % KEY_STEP == 0 && segment.end % KEY_STEP == 0);
-                assert!(segment.end <= keys.next_multiple_of(KEY_STEP));
+                assert!(segment.begin % step == 0 && segment.end % step == 0);
+                assert!(segment.end <= keys.next_multiple_of(step));
             }
         });
     }
