@@ -1,9 +1,9 @@
 //! One packed copy of keys and values, which all tasks of a head share.
 //!
-//! Rows of one head often lie a page apart, a few cache lines each: fetched head by head they come at the speed of single
-//! misses, and once for every task. Here whole rows are read in the order of memory, all heads of a round side by side,
-//! which the processor's prefetchers follow; tasks then go through blocks that lie one after the other. The copy is a
-//! round's, so that memory does not grow with the problem.
+//! Rows of one head often lie a page apart, a few cache lines each: fetched head by head, each row costs a walk of the page
+//! tables, once for every task. Here whole rows are read in the order of memory, all heads of a round side by side; tasks
+//! then go through blocks that lie one after the other. The copy is a round's, so that memory does not grow with the
+//! problem.
 
 use std::ops::Range;
 

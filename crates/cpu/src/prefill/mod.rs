@@ -2,8 +2,9 @@
 //!
 //! Everything is computed transposed, with query rows in the lanes of vectors (see [`tile`]). A *strip* of rows meets
 //! one *block* of keys after the other: scores, online softmax (Milakov and Gimelshein 2018), weighted values. A *task*
-//! is a few strips of one key head, which share the packing of each block; tasks go heaviest first from one counter to
-//! whichever thread asks next, head by head, so that the keys of a head stay in cache.
+//! is a few strips of one key head, which share each packed block; tasks go heaviest first from one counter to whichever
+//! thread asks next. Keys and values are packed ahead, once for all tasks of some heads (see [`copy`]), or by each task
+//! as it goes: where few rows see them, where masks may hide whole blocks, and where a head has too many.
 //!
 //! Every row's sums run over its keys in their order, block boundaries are the same for all rows, and what a row does
 //! not see changes nothing in it: results are bitwise the same for any number of threads and of strips in a task. Few

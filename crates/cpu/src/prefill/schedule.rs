@@ -1,4 +1,4 @@
-//! What is done in which order: tasks head by head, heaviest first, and rounds of heads whose keys are packed ahead.
+//! What is done in which order: rounds of heads whose keys are packed ahead, and their tasks, the heaviest first.
 
 use std::ops::Range;
 
@@ -11,8 +11,9 @@ use crate::simd::Storage;
 /// Words that the copy of a round's keys and values takes at most: a part of the last-level cache.
 pub(crate) const COPY_WORDS: usize = (16 << 20) / size_of::<f32>();
 
-/// Rows of a key head at least for which keys are packed ahead: fewer are one task, which packs as it goes.
-pub(crate) const COPY_ROWS: usize = 256;
+/// Rows of a key head at least for which keys are packed ahead: fewer are a task or two, which are as fast packing as they
+/// go.
+pub(crate) const COPY_ROWS: usize = 2048;
 
 /// Strips of one key head against a range of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

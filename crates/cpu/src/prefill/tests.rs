@@ -9,7 +9,7 @@ use super::*;
 use crate::plan::{Route, plan};
 
 const BATCH: usize = 2;
-const HEADS: usize = 6;
+const HEADS: usize = 24;
 const KV_HEADS: usize = 3;
 const ROWS: usize = 300;
 const KEYS: usize = 500;
