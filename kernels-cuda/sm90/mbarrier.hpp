@@ -24,22 +24,18 @@ OMNIFLASH_DEVICE void mbarrier_arrive_expecting(unsigned barrier, unsigned bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// A warp that waits for a phase may sleep for so many nanoseconds, or until the phase is complete. Without a number the
-// instruction comes back after some twenty cycles, and what waits takes issue slots from what computes.
-constexpr unsigned kLongestSleep = 10'000'000;
-
 // mbarrier.try_wait.parity, again until the phase of this parity is complete.
 OMNIFLASH_DEVICE void mbarrier_wait(unsigned barrier, unsigned parity) {
   asm volatile(
       "{\n"
       ".reg .pred complete;\n"
       "TRY:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1, %2;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1;\n"
       "@complete bra DONE;\n"
       "bra TRY;\n"
       "DONE:\n"
       "}\n" ::"r"(barrier),
-      "r"(parity), "r"(kLongestSleep)
+      "r"(parity)
       : "memory");
 }
 

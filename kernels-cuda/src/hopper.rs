@@ -159,7 +159,9 @@ impl HopperConfig {
     fn shared_memory_with(&self, stages: usize) -> usize {
         let slabs = |columns: usize| columns.div_ceil(SLAB_COLUMNS) * SLAB_ROW_BYTES;
         let (head, value) = (slabs(self.head_dim), slabs(self.value_dim));
-        self.query_tiles * self.block_m * head.max(value) + stages * self.block_n * (head + value) + REST_BYTES
+        self.query_tiles * self.block_m * head.max(value)
+            + stages * self.block_n * (head + value)
+            + REST_BYTES
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.

@@ -151,21 +151,28 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
         (..=64, ..=64) => tile(192, 128, 2),
         (..=96, ..=96) => tile(192, 96, 2),
         (..=128, ..=128) => {
-            let three = tile(192, 64, 2);
-            if occupies(request, &three) { three } else { tile(128, 128, 2) }
+            let (three, two) = (tile(192, 64, 2), tile(128, 128, 2));
+            if occupies(request, &three, &two) { three } else { two }
         }
         (..=192, ..=128) => tile(128, 128, 1),
-        (..=192, ..=192) => tile(128, 96, 1),
         _ => tile(128, 64, 1),
     }
 }
 
-/// Whether there are rows for all warpgroups of such a tile, and a tile for every multiprocessor.
-fn occupies(request: &Request<'_>, tile: &HopperConfig) -> bool {
+/// Tiles for each multiprocessor from which on it does not matter that the last of them are not evenly shared.
+const MANY_ROUNDS: usize = 4;
+
+/// Whether a larger tile leaves no more to wait for at the end than a smaller one, and at most a sixth of its rows empty.
+fn occupies(request: &Request<'_>, larger: &HopperConfig, smaller: &HopperConfig) -> bool {
     let rows = typical_rows(request.shape);
-    let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
-    let tiles = num_tiles(request, tile, rows, heads_per_tile);
-    rows * heads_per_tile > tile.block_m - 64 && tiles >= request.facts.multiprocessors
+    let heads_of = |tile: &HopperConfig| packed_heads(rows, request.shape.group_size(), tile.block_m);
+    let rounds_of = |tile: &HopperConfig| {
+        num_tiles(request, tile, rows, heads_of(tile)).div_ceil(request.facts.multiprocessors)
+    };
+    let rows_of_tiles = rows * heads_of(larger);
+    let (rounds, room) = (rounds_of(larger), rows_of_tiles.next_multiple_of(larger.block_m));
+    6 * rows_of_tiles >= 5 * room
+        && (rounds >= MANY_ROUNDS || rounds * larger.block_m <= rounds_of(smaller) * smaller.block_m)
 }
 
 /// The tile with what the caller fixed.

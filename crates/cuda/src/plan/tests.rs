@@ -320,7 +320,7 @@ fn kernel_ids_name_everything_chosen() {
     let id = |choice: &Choice| {
         kernel_id(&choice.kernel, &arch(&facts), "And<Chunked, Causal>", "Then<Softcap, source0::Tilt>")
     };
-    assert_eq!(id(&choice), "fwd-sm_90a-bf16-d128-m192n64q2-tma-and(chunked,causal)-then(softcap,tilt)");
+    assert_eq!(id(&choice), "fwd-sm_90a-bf16-d128-m128n128q2-tma-and(chunked,causal)-then(softcap,tilt)");
     let flash2 = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
     let choice = choose_with(&shape, &facts, flash2, "And<Chunked, Causal>").unwrap();
     assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
