@@ -266,7 +266,7 @@ impl MaskedPrefill {
     fn set_mask(&mut self, backend: &dyn Backend, more: usize, stream: &Stream) {
         let shows = |i: usize| {
             let (row, key) = (i / Self::KEYS, i % Self::KEYS);
-            key <= more * row && (key + more) % 7 != 0
+            key <= more * row && !(key + more).is_multiple_of(7)
         };
         let each = 0..Self::ROWS * Self::KEYS;
         let bytes: Vec<u8> = match self.dtype {

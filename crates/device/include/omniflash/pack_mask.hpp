@@ -66,9 +66,10 @@ struct alignas(16) Chunk {
   struct Elements {
     Element values[kUnitKeys];
   };
-  Unit units[kUnits];
+  // What is not loaded is 0: it goes through sums and products before it is left out, and must be some number.
+  Unit units[kUnits] = {};
 
-  // Of `count` keys that exist from `from` on; the others are what they are.
+  // Of `count` keys that exist from `from` on.
   OMNIFLASH_DEVICE void load(const Element* from, long long key_stride, int count) {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
