@@ -78,6 +78,8 @@ constexpr bool kHoldQuery = true;
 #else
 constexpr bool kHoldQuery = sizeof(Element) == 2 && kHeadDim <= 128;
 #endif
+// Behind one branch with the products, a score modification takes more registers than gfx11 has.
+constexpr bool kSplitsBranch = !OMNIFLASH_MFMA && kStages == 2 && !is_identity<ScoreModType>;
 using Query = QueryRow<Element, kHeadDim, kVectorLoads, kHoldQuery>;
 using Scores = Accumulator[kKeyTiles];
 using Output = Accumulator[kOutputTiles];
@@ -427,8 +429,11 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       block.load_keys(key_stage, next_at, next);
       if constexpr (kStages == 2) block.load_values(value_stage, next_at, next);
     }
+    if constexpr (kSplitsBranch) {
+      if (has_tile && opaque_uniform(active)) multiply_keys(s, query, at);
+    }
     if (has_tile && opaque_uniform(active)) {
-      if constexpr (kStages == 2) multiply_keys(s, query, at);
+      if constexpr (kStages == 2 && !kSplitsBranch) multiply_keys(s, query, at);
       modify(block, tile, s);
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
