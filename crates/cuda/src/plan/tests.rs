@@ -151,6 +151,20 @@ fn plans_for_ada_are_these() {
 }
 
 #[test]
+fn documents_are_asked_about_wide_tiles() {
+    let shape = shape(1, (8192, 8192), (16, 16), 128, DType::BF16);
+    let tile_of = |mask_type| {
+        let choice = choose_with(&shape, &facts((9, 0)), AttentionConfig::default(), mask_type).unwrap();
+        match choice.kernel {
+            KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
+            kernel => panic!("{kernel:?}"),
+        }
+    };
+    assert_eq!(tile_of("Causal"), (192, 64));
+    assert_eq!(tile_of("And<Causal, Document>"), (128, 128));
+}
+
+#[test]
 fn every_default_tile_can_be_built_and_fits() {
     for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)] {
         let facts = facts(capability);
