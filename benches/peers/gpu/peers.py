@@ -214,7 +214,16 @@ class Comparison:
                 self.methods[name] = calls[name][1]
             except Exception as error:  # noqa: BLE001
                 self.note(name, f"{type(error).__name__}: {error}".splitlines()[0])
+                self.require_device(name)
         return calls
+
+    def require_device(self, name: str) -> None:
+        """Stop where a system has left the device unusable for this process, and say which one."""
+        try:
+            self.clock.torch.cuda.synchronize()
+        except RuntimeError as error:
+            others = ",".join(other for other in self.args.systems if other != name)
+            sys.exit(f"{name} broke the device at {self.case.name} ({error}); without it: --systems {others}")
 
     def external(self, name: str) -> list[float]:
         """One round of an external command."""

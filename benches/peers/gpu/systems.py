@@ -140,10 +140,10 @@ class FlashAttention4(FlashAttention3):
 
 
 class VllmFlashAttention3(System):
-    """FlashAttention-3 as vLLM ships it: windows, pages and ragged batches, which `fa3` lacks."""
+    """FlashAttention-3 as vLLM ships it: for windows and pages, which `fa3` lacks, and ragged batches."""
 
     modules = ("vllm_fa3",)
-    forms = ("full", "causal", "window", "ragged", "page", "page_mixed")
+    forms = ("window", "ragged", "page", "page_mixed")
 
     def __init__(self, case: Case, data: Data) -> None:
         super().__init__(case, data)
@@ -153,8 +153,8 @@ class VllmFlashAttention3(System):
         self.shape = q.shape
         if not case.is_ragged:
             q = q.flatten(0, 1)
-        if data.table is None and not case.is_ragged:
-            k, v = k.flatten(0, 1), v.flatten(0, 1)
+            if data.table is None:
+                k, v = k.flatten(0, 1), v.flatten(0, 1)
         rows = torch.arange(case.batch + 1, dtype=torch.int32, device=DEVICE) * case.query_length
         self.call = vllm_fa3.prepared(
             q,
