@@ -76,7 +76,8 @@ fn attend<T: Storage + Element>(
 }
 
 fn check<T: Storage + Element>() {
-    for isa in Isa::available() {
+    // Matrices want whole steps of keys: there each task packs its own blocks.
+    for isa in Isa::available().into_iter().filter(|&isa| !in_matrices(isa, T::DTYPE)) {
         for is_apart in [false, true] {
             for mask in [Mask::None, Mask::Causal, WINDOW] {
                 let (itself, rounds) = attend::<T>(isa, is_apart, &mask, 0);
