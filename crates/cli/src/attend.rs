@@ -27,7 +27,7 @@ pub(crate) fn compute(backend: &dyn Backend, case: &Case, repeats: usize) -> Res
     let stream = backend.stream()?;
     let tensors = case.upload(backend, &stream)?;
     let options = tensors.attention_options();
-    Ok(execute(backend, tensors.query(), tensors.kv(), &options, repeats)?)
+    Ok(execute((backend, &stream), tensors.query(), tensors.kv(), &options, repeats)?)
 }
 
 fn write(arguments: &AttendArguments, execution: &Execution) -> Result<(), CaseError> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use omniflash::{
     AttentionOptions, AttentionPlan, AttentionProblem, Backend, DType, KvCache, OutputShape, Query, Registry,
-    Result, Tensor, run,
+    Result, Stream, Tensor, run,
 };
 
 /// The backend of a name; `auto` is the one that `OMNIFLASH_BACKEND` names, or the best.
@@ -27,22 +27,22 @@ pub(crate) struct Execution {
     pub(crate) elapsed: Duration,
 }
 
-/// Runs a call whose tensors are in the backend's memory, `repeats` times; the time is that of the fastest.
+/// Runs a call whose tensors are in the backend's memory on a stream, `repeats` times; the time is that of the fastest. What
+/// a backend keeps for a stream, such as memory for splitting keys, is there from the second call on it.
 ///
 /// # Errors
 /// Those of [`AttentionProblem::new`] and of the backend.
 pub(crate) fn execute(
-    backend: &dyn Backend,
+    (backend, stream): (&dyn Backend, &Stream),
     query: Query<'_>,
     kv: KvCache<'_>,
     options: &AttentionOptions<'_>,
     repeats: usize,
 ) -> Result<Execution> {
-    let stream = backend.stream()?;
     let shape = AttentionProblem::output_shape(&query, &kv)?;
-    let mut out = Tensor::zeros(backend, shape.dtype, &shape.out, &stream)?;
+    let mut out = Tensor::zeros(backend, shape.dtype, &shape.out, stream)?;
     let mut lse = match options.lse {
-        true => Some(Tensor::zeros(backend, DType::F32, &shape.lse, &stream)?),
+        true => Some(Tensor::zeros(backend, DType::F32, &shape.lse, stream)?),
         false => None,
     };
     let problem =
@@ -53,11 +53,11 @@ pub(crate) fn execute(
         let start = Instant::now();
         // Without a query row the result is complete, however many empty sequences there are.
         if problem.shape().total_q > 0 && problem.shape().num_heads > 0 {
-            run(backend, &problem, &stream)?;
+            run(backend, &problem, stream)?;
         }
         elapsed = elapsed.min(start.elapsed());
     }
     drop(problem);
-    let lse = lse.map(|lse| lse.to_memory(backend, &stream)).transpose()?;
-    Ok(Execution { out: out.to_memory(backend, &stream)?, lse, shape, plan, elapsed })
+    let lse = lse.map(|lse| lse.to_memory(backend, stream)).transpose()?;
+    Ok(Execution { out: out.to_memory(backend, stream)?, lse, shape, plan, elapsed })
 }

@@ -109,7 +109,8 @@ fn attention_of_words(backend: &dyn Backend, case: &Case) -> anyhow::Result<Vec<
         anyhow::bail!("the embedded case has a cache, expected dense keys");
     };
     let kv = KvCache::Dense { k, v: units.view(), lengths };
-    let execution = execute(backend, arguments.query(), kv, &arguments.attention_options(), 1)?;
+    let options = arguments.attention_options();
+    let execution = execute((backend, &stream), arguments.query(), kv, &options, 1)?;
     anyhow::ensure!(execution.shape.dtype == DType::F32, "the embedded case is not f32");
     let (probabilities, _) = execution.out.as_chunks::<4>();
     let rows = execution.shape.out[1];

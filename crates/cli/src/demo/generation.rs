@@ -98,6 +98,8 @@ impl Generation {
 
 struct Tensors<'s> {
     sizes: &'s Sizes,
+    /// All calls of a generation are on one stream, as an engine's are.
+    stream: Stream,
     /// `[1, tokens, num_heads, head_dim]`.
     q: Mirrored,
     /// `[1, tokens, num_kv_heads, head_dim]`.
@@ -137,6 +139,7 @@ impl<'s> Tensors<'s> {
             v: mirrored(v)?,
             page_table: mirrored(integers(&table, &[1, columns])?)?,
             lengths: mirrored(integers(&lengths, &[sizes.steps])?)?,
+            stream,
         })
     }
 
@@ -145,7 +148,8 @@ impl<'s> Tensors<'s> {
             [&self.q, &self.k, &self.v].map(|tensor| tensor.device().slice(1, 0, self.sizes.prompt));
         let (q, k, v) = (q?, k?, v?);
         let options = AttentionOptions::new().mask(Mask::Causal);
-        let execution = execute(backend, Query::padded(q), KvCache::dense(k, v), &options, PREFILL_REPEATS)?;
+        let on = (backend, &self.stream);
+        let execution = execute(on, Query::padded(q), KvCache::dense(k, v), &options, PREFILL_REPEATS)?;
         Ok(Step {
             name: format!("prefill of {} tokens", self.sizes.prompt),
             seconds: Some(execution.elapsed.as_secs_f64()),
@@ -197,7 +201,7 @@ impl<'s> Tensors<'s> {
             bar.set_message(format!("decode of token {}", prompt + step + 1));
             let [(q, kv), (host_q, host_kv)] = self.decode_arguments(step)?;
             // The first call of all warms up.
-            let execution = execute(backend, q, kv, &options, if step == 0 { 2 } else { 1 })?;
+            let execution = execute((backend, &self.stream), q, kv, &options, if step == 0 { 2 } else { 1 })?;
             seconds.push(execution.elapsed.as_secs_f64());
             if step % CHECKED_STEPS == 0 || step + 1 == steps {
                 let out = on_host(&execution.out, execution.shape.dtype, &execution.shape.out)?;
