@@ -1,5 +1,6 @@
 //! AMD's run-time compiler and clang, where this machine has them.
 
+mod batch;
 mod clang;
 mod hiprtc;
 
