@@ -5,6 +5,8 @@ mod clang;
 mod hiprtc;
 
 pub use clang::{CLANG_VARIABLE, Clang};
+#[cfg(test)]
+pub(crate) use hiprtc::SYMBOLS as HIPRTC_SYMBOLS;
 pub use hiprtc::{HIPRTC_VARIABLE, Hiprtc};
 
 use std::path::PathBuf;
