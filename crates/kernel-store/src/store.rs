@@ -151,8 +151,11 @@ impl KernelStore {
         let begin = Instant::now();
         let images = compiler.compile_all(&missing);
         let seconds = begin.elapsed().as_secs_f64() / missing.len().max(1) as f64;
-        let compiled: Vec<(KernelSource<'_>, Vec<u8>)> =
-            missing.into_iter().zip(images).filter_map(|(source, image)| Some((source, image.ok()?))).collect();
+        let compiled: Vec<(KernelSource<'_>, Vec<u8>)> = missing
+            .into_iter()
+            .zip(images)
+            .filter_map(|(source, image)| Some((source, image.ok()?)))
+            .collect();
         for (source, image) in &compiled {
             self.save(source, compiler.name(), version, image);
             let origin = Origin::Compiled { compiler: compiler.name().into(), seconds };

@@ -68,7 +68,8 @@ impl Steps {
     /// What `-###` prints: each command on a line, every word in quotes.
     fn parse(printed: &str) -> Option<Self> {
         let mut commands = printed.lines().filter(|line| line.starts_with(" \"")).map(words);
-        let (Some(mut compile), Some(link), None) = (commands.next(), commands.next(), commands.next()) else {
+        let (Some(mut compile), Some(link), None) = (commands.next(), commands.next(), commands.next())
+        else {
             return None;
         };
         if compile.get(1)? != "-cc1" || compile.pop()? != SOURCE {

@@ -178,7 +178,9 @@ fn a_run_time_compiler_that_fails_is_a_typed_error_and_the_next_call_compiles() 
         match (&refused, planned.err()) {
             (Error::Driver { text, .. }, None) if is_ending => assert!(text.contains("missing"), "{text}"),
             (Error::NoKernel { hint, .. }, None) if is_log_lost => assert!(hint.contains("hiprtc"), "{hint}"),
-            (_, Some(Error::NoKernel { hint, .. })) => assert!(hint.contains(function) || hint.contains("result"), "{hint}"),
+            (_, Some(Error::NoKernel { hint, .. })) => {
+                assert!(hint.contains(function) || hint.contains("result"), "{hint}")
+            }
             (refused, planned) => panic!("{function}: {refused}, {planned:?}"),
         }
         // What could not be destroyed stays.

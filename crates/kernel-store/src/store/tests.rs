@@ -97,10 +97,8 @@ fn a_kernel_is_compiled_once_then_remembered_then_cached() {
 fn what_plans_will_need_is_compiled_ahead_but_for_what_is_there_or_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let list = SourceList::default();
-    let planning = KernelStore::new(StoreOptions {
-        compilers: vec![Box::new(list.clone())],
-        ..StoreOptions::default()
-    });
+    let planning =
+        KernelStore::new(StoreOptions { compilers: vec![Box::new(list.clone())], ..StoreOptions::default() });
     let other = KernelSource { source: "other", ..SOURCE };
     for source in [SOURCE, other, SOURCE] {
         planning.kernel(&source).unwrap();
@@ -117,10 +115,7 @@ fn what_plans_will_need_is_compiled_ahead_but_for_what_is_there_or_wrong() {
     assert_eq!(prepared.prepare(&sources), 0);
     assert_eq!(compiler.compilations(), 2);
     assert!(matches!(prepared.kernel(&other).unwrap().origin, Origin::Compiled { .. }));
-    assert!(matches!(
-        store(directory.path(), &compiler).kernel(&other).unwrap().origin,
-        Origin::Cache(_)
-    ));
+    assert!(matches!(store(directory.path(), &compiler).kernel(&other).unwrap().origin, Origin::Cache(_)));
 
     let wrong = CompileError::Source { code: 1, log: "no".into() };
     let failing = Reverser { failure: Some(wrong), ..Reverser::new(directory.path()) };
