@@ -27,7 +27,8 @@ OMNIFLASH_DEVICE void wait_for_copies() {
 // clang warns of every mention of M0, which it uses for nothing between two such statements.
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Winline-asm"
-// 16 bytes for each lane that is active, to `to` plus 16 times its number. Neither clang nor a barrier waits for it: with
+// 16 bytes for each lane that is active, to `to` plus 16 times its number, of which M0 is assumed to reach every byte of
+// the 160 KiB: no manual was at hand to say so, and the last tiles of d128 lie above 64. Neither clang nor a barrier waits for it: with
 // the builtin, every later read of shared memory would. Behind a write to M0 the manual wants one other instruction.
 OMNIFLASH_DEVICE void copy_to_shared(int to, const void* from) {
   asm volatile("s_mov_b32 m0, %0\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off"

@@ -9,6 +9,7 @@ pub(crate) const SEED: &str = "OMNIFLASH_EMULATOR_SEED";
 pub(crate) const THREADS: &str = "OMNIFLASH_EMULATOR_THREADS";
 pub(crate) const FAIL: &str = "OMNIFLASH_EMULATOR_FAIL";
 pub(crate) const OBJDUMP: &str = "OMNIFLASH_EMULATOR_OBJDUMP";
+pub(crate) const CLANG: &str = "OMNIFLASH_EMULATOR_CLANG";
 pub(crate) const QUIET: &str = "OMNIFLASH_EMULATOR_QUIET";
 
 /// How a device executes kernels.

@@ -5,7 +5,7 @@
 //! machine code that a device would run, for gfx90a, gfx942, gfx950, gfx1100, gfx1200 and gfx1201. Workgroups run on
 //! several threads; waves and streams take turns in an order drawn from a seed.
 //!
-//! Load the shared library as `libamdhip64.so`, or use [`Device`] from Rust.
+//! Load the shared library as `libamdhip64.so`, whose functions and hipRTC's it has, or use [`Device`] from Rust.
 //!
 //! # What is checked
 //!
@@ -27,6 +27,7 @@
 //! | `OMNIFLASH_EMULATOR_THREADS` | threads that execute workgroups | all cores |
 //! | `OMNIFLASH_EMULATOR_FAIL` | faults to inject: `hipMalloc:3`, `hipMemcpy:*`, `hipFree:1=719` | none |
 //! | `OMNIFLASH_EMULATOR_OBJDUMP` | the disassembler | `llvm-objdump-22` |
+//! | `OMNIFLASH_EMULATOR_CLANG` | what hipRTC's functions compile with | `clang-22` |
 //! | `OMNIFLASH_EMULATOR_QUIET` | set: faults are not printed to stderr | unset |
 //!
 //! # What it cannot show

@@ -20,6 +20,12 @@ pub trait Compiler: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`CompileError`].
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError>;
+
+    /// Compiles several sources, which a compiler that takes long to start may do at once; what came of each, in their
+    /// order.
+    fn compile_all(&self, sources: &[KernelSource<'_>]) -> Vec<Result<Vec<u8>, CompileError>> {
+        sources.iter().map(|source| self.compile(source)).collect()
+    }
 }
 
 /// Why a compilation gave no kernel.

@@ -16,7 +16,7 @@ pub struct KernelSource<'a> {
     /// One source text that includes no file.
     pub source: &'a str,
     /// Compiler options beside the architecture.
-    pub options: &'a [&'a str],
+    pub options: &'a [&'static str],
     /// Tags of prebuilt kernels that may stand for this one, the best first; see [`prebuilt_tag`].
     pub prebuilt_tags: &'a [String],
 }
@@ -135,7 +135,7 @@ impl fmt::Display for Origin {
 mod tests {
     use super::*;
 
-    fn source<'a>(source: &'a str, functor: &'a str, options: &'a [&'a str]) -> KernelSource<'a> {
+    fn source<'a>(source: &'a str, functor: &'a str, options: &'a [&'static str]) -> KernelSource<'a> {
         KernelSource { id: "k", arch: "sm_90", functor, source, options, prebuilt_tags: &[] }
     }
 

@@ -35,6 +35,7 @@ mod entry;
 mod kernel;
 mod listing;
 mod pack;
+mod source_list;
 mod store;
 
 pub use cache::{CACHE_VARIABLE, DiskCache};
@@ -42,4 +43,5 @@ pub use compiler::{CompileError, Compiler};
 pub use entry::CacheEntry;
 pub use kernel::{Kernel, KernelSource, Origin, prebuilt_name, prebuilt_tag};
 pub use pack::{KernelPack, PackError};
+pub use source_list::{ListedSource, SourceList};
 pub use store::{KERNELS_VARIABLE, KernelStore, StoreOptions};

@@ -107,10 +107,7 @@ impl KernelStore {
     /// # Errors
     /// [`Error::NoKernel`] with what was tried and what can be done, [`Error::Driver`] with a compiler's log.
     pub fn kernel(&self, source: &KernelSource<'_>) -> Result<Kernel> {
-        let flight = {
-            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(flights.entry(source.key()).or_default())
-        };
+        let flight = self.flight(source);
         let failures = flight.failures.load(Ordering::Acquire);
         let mut outcome = flight.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = &outcome.kernel {
@@ -133,6 +130,45 @@ impl KernelStore {
             }
         }
         found
+    }
+
+    /// Compiles those of the sources that are nowhere yet, by the first compiler that is present and several in one start
+    /// of it, and keeps them for [`KernelStore::kernel`]. Says how many it compiled.
+    ///
+    /// What does not compile is left out: whoever asks for that kernel is told why. Other processes are not waited for.
+    pub fn prepare(&self, sources: &[KernelSource<'_>]) -> usize {
+        let present = self.compilers.iter().find_map(|found| Some((found, found.version().ok()?)));
+        let Some((found, version)) = present else { return 0 };
+        let compiler = found.compiler.as_ref();
+        let is_missing = |source: &&KernelSource<'_>| {
+            let flight = self.flight(source);
+            let outcome = flight.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            outcome.kernel.is_none()
+                && self.prebuilt(source).is_none()
+                && self.cached(source, &[(compiler, version)]).is_none()
+        };
+        let missing: Vec<KernelSource<'_>> = sources.iter().filter(is_missing).copied().collect();
+        let begin = Instant::now();
+        let images = compiler.compile_all(&missing);
+        let seconds = begin.elapsed().as_secs_f64() / missing.len().max(1) as f64;
+        let compiled: Vec<(KernelSource<'_>, Vec<u8>)> = missing
+            .into_iter()
+            .zip(images)
+            .filter_map(|(source, image)| Some((source, image.ok()?)))
+            .collect();
+        for (source, image) in &compiled {
+            self.save(source, compiler.name(), version, image);
+            let origin = Origin::Compiled { compiler: compiler.name().into(), seconds };
+            let flight = self.flight(source);
+            let mut outcome = flight.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            outcome.kernel = Some(Kernel { image: image.as_slice().into(), origin });
+        }
+        compiled.len()
+    }
+
+    fn flight(&self, source: &KernelSource<'_>) -> Arc<Flight> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(flights.entry(source.key()).or_default())
     }
 
     fn find(&self, source: &KernelSource<'_>) -> Result<Kernel> {
@@ -236,13 +272,19 @@ impl KernelStore {
                 return Ok(Kernel { image: image.into(), origin: Origin::Cache(path) });
             }
             let kernel = compile()?;
-            let compiler = format!("{} {version}", compiler.name());
-            if let Err(error) = cache.save(source, &key, &compiler, &kernel.image) {
-                let directory = cache.directory().display();
-                tracing::warn!(%directory, %error, "a compiled kernel cannot be cached and stays in memory");
-            }
+            self.save(source, compiler.name(), version, &kernel.image);
             Ok(kernel)
         })
+    }
+
+    /// Writes what a compiler made into the cache, if there is one.
+    fn save(&self, source: &KernelSource<'_>, compiler: &str, version: &str, image: &[u8]) {
+        let Some(cache) = &self.cache else { return };
+        let key = source.key_with(compiler, version);
+        if let Err(error) = cache.save(source, &key, &format!("{compiler} {version}"), image) {
+            let directory = cache.directory().display();
+            tracing::warn!(%directory, %error, "a compiled kernel cannot be cached and stays in memory");
+        }
     }
 
     fn hint(&self, absent: &[String]) -> String {

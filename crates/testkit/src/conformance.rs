@@ -220,56 +220,82 @@ pub fn run(backend: &dyn Backend, filter: &Filter) -> Summary {
 /// # Panics
 /// As [`run`].
 pub fn run_all(backends: &[&dyn Backend], filter: &Filter, expectations: &[Expectation]) -> Vec<Summary> {
-    run_chosen(backends, filter, expectations, 1, |_, _| true)
+    run_scheduled(backends, filter, expectations, &InOrder)
 }
 
-/// As [`run_all`], with `threads` cases at a time, and every case only on those backends, by their index, that
-/// `is_chosen` names.
+/// Which cases run where, in which order, by how many threads.
+pub trait Schedule: Sync {
+    /// Whether a backend, by its index, runs a case.
+    fn is_chosen(&self, spec: &Spec, backend: usize) -> bool;
+
+    /// Threads that take up groups, one after the other.
+    fn threads(&self) -> usize;
+
+    /// Cases that one thread runs one after the other, in groups: the indices of all.
+    fn groups(&self, specs: &[Spec]) -> Vec<Vec<usize>>;
+
+    /// Called by the thread that takes up a group, before its first case.
+    fn begin(&self, group: &[&Spec]);
+}
+
+/// Every case on every backend, in the order of the table.
+struct InOrder;
+
+impl Schedule for InOrder {
+    fn is_chosen(&self, _: &Spec, _: usize) -> bool {
+        true
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn groups(&self, specs: &[Spec]) -> Vec<Vec<usize>> {
+        vec![(0..specs.len()).collect()]
+    }
+
+    fn begin(&self, _: &[&Spec]) {}
+}
+
+/// As [`run_all`], as a schedule has it.
 ///
 /// # Panics
 /// As [`run`].
-pub fn run_chosen(
+pub fn run_scheduled(
     backends: &[&dyn Backend],
     filter: &Filter,
     expectations: &[Expectation],
-    threads: usize,
-    is_chosen: impl Fn(&Spec, usize) -> bool + Sync,
+    schedule: &dyn Schedule,
 ) -> Vec<Summary> {
-    let mut specs: Vec<(usize, Spec)> = (0..)
+    let (rows, specs): (Vec<usize>, Vec<Spec>) = (0..)
         .zip(TABLE)
         .flat_map(|(row, of)| filter.select(of).into_iter().map(move |spec| (row, spec)))
-        .collect();
-    if threads > 1 {
-        // Neighbours share kernels: side by side, one would wait until the other has compiled.
-        specs.sort_by_cached_key(|(_, spec)| name_hash(&spec.name));
-    }
+        .filter(|(_, spec)| (0..backends.len()).any(|at| schedule.is_chosen(spec, at)))
+        .unzip();
+    let groups = schedule.groups(&specs);
     let runners: Vec<Runner<'_>> =
         backends.iter().map(|backend| Runner::new(*backend, expectations)).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((row, spec)) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let chosen: Vec<&Runner<'_>> = (0..)
-                .zip(&runners)
-                .filter(|(at, _)| is_chosen(spec, *at))
-                .map(|(_, runner)| runner)
-                .collect();
-            if chosen.is_empty() {
-                continue;
-            }
-            let case = spec.build();
-            let oracle = Oracle::new(&case)
-                .unwrap_or_else(|error| panic!("the table is wrong: case {} is invalid: {error}", case.name));
-            let yardstick = oracle.check_yardstick(&case, if spec.extreme { 1e5 } else { 16.0 });
-            for runner in chosen {
-                runner.run(*row, spec, &case, &oracle, spec.cost() <= filter.repeat_up_to);
-                runner.complain(&case, yardstick.clone());
-            }
+    let run = |at: usize| {
+        let (row, spec) = (rows[at], &specs[at]);
+        let case = spec.build();
+        let oracle = Oracle::new(&case)
+            .unwrap_or_else(|error| panic!("the table is wrong: case {} is invalid: {error}", case.name));
+        let yardstick = oracle.check_yardstick(&case, if spec.extreme { 1e5 } else { 16.0 });
+        for (_, runner) in (0..).zip(&runners).filter(|(at, _)| schedule.is_chosen(spec, *at)) {
+            runner.run(row, spec, &case, &oracle, spec.cost() <= filter.repeat_up_to);
+            runner.complain(&case, yardstick.clone());
         }
     };
-    if threads > 1 {
-        std::thread::scope(|scope| (0..threads).for_each(|_| _ = scope.spawn(work)));
-    } else {
-        work();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            schedule.begin(&group.iter().map(|&at| &specs[at]).collect::<Vec<_>>());
+            group.iter().for_each(|&at| run(at));
+        }
+    };
+    match schedule.threads() {
+        1 => work(),
+        threads => std::thread::scope(|scope| (0..threads).for_each(|_| _ = scope.spawn(work))),
     }
     runners.into_iter().map(Runner::into_summary).collect()
 }

@@ -77,9 +77,7 @@ impl Memories {
         let pattern = poison.pattern(dtype);
         let mut buffer = Buffer::host(elements * pattern.len()).expect("the host has memory for a test case");
         let bytes = buffer.as_host_bytes_mut().expect("made on the host");
-        for element in bytes.chunks_exact_mut(pattern.len()) {
-            element.copy_from_slice(&pattern);
-        }
+        bytes.copy_from_slice(&pattern.repeat(elements));
         self.0.push(buffer);
         self.0.len() - 1
     }
@@ -95,12 +93,21 @@ impl Memories {
     pub(crate) fn set(&mut self, view: &View, index: &[usize], value: f32) {
         let at = view.byte(index);
         let bytes = self.0[view.memory].as_host_bytes_mut().expect("made on the host");
-        match view.dtype {
-            DType::F32 => bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()),
-            DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-            DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-            DType::Bool => bytes[at] = u8::from(value != 0.0),
-            _ => unreachable!("integers are written by set_integer"),
+        write_float(bytes, at, view.dtype, value);
+    }
+
+    /// Writes the elements of the last axis from `index` on, each rounded to its type.
+    pub(crate) fn set_vector(&mut self, view: &View, index: &[usize], values: impl Iterator<Item = f32>) {
+        let mut values = values.peekable();
+        if values.peek().is_none() {
+            return;
+        }
+        let stride = view.layout.strides().last().copied().unwrap_or(0) * view.dtype.size() as i64;
+        let first = view.byte(index);
+        let places = (0..).map(|i| first.wrapping_add_signed((i * stride) as isize));
+        let bytes = self.0[view.memory].as_host_bytes_mut().expect("made on the host");
+        for (at, value) in places.zip(values) {
+            write_float(bytes, at, view.dtype, value);
         }
     }
 
@@ -144,6 +151,18 @@ impl Memories {
         copy_to_host_buffer(bytes, &mut buffer).expect("as large as its source");
         self.0.push(buffer);
         self.0.len() - 1
+    }
+}
+
+/// Rounds a number to a type and writes it at a byte.
+#[inline]
+fn write_float(bytes: &mut [u8], at: usize, dtype: DType, value: f32) {
+    match dtype {
+        DType::F32 => bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()),
+        DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+        DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+        DType::Bool => bytes[at] = u8::from(value != 0.0),
+        _ => unreachable!("integers are written by set_integer"),
     }
 }
 

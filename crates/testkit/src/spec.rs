@@ -537,4 +537,12 @@ impl Spec {
     pub fn build(&self) -> Case {
         build::Builder::new(self).finish()
     }
+
+    /// The memories without the values of q, k, v, masks and biases: enough for a plan, which reads none.
+    ///
+    /// # Panics
+    /// As [`Spec::build`].
+    pub fn outline(&self) -> Case {
+        build::Builder::new(self).without_values().finish()
+    }
 }

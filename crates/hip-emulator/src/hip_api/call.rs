@@ -89,8 +89,14 @@ fn typical_error(function: &str) -> HipError {
         | "hipDeviceSynchronize"
         | "hipStreamSynchronize"
         | "hipEventSynchronize" => error::LAUNCH_FAILURE,
+        function if is_of_hiprtc(function) => super::hiprtc::INTERNAL,
         _ => error::UNKNOWN,
     }
+}
+
+/// Whether a function has hipRTC's codes, which the driver's functions do not know of.
+fn is_of_hiprtc(function: &str) -> bool {
+    function.starts_with("hiprtc")
 }
 
 /// Runs an API function's body: counts the call, injects a fault, remembers the error.
@@ -102,7 +108,7 @@ pub(crate) fn call(function: &'static str, body: impl FnOnce() -> Result<(), Hip
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(Err(error::UNKNOWN))
     });
     let code = result.err().map_or(0, |HipError(code)| code);
-    if code != 0 && code != error::NOT_READY.0 {
+    if code != 0 && code != error::NOT_READY.0 && !is_of_hiprtc(function) {
         LAST_ERROR.set(code);
     }
     code

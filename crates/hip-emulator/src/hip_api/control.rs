@@ -31,6 +31,18 @@ pub fn set_configuration(configuration: Configuration) {
     });
 }
 
+/// Draws the order of waves from another seed, from the next launch on.
+#[unsafe(no_mangle)]
+pub extern "C" fn omniflash_emulator_set_seed(seed: u64) {
+    // Without a device there is no order.
+    let _ = with(|runtime| {
+        for device in &mut runtime.devices {
+            device.configure(Configuration { seed, ..device.configuration() });
+        }
+        Ok(())
+    });
+}
+
 /// Replaces the faults to inject, in the form of `OMNIFLASH_EMULATOR_FAIL`, and counts calls anew.
 pub fn inject(faults: &str) {
     FAULTS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().set(faults);

@@ -1,5 +1,6 @@
 //! The compiler as a program: ROCm's, or any clang with the AMDGPU target and lld.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -7,6 +8,8 @@ use std::sync::OnceLock;
 use omniflash_gpu::compiler::compile_by_program;
 use omniflash_gpu::library::path_variable;
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
+
+use super::batch;
 
 /// Names another clang than those on PATH and in ROCm.
 pub const CLANG_VARIABLE: &str = "OMNIFLASH_HIP_CLANG";
@@ -43,6 +46,11 @@ impl Clang {
         Clang { programs, found: OnceLock::new() }
     }
 
+    #[cfg(test)]
+    pub(super) fn program(&self) -> Option<&std::path::Path> {
+        Some(&self.found().ok()?.program)
+    }
+
     fn found(&self) -> Result<&Found, String> {
         self.found.get_or_init(|| find(&self.programs)).as_ref().map_err(String::clone)
     }
@@ -64,6 +72,12 @@ fn find(programs: &[PathBuf]) -> Result<Found, String> {
     Err(format!("none of {} runs and has the AMDGPU target", names.join(", ")))
 }
 
+/// What the driver is given beside the names of files.
+pub(super) fn arguments(source: &KernelSource<'_>) -> Vec<String> {
+    let options = source.options.iter().map(|option| (*option).to_owned());
+    options.chain([format!("--offload-arch={}", source.arch)]).collect()
+}
+
 impl Compiler for Clang {
     fn name(&self) -> &str {
         "clang"
@@ -76,8 +90,28 @@ impl Compiler for Clang {
 
     fn compile(&self, source: &KernelSource<'_>) -> Result<Vec<u8>, CompileError> {
         let found = self.found().map_err(CompileError::Unusable)?;
-        let mut arguments: Vec<String> = source.options.iter().map(|option| (*option).to_owned()).collect();
-        arguments.push(format!("--offload-arch={}", source.arch));
-        compile_by_program(&found.program, &arguments, source, "kernel.hip")
+        compile_by_program(&found.program, &arguments(source), source, "kernel.hip")
+    }
+
+    /// Sources for one architecture share starts of the compiler; one that gives no image there is compiled by itself,
+    /// which says why where it is wrong.
+    fn compile_all(&self, sources: &[KernelSource<'_>]) -> Vec<Result<Vec<u8>, CompileError>> {
+        let mut alike: BTreeMap<Vec<String>, Vec<usize>> = BTreeMap::new();
+        for (at, source) in sources.iter().enumerate() {
+            alike.entry(arguments(source)).or_default().push(at);
+        }
+        let mut images = vec![None; sources.len()];
+        for (arguments, places) in &alike {
+            for places in places.chunks(batch::MOST) {
+                let sources: Vec<KernelSource<'_>> = places.iter().map(|&at| sources[at]).collect();
+                let Ok(found) = self.found() else { continue };
+                match batch::compile(&found.program, arguments, &sources) {
+                    Ok(compiled) => places.iter().zip(compiled).for_each(|(&at, image)| images[at] = image),
+                    Err(error) => tracing::debug!(%error, "sources are compiled one by one"),
+                }
+            }
+        }
+        let compile = |(source, image): (_, Option<Vec<u8>>)| image.map_or_else(|| self.compile(source), Ok);
+        sources.iter().zip(images).map(compile).collect()
     }
 }

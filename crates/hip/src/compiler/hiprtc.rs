@@ -7,7 +7,8 @@ use omniflash_gpu::compiler::{RuntimeCompiler, RuntimeSymbols};
 use omniflash_gpu::library::{open_first, path_variable};
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 
-const SYMBOLS: RuntimeSymbols = RuntimeSymbols {
+/// The functions that are called.
+pub(crate) const SYMBOLS: RuntimeSymbols = RuntimeSymbols {
     version: "hiprtcVersion",
     error_string: "hiprtcGetErrorString",
     create_program: "hiprtcCreateProgram",

@@ -1,9 +1,12 @@
 //! AMD's run-time compiler and clang, where this machine has them.
 
+mod batch;
 mod clang;
 mod hiprtc;
 
 pub use clang::{CLANG_VARIABLE, Clang};
+#[cfg(test)]
+pub(crate) use hiprtc::SYMBOLS as HIPRTC_SYMBOLS;
 pub use hiprtc::{HIPRTC_VARIABLE, Hiprtc};
 
 use std::path::PathBuf;

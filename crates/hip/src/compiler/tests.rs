@@ -1,9 +1,11 @@
 //! The compilers of this machine, where it has them.
 
+use object::{Object as _, ObjectSection as _};
 use omniflash_kernel_store::{CompileError, Compiler, KernelSource};
 use omniflash_kernels_hip::COMPILER_OPTIONS;
 
-use super::{Clang, Hiprtc};
+use super::clang::arguments;
+use super::{Clang, Hiprtc, batch};
 
 /// Uses nothing of HIP's headers, so that every compiler takes it.
 const SOURCE: KernelSource<'_> = KernelSource {
@@ -56,6 +58,39 @@ fn clang_compiles_and_its_errors_come_with_its_log() {
         let Err(CompileError::Source { log, .. }) = clang.compile(&unknown) else { panic!("it compiled") };
         assert!(log.contains("gfx1"), "{log}");
     }
+}
+
+#[test]
+fn several_sources_come_out_as_each_alone_and_a_wrong_one_with_its_log() {
+    let clang = Clang::of_system();
+    if !present(&clang) {
+        return;
+    }
+    let thrice = SOURCE.source.replace("2.0f", "3.0f");
+    let wrong = "extern \"C\" __attribute__((global)) void twice() { missing(); }";
+    let sources = [
+        SOURCE,
+        KernelSource { arch: "gfx1100", ..SOURCE },
+        KernelSource { source: wrong, ..SOURCE },
+        KernelSource { source: &thrice, ..SOURCE },
+    ];
+    // The text section is what runs; symbols name the file that was compiled.
+    let code = |image: &[u8]| {
+        let file = object::File::parse(image).unwrap();
+        file.section_by_name(".text").unwrap().data().unwrap().to_vec()
+    };
+    // Together, not one by one behind a failure.
+    let alike = [sources[0], sources[3], sources[2], sources[0]];
+    let together = batch::compile(clang.program().unwrap(), &arguments(&SOURCE), &alike).unwrap();
+    assert_eq!(together.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, false, false]);
+    let compiled = clang.compile_all(&sources);
+    for at in [0, 1, 3] {
+        let alone = clang.compile(&sources[at]).unwrap();
+        assert_eq!(code(compiled[at].as_ref().unwrap()), code(&alone), "{at}");
+    }
+    assert_ne!(code(compiled[0].as_ref().unwrap()), code(compiled[3].as_ref().unwrap()));
+    let Err(CompileError::Source { log, .. }) = &compiled[2] else { panic!("it compiled") };
+    assert!(log.contains("missing"), "{log}");
 }
 
 #[test]

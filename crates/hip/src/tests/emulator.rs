@@ -94,6 +94,15 @@ impl Emulator {
         (statistics.live_allocations, statistics.live_bytes)
     }
 
+    /// Programs of the run-time compiler that were not destroyed.
+    pub(super) fn live_programs(&self) -> usize {
+        type Count = unsafe extern "C" fn() -> usize;
+        // SAFETY: the function's type.
+        let count = unsafe { self.library.get::<Count>("omniflash_emulator_live_programs") }.unwrap();
+        // SAFETY: it takes nothing.
+        unsafe { count() }
+    }
+
     /// The backends of its devices.
     pub(super) fn backends(&self) -> Vec<HipBackend> {
         self.backends_with(&STORE)

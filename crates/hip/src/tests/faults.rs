@@ -1,5 +1,7 @@
 //! Every function of the driver fails once, at several of its calls: the error is typed, names the function, and
-//! leaves nothing behind.
+//! leaves nothing behind. So does the run-time compiler's.
+
+use std::sync::Arc;
 
 use omniflash_core::backend::run_kv_append;
 use omniflash_core::{
@@ -7,9 +9,12 @@ use omniflash_core::{
     NewKv, Query, Result, Stream, Tensor,
 };
 
+use omniflash_kernel_store::{KernelSource, KernelStore, StoreOptions};
+
 use super::emulator::{Emulator, STORE};
 use super::{Tensors, launch};
 use crate::HipBackend;
+use crate::compiler::{HIPRTC_SYMBOLS, Hiprtc};
 use crate::driver::Api;
 use crate::probe::probe_libraries;
 
@@ -119,4 +124,74 @@ fn a_call_that_fails_is_a_typed_error_and_leaves_nothing_behind() {
     }
     emulator.set_devices(DEVICES);
     scenario(&emulator, true).unwrap();
+}
+
+/// A store whose only compiler is the run-time compiler of the emulated machine.
+fn compiling_at_run_time(emulator: &Emulator) -> Arc<KernelStore> {
+    let compiler = Hiprtc::new(vec![emulator.path().to_path_buf()]);
+    Arc::new(KernelStore::new(StoreOptions {
+        compilers: vec![Box::new(compiler)],
+        ..StoreOptions::default()
+    }))
+}
+
+#[test]
+fn a_run_time_compiler_that_fails_is_a_typed_error_and_the_next_call_compiles() {
+    let Some(emulator) = Emulator::with("gfx942") else { return };
+    let symbols = HIPRTC_SYMBOLS;
+    let functions = [
+        symbols.version,
+        symbols.create_program,
+        symbols.compile_program,
+        symbols.code_size,
+        symbols.code,
+        symbols.log_size,
+        symbols.log,
+        symbols.destroy_program,
+    ];
+    let wrong = KernelSource {
+        id: "wrong",
+        arch: "gfx942",
+        functor: "",
+        source: "extern \"C\" __attribute__((global)) void wrong() { missing(); }",
+        options: omniflash_kernels_hip::COMPILER_OPTIONS,
+        prebuilt_tags: &[],
+    };
+    for function in functions {
+        let is_of_the_log = [symbols.log_size, symbols.log].contains(&function);
+        let is_ending = function == symbols.destroy_program;
+        let store = compiling_at_run_time(&emulator);
+        let backend = &emulator.backends_with(&store)[0];
+        let stream = backend.stream().unwrap();
+        let mut tensors = Tensors::new(backend, &stream, (1, 40), 5);
+        let options = AttentionOptions::new().num_partitions(1).mask(Mask::Causal);
+        let before = emulator.live(0);
+        let live_programs = emulator.live_programs();
+
+        emulator.fail(&format!("{function}:1"));
+        let refused = store.kernel(&wrong).unwrap_err();
+        emulator.fail(&format!("{function}:1"));
+        let planned = backend.plan(&tensors.problem(&options)).map(drop);
+        emulator.fail("");
+        assert_eq!(planned.is_ok(), is_of_the_log || is_ending, "{function}: {planned:?}");
+        let is_log_lost = is_of_the_log || function == symbols.compile_program;
+        match (&refused, planned.err()) {
+            (Error::Driver { text, .. }, None) if is_ending => assert!(text.contains("missing"), "{text}"),
+            (Error::NoKernel { hint, .. }, None) if is_log_lost => assert!(hint.contains("hiprtc"), "{hint}"),
+            (_, Some(Error::NoKernel { hint, .. })) => {
+                assert!(hint.contains(function) || hint.contains("result"), "{hint}")
+            }
+            (refused, planned) => panic!("{function}: {refused}, {planned:?}"),
+        }
+        // What could not be destroyed stays.
+        let kept = if is_ending { 2 } else { 0 };
+        assert_eq!(emulator.live_programs() - live_programs, kept, "{function}");
+        assert_eq!(emulator.live(0), before, "{function}");
+        if function != symbols.version {
+            let problem = tensors.problem(&options);
+            launch(backend, &problem, &stream).unwrap();
+            drop(problem);
+            tensors.assert_right(backend, &stream, 5, &options);
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use super::*;
+use crate::{ListedSource, SourceList};
 
 /// Writes a line to a file for each compilation, so that those of other processes are counted too.
 #[derive(Clone, Debug)]
@@ -90,6 +91,38 @@ fn a_kernel_is_compiled_once_then_remembered_then_cached() {
     assert!(matches!(second.origin, Origin::Cache(_)), "{second:?}");
     assert_eq!(&*second.image, IMAGE);
     assert_eq!(compiler.compilations(), 1);
+}
+
+#[test]
+fn what_plans_will_need_is_compiled_ahead_but_for_what_is_there_or_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let list = SourceList::default();
+    let planning =
+        KernelStore::new(StoreOptions { compilers: vec![Box::new(list.clone())], ..StoreOptions::default() });
+    let other = KernelSource { source: "other", ..SOURCE };
+    for source in [SOURCE, other, SOURCE] {
+        planning.kernel(&source).unwrap();
+    }
+    let listed = list.take();
+    let sources: Vec<KernelSource<'_>> = listed.iter().map(ListedSource::as_source).collect();
+    assert_eq!(sources.iter().map(KernelSource::key).collect::<Vec<_>>(), [SOURCE.key(), other.key()]);
+    assert!(list.take().is_empty());
+
+    let compiler = Reverser::new(directory.path());
+    store(directory.path(), &compiler).kernel(&SOURCE).unwrap();
+    let prepared = store(directory.path(), &compiler);
+    assert_eq!(prepared.prepare(&sources), 1);
+    assert_eq!(prepared.prepare(&sources), 0);
+    assert_eq!(compiler.compilations(), 2);
+    assert!(matches!(prepared.kernel(&other).unwrap().origin, Origin::Compiled { .. }));
+    assert!(matches!(store(directory.path(), &compiler).kernel(&other).unwrap().origin, Origin::Cache(_)));
+
+    let wrong = CompileError::Source { code: 1, log: "no".into() };
+    let failing = Reverser { failure: Some(wrong), ..Reverser::new(directory.path()) };
+    let third = KernelSource { source: "third", ..SOURCE };
+    let store = store(directory.path(), &failing);
+    assert_eq!(store.prepare(&[third]), 0);
+    assert!(store.kernel(&third).unwrap_err().to_string().contains("no"));
 }
 
 #[test]

@@ -15,12 +15,18 @@ pub(super) struct Builder<'s> {
     seed: String,
     memories: Memories,
     masks: usize,
+    /// Whether q, k, v, masks and biases get their values.
+    fills: bool,
 }
 
 impl<'s> Builder<'s> {
     pub(super) fn new(spec: &'s Spec) -> Self {
         let seed = spec.seed.clone().unwrap_or_else(|| spec.name.clone());
-        Builder { spec, seed, memories: Memories::default(), masks: 0 }
+        Builder { spec, seed, memories: Memories::default(), masks: 0, fills: true }
+    }
+
+    pub(super) fn without_values(self) -> Self {
+        Builder { fills: false, ..self }
     }
 
     pub(super) fn finish(mut self) -> Case {
@@ -28,8 +34,10 @@ impl<'s> Builder<'s> {
         let pool = Pool::new(spec, &self.seed);
         let q_begins = self.q_begins();
         let (q, k, v, out) = self.place(&pool);
-        self.fill_queries(&q, &q_begins);
-        self.fill_keys(&pool, &k, &v);
+        if self.fills {
+            self.fill_queries(&q, &q_begins);
+            self.fill_keys(&pool, &k, &v);
+        }
         let (query, kv) = (self.query(q), self.kv(&pool, k, v));
         let lse = spec.lse.then(|| {
             let shape = match out.layout.shape() {
@@ -202,11 +210,9 @@ impl<'s> Builder<'s> {
                     QuerySpec::Ragged { .. } => RowIndex::Ragged { token: q_begins[b] + row },
                 };
                 for head in 0..spec.num_heads {
-                    for d in 0..spec.head_dim {
-                        let normal = random.normal() * factor;
-                        let value = if spec.inputs == Inputs::EqualKeys { 0.25 } else { normal };
-                        self.memories.set(q, &at.out(head, d), value);
-                    }
+                    let value = |normal| if spec.inputs == Inputs::EqualKeys { 0.25 } else { normal };
+                    let vector = (0..spec.head_dim).map(|_| value(random.normal() * factor));
+                    self.memories.set_vector(q, &at.out(head, 0), vector);
                 }
             }
         }
@@ -223,17 +229,12 @@ impl<'s> Builder<'s> {
                 index.extend([0, 0]);
                 for head in 0..spec.num_kv_heads {
                     index[rank] = head;
-                    for d in 0..spec.head_dim {
-                        index[rank + 1] = d;
-                        let normal = keys.normal();
-                        let value = if spec.inputs == Inputs::EqualKeys { 0.5 } else { normal };
-                        self.memories.set(k, &index, poke.and_then(|poke| poke.k).unwrap_or(value));
-                    }
-                    for d in 0..spec.value_dim {
-                        index[rank + 1] = d;
-                        let normal = values.normal();
-                        self.memories.set(v, &index, poke.and_then(|poke| poke.v).unwrap_or(normal));
-                    }
+                    let (poked_k, poked_v) = (poke.and_then(|poke| poke.k), poke.and_then(|poke| poke.v));
+                    let value = |normal| if spec.inputs == Inputs::EqualKeys { 0.5 } else { normal };
+                    let key = (0..spec.head_dim).map(|_| value(keys.normal()));
+                    self.memories.set_vector(k, &index, key.map(|value| poked_k.unwrap_or(value)));
+                    let vector = (0..spec.value_dim).map(|_| values.normal());
+                    self.memories.set_vector(v, &index, vector.map(|value| poked_v.unwrap_or(value)));
                 }
             }
         }
@@ -332,6 +333,9 @@ impl<'s> Builder<'s> {
         shape.extend(axes.heads.map(|full| pick(full, spec.num_heads)));
         shape.extend([pick(axes.rows, rows), columns]);
         let view = self.memories.add_contiguous(dtype, &shape, Poison::Unread);
+        if !self.fills {
+            return view;
+        }
         let (q_lengths, kv_lengths) = (spec.q_lengths(), spec.kv_lengths());
         for b in 0..shape[0] {
             // A broadcast axis serves every sequence: it is valid as far as the longest needs it.
@@ -339,22 +343,19 @@ impl<'s> Builder<'s> {
             let kv_length = if axes.batch { kv_lengths[b] } else { longest(&kv_lengths) };
             for head in 0..axes.heads.map_or(1, |full| pick(full, spec.num_heads)) {
                 for row in 0..pick(axes.rows, q_length) {
-                    for key in 0..kv_length {
-                        let value = match fill {
-                            Fill::Of(function) => function(b, head, row, key),
-                            Fill::Random if hides && random.chance(0.3) => f32::NEG_INFINITY,
-                            Fill::Random => random.normal(),
-                        };
-                        let value = if dtype != DType::Bool {
-                            value
-                        } else {
-                            f32::from(u8::from(value != f32::NEG_INFINITY))
-                        };
-                        let mut index = vec![b];
-                        index.extend(axes.heads.map(|_| head));
-                        index.extend([row, key]);
-                        self.memories.set(&view, &index, value);
-                    }
+                    let values = (0..kv_length).map(|key| match fill {
+                        Fill::Of(function) => function(b, head, row, key),
+                        Fill::Random if hides && random.chance(0.3) => f32::NEG_INFINITY,
+                        Fill::Random => random.normal(),
+                    });
+                    let values = values.map(|value| match dtype {
+                        DType::Bool => f32::from(u8::from(value != f32::NEG_INFINITY)),
+                        _ => value,
+                    });
+                    let mut index = vec![b];
+                    index.extend(axes.heads.map(|_| head));
+                    index.extend([row, 0]);
+                    self.memories.set_vector(&view, &index, values);
                 }
             }
         }
