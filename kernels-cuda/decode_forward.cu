@@ -15,14 +15,14 @@
 // others. Each block of a cluster joins a share of the quads of sums, which the others write into its shared memory; of a
 // segment that is not the whole item that share goes to the workspace, and the last block with the same share joins those.
 //
-// Shared memory: [ Q | of each warp: slots 0 .. kStages - 1 of K and V ]; where warps meet, over the same from the start,
-// [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp | parts of a cluster's blocks, rows
-// of kPitch: the sums of kValueDim columns, offset and sum ].
+// Shared memory: [ Q | of each warp: slots 0 .. kSlots - 1, which keys and values take in turns | what a cluster's blocks
+// send: of each the quads that this block joins, and the offset and sum of each row ]. Where warps meet, over the same from
+// the start but not where others send: [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp ].
 //
 // Code that runs once costs more than the same in a loop: what stands between the start and the first copies is kept
 // short, and what can wait is done while they are under way.
 //
-// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kStages,
+// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kSlots,
 // kVectorLoads, kCluster (1 before sm_90) and kWholeItems.
 
 #include "decode/block.hpp"
@@ -32,59 +32,76 @@
 
 namespace omniflash {
 
-// This warp's keys of a segment. The queries come with the first slice. `meanwhile` is called while the first copies are
-// under way.
+OMNIFLASH_DEVICE void clear(Scores& s) {
+#pragma unroll
+  for (int i = 0; i < kFragments * kN * 4; ++i) s[i / (kN * 4)][i / 4 % kN][i % 4] = 0.0f;
+}
+
+// This warp's keys of a segment. The queries come with the first copies. `meanwhile` is called while those are under way.
 template <class Meanwhile>
 OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, unsigned long long policy, Softmax& softmax,
                              Output& o, const Meanwhile& meanwhile) {
   Pipeline pipeline(block, keys, tiles, policy);
   TileStatus status;
-  int tile = tiles.next(tiles.begin, status), filled = 0;
+  Scores s;
+  int tile = tiles.next(tiles.begin, status), filled = 0, slot = 0;
+  bool is_value = false;  // of a turn with one slice: whether it is one of values
 #pragma unroll 1
-  for (int slot = 0, to_fill = 0;;) {
-    pipeline.copy(to_fill);
+  while (true) {
+    pipeline.copy((filled & 1) != 0);
     if (filled == 0) block.copy_queries();
     copy_commit();
-    to_fill = next_slot(to_fill);
-    if (++filled < kStages) continue;
-    if (filled == kStages) meanwhile();
-    copy_wait<kStages - 1>();
-    // This slice has landed, and with the first one all warps' shares of the queries.
-    if (filled == kStages) {
+    if (++filled < kTurnsAhead) continue;
+    if (filled == kTurnsAhead) meanwhile();
+    copy_wait<kTurnsAhead - 1>();
+    // This turn's slices have landed, and with the first all warps' shares of the queries.
+    if (filled == kTurnsAhead) {
       barrier();
     } else {
       warp_barrier();
     }
-    if (tile >= tiles.end) break;
+    if (!is_value && tile >= tiles.end) break;
 
     const int first_key = Pipeline::first_key(tile);
-    if (first_key < block.sequence.kv_len) {
-      const RowsOfValueDim values = value_slice(slot);
-      const bool touched = status != TileStatus::Full;
-      Scores s = {};
-      Product::scores(s, query_tile(), 0, key_slice(slot));
+    const bool touched = status != TileStatus::Full, is_needed = first_key < block.sequence.kv_len;
+    if (is_needed && !is_value) {
+      clear(s);
+      Product::scores(s, query_tile(), 0, RowsOfHeadDim{slot_address(slot)});
       modify(block, first_key, s);
       if (touched || first_key + kSlice > block.sequence.kv_len) hide(block, block.functors.mask, first_key, touched, s);
       online_softmax(block.factor, softmax, s, o);
-      if ((touched || hides_by_score<ScoreModType>) && warp_any(has_non_finite<32, kSlice>(values))) {
-        add_non_finite(values, s, o);
-        warp_barrier();
-        clear_non_finite<32, kSlice>(values);
-        warp_barrier();
-      }
-      Product::values(o, s, values);
     }
-    warp_barrier();  // all lanes have left the slot
-    slot = next_slot(slot);
-    tile = tiles.next(tile + 1, status);
+    if (kSlicesOfTurn == 2 || is_value) {
+      if (is_needed) {
+        const RowsOfValueDim values{slot_address(slot + kSlicesOfTurn - 1)};
+        if ((touched || hides_by_score<ScoreModType>) && warp_any(has_non_finite<32, kSlice>(values))) {
+          add_non_finite(values, s, o);
+          warp_barrier();
+          clear_non_finite<32, kSlice>(values);
+          warp_barrier();
+        }
+        Product::values(o, s, values);
+      }
+      tile = tiles.next(tile + 1, status);
+    }
+    warp_barrier();  // all lanes have left the slots
+    slot = next_turn(slot);
+    if constexpr (kSlicesOfTurn == 1) is_value = !is_value;
   }
   copy_wait<0>();
 }
 
-// The tiles from..to of an item; in_parts() says where the parts of it lie, if they are not all.
+// The tiles from..to of an item, the worker's first or a later one; in_parts() says where the parts of it lie, if they are not all.
 template <class InParts>
-OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, unsigned long long policy, const InParts& in_parts) {
+OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_first, unsigned long long policy,
+                                  const InParts& in_parts) {
   if constexpr (kCluster > 1) {
+    // Others may send when all have begun, and have read what was sent before.
+    if (is_first) {
+      cluster_arrive_relaxed();
+    } else {
+      cluster_arrive();
+    }
     const int run = ceil_divide(to - from, kCluster);
     from = minimum(from + block_rank() * run, to);
     to = minimum(from + run, to);
@@ -111,7 +128,7 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, unsigned
   if constexpr (kCluster > 1) {
     cluster_arrive();
     cluster_wait();
-    join_parts(block, kCluster, ClusterParts{block},
+    join_parts(block, kCluster, ClusterParts{},
                [&](Joined& joined, int row, int quad) { joined.finish(block, parts, row, quad); });
   }
   if (parts.count > 1 && is_last(block, parts)) {
@@ -132,7 +149,8 @@ omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     const Block block(parameters, functors, sequence, block_index_x() / kCluster);
     const Extent extent(block);
     if (extent.count == 0) return;
-    run_segment(block, extent.begin, extent.begin + extent.count, cache_policy(false), [] { return Parts{1, 0, 0, 0, 0, 0}; });
+    const unsigned long long policy = cache_policy(true);
+    run_segment(block, extent.begin, extent.begin + extent.count, true, policy, [] { return Parts{1, 0, 0, 0, 0, 0}; });
     return;
   }
   const unsigned head_tiles =
@@ -141,6 +159,7 @@ omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
   const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
   unsigned total = 0, at = 0, end = 0, origin = 0;
+  bool is_first = true;  // segment of this worker
   unsigned long long policy = cache_policy(false);
   Line line;
   int first = is_line ? 0 : cut / head_tiles;
@@ -180,10 +199,11 @@ omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
         to = minimum(from + run, count);
       }
       const Block block(parameters, functors, extent.sequence, head_tile);
-      run_segment(block, extent.begin + from, extent.begin + to, policy, [&] {
+      run_segment(block, extent.begin + from, extent.begin + to, is_first, policy, [&] {
         return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
       });
       at = item + to;
+      is_first = false;
     } while (at < end);
     if (at >= end) return;
     origin += group.all;

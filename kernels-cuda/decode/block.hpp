@@ -15,7 +15,12 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kFragments = kBlockM / 16;
 constexpr int kSlice = 16, kBlockN = kSlice * kWarps;
 constexpr int kN = kSlice / 8, kV = kValueDim / 8;
-static_assert(kBlockM % 16 == 0 && kStages >= 2, "whole fragments, and a slot to fill while another is read");
+static_assert(kBlockM % 16 == 0 && kSlots >= 2, "whole fragments, and a slot to fill while another is read");
+
+// A warp takes keys and values of a tile in one turn, or where slots are few in two: of few slots it then has more on their
+// way, and passes a barrier more.
+constexpr int kSlicesOfTurn = kSlots < 6 ? 1 : 2, kTurnsAhead = kSlots / kSlicesOfTurn;
+static_assert(kSlots % kSlicesOfTurn == 0, "whole turns");
 
 // Fewer tiles than this are not worth a block of their own.
 constexpr unsigned kLeastTiles = 2;
@@ -31,22 +36,24 @@ using Output = float[kFragments][kV][4];
 using Softmax = SoftmaxRow[kFragments][2];
 
 constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kPitchBytes;
-constexpr unsigned kKeyBytes = kSlice * RowsOfHeadDim::kPitchBytes;
-constexpr unsigned kSlotBytes = kKeyBytes + kSlice * RowsOfValueDim::kPitchBytes;
+constexpr unsigned kSlotBytes = kSlice * maximum(RowsOfHeadDim::kPitchBytes, RowsOfValueDim::kPitchBytes);
 
 // Rows of sums are apart by eight banks.
 constexpr int kPitch = kValueDim + 8, kQuads = kValueDim / 4;
 constexpr unsigned kStates = 4 * kWarps * kBlockM * kPitch;
+
+// What the blocks of a cluster send to this one lies behind all that this one writes: no copy and no sum is ever there.
+constexpr unsigned kReceived =
+    maximum(kQueryBytes + kWarps * kSlots * kSlotBytes, kStates + 8 * kWarps * static_cast<unsigned>(kBlockM));
+constexpr int kShare = kBlockM * kQuads / kCluster;  // quads of sums that each block of a cluster joins, at most
 
 OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
 // Which of its cluster a block is.
 OMNIFLASH_DEVICE int block_rank() { return block_index_x() % kCluster; }
 OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
 OMNIFLASH_DEVICE unsigned slot_address(int slot) {
-  return shared_memory() + kQueryBytes + (warp_index() * kStages + slot) * kSlotBytes;
+  return shared_memory() + kQueryBytes + (warp_index() * kSlots + slot) * kSlotBytes;
 }
-OMNIFLASH_DEVICE RowsOfHeadDim key_slice(int slot) { return {slot_address(slot)}; }
-OMNIFLASH_DEVICE RowsOfValueDim value_slice(int slot) { return {slot_address(slot) + kKeyBytes}; }
 
 OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
   return shared_memory() + 4 * ((warp * kBlockM + row) * kPitch + column);
@@ -54,9 +61,12 @@ OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
 OMNIFLASH_DEVICE unsigned state_address(int warp, int row) {
   return shared_memory() + kStates + 8 * (warp * kBlockM + row);
 }
-// Of a part that another block of the cluster has sent; the row's state lies after its columns.
-OMNIFLASH_DEVICE unsigned sent_address(int row_of_part, int column) {
-  return shared_memory() + kStates + 8 * kWarps * kBlockM + 4 * (row_of_part * kPitch + column);
+// Of the part of one of the cluster's blocks: quad i of its sums, which block i % kCluster joins, and the state of a row.
+OMNIFLASH_DEVICE unsigned received_quad(int part, int i) {
+  return shared_memory() + kReceived + 16 * (part * kShare + i / kCluster);
+}
+OMNIFLASH_DEVICE unsigned received_state(int part, int row) {
+  return shared_memory() + kReceived + 16 * kCluster * kShare + 8 * (part * kBlockM + row);
 }
 
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;

@@ -5,10 +5,9 @@
 
 namespace omniflash {
 
-// Where one slice of keys and of values lies, in elements from the tensor's first, with the stride between its vectors.
+// Where one slice of keys or of values lies, in elements from the tensor's first, with the stride between its vectors.
 struct Vectors {
-  long long k, v;
-  long long k_stride, v_stride;
+  long long first, stride;
 };
 
 // Where the slices of a warp are found. In pages the table is read one slice before it is needed, or many.
@@ -23,8 +22,9 @@ struct Slices<StridedKeys> {
   OMNIFLASH_DEVICE explicit Slices(const StridedKeys& keys) : keys(keys), first_key(0) {}
   OMNIFLASH_DEVICE void look_up(int first, int) { first_key = first; }
   OMNIFLASH_DEVICE bool is_strided() const { return true; }
-  OMNIFLASH_DEVICE Vectors vectors() const {
-    return {keys.k_base + first_key * keys.k_stride, keys.v_base + first_key * keys.v_stride, keys.k_stride, keys.v_stride};
+  OMNIFLASH_DEVICE Vectors vectors(bool is_value) const {
+    const long long base = is_value ? keys.v_base : keys.k_base, stride = is_value ? keys.v_stride : keys.k_stride;
+    return {base + first_key * stride, stride};
   }
   OMNIFLASH_DEVICE long long mine() const { return 0; }
 };
@@ -48,9 +48,10 @@ struct Slices<PagedKeys> {
   }
   // Whether a slice never crosses pages.
   OMNIFLASH_DEVICE bool is_strided() const { return keys.page_size % kSlice == 0; }
-  OMNIFLASH_DEVICE Vectors vectors() const {
-    return {keys.k_base + page * keys.k_page_stride + in_page * keys.k_stride,
-            keys.v_base + page * keys.v_page_stride + in_page * keys.v_stride, keys.k_stride, keys.v_stride};
+  OMNIFLASH_DEVICE Vectors vectors(bool is_value) const {
+    const long long base = is_value ? keys.v_base : keys.k_base, stride = is_value ? keys.v_stride : keys.k_stride;
+    const long long page_stride = is_value ? keys.v_page_stride : keys.k_page_stride;
+    return {base + page * page_stride + in_page * stride, stride};
   }
   // This lane's vector where slices do cross pages: lanes 0 to 15 have the keys, the others the values.
   OMNIFLASH_DEVICE long long mine() const {
@@ -128,14 +129,17 @@ OMNIFLASH_DEVICE void fill_slice(const PaddedTile<Element, kColumns>& slice, con
   }
 }
 
-// The slices of one warp, in the order of tiles, as far ahead as there are slots.
+OMNIFLASH_DEVICE int next_turn(int slot) { return slot == kSlots - kSlicesOfTurn ? 0 : slot + kSlicesOfTurn; }
+
+// The slices of one warp in the order of tiles, keys before values, as far ahead as there are slots.
 struct Pipeline {
   const Block& block;
   const Keys& keys;
   Tiles tiles;  // of the segment
   unsigned long long policy;
   Slices<Keys> slices;
-  int ahead;  // the tile to be copied next
+  int ahead;     // the tile to be copied next
+  int slot = 0;  // where its next slice goes
 
   OMNIFLASH_DEVICE Pipeline(const Block& block, const Keys& keys, const Tiles& tiles, unsigned long long policy)
       : block(block), keys(keys), tiles(tiles), policy(policy), slices(keys) {
@@ -148,24 +152,46 @@ struct Pipeline {
     ahead = tiles.next(from, status);
     if (ahead < tiles.end) slices.look_up(first_key(ahead), block.sequence.kv_len);
   }
-  OMNIFLASH_DEVICE void copy(int slot) {
+  // Copies the slices of a turn: keys and values of a tile, or where turns have one slice its keys and then its values.
+  OMNIFLASH_DEVICE void copy(bool is_value) {
     if (ahead < tiles.end) {
-      const int num_valid = block.sequence.kv_len - first_key(ahead);
-      const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim;
       if (slices.is_strided()) {
-        const Vectors vectors = slices.vectors();
-        fill_slice<false>(key_slice(slot), keys.k, vectors.k, vectors.k_stride, 0, head_dim, num_valid, policy);
-        fill_slice<false>(value_slice(slot), keys.v, vectors.v, vectors.v_stride, 0, value_dim, num_valid, policy);
+        fill_turn<false>(is_value);
       } else {
-        const long long mine = slices.mine();
-        fill_slice<true>(key_slice(slot), keys.k, mine, 0, 0, head_dim, num_valid, policy);
-        fill_slice<true>(value_slice(slot), keys.v, mine, 0, kSlice, value_dim, num_valid, policy);
+        fill_turn<true>(is_value);
       }
-      advance(ahead + 1);
+      if (kSlicesOfTurn == 2 || is_value) advance(ahead + 1);
+    }
+    slot = next_turn(slot);
+  }
+
+ private:
+  template <bool kGather>
+  OMNIFLASH_DEVICE void fill_turn(bool is_value) {
+    if constexpr (kSlicesOfTurn == 2) {
+      fill<kGather, RowsOfHeadDim>(slot, false);
+      fill<kGather, RowsOfValueDim>(slot + 1, true);
+    } else if constexpr (kHeadDim == kValueDim) {
+      fill<kGather, RowsOfHeadDim>(slot, is_value);
+    } else if (is_value) {
+      fill<kGather, RowsOfValueDim>(slot, true);
+    } else {
+      fill<kGather, RowsOfHeadDim>(slot, false);
+    }
+  }
+  template <bool kGather, class Rows>
+  OMNIFLASH_DEVICE void fill(int slot, bool is_value) {
+    const Rows slice{slot_address(slot)};
+    const void* data = is_value ? keys.v : keys.k;
+    const int columns = static_cast<int>(is_value ? block.parameters.value_dim : block.parameters.head_dim);
+    const int num_valid = block.sequence.kv_len - first_key(ahead);
+    if constexpr (kGather) {
+      fill_slice<true>(slice, data, slices.mine(), 0, is_value ? kSlice : 0, columns, num_valid, policy);
+    } else {
+      const Vectors vectors = slices.vectors(is_value);
+      fill_slice<false>(slice, data, vectors.first, vectors.stride, 0, columns, num_valid, policy);
     }
   }
 };
-
-OMNIFLASH_DEVICE int next_slot(int slot) { return slot == kStages - 1 ? 0 : slot + 1; }
 
 }  // namespace omniflash

@@ -12,6 +12,10 @@ use crate::{Arithmetic, DECODE_FORWARD, LIBRARY, MAX_HEAD_DIM, element_type};
 /// Keys of a tile that one warp takes.
 const SLICE: usize = 16;
 
+/// Slots of a warp: one that is read, and two to fill, up to what an instance is worth.
+const LEAST_SLOTS: usize = 3;
+const MOST_SLOTS: usize = 16;
+
 /// Bytes of slots of a multiprocessor from which on more of them gain nothing.
 const ENOUGH_BYTES: usize = 96 << 10;
 
@@ -33,8 +37,9 @@ pub struct DecodeConfig {
     pub block_m: usize,
     /// Warps of a block; each takes 16 keys of a tile.
     pub warps: usize,
-    /// Slots of each warp for slices of keys and values.
-    pub stages: usize,
+    /// Slots of each warp, which slices of keys and of values take in turns. With six or
+    /// more, an even number, a warp waits for both slices of a tile at once; with fewer for one after the other.
+    pub slots: usize,
     /// Whether keys lie in pages.
     pub paged: bool,
     /// Blocks of a cluster, which share what it does of an item and join that from their shared memory; 1 for none.
@@ -62,41 +67,54 @@ impl DecodeConfig {
         if wide > MAX_HEAD_DIM || rows > most_rows {
             return None;
         }
-        let config = |warps, stages| DecodeConfig {
+        let config = DecodeConfig {
             dtype,
             arithmetic: if dtype.size() == 2 { Arithmetic::Half } else { Arithmetic::Tf32x3 },
             head_dim: head_dim.next_multiple_of(16),
             value_dim: value_dim.next_multiple_of(16),
             block_m: rows.next_multiple_of(16).max(16),
-            warps,
-            stages,
+            warps: 4,
+            slots: LEAST_SLOTS,
             paged: false,
             cluster: 1,
             whole_items: false,
             vector_loads: true,
         };
+        config.narrow(shared_memory_limit)
+    }
+
+    /// The same with as many slots as gain something in blocks of four warps, or two where four do not fit.
+    pub fn narrow(&self, shared_memory_limit: usize) -> Option<Self> {
         let half = (shared_memory_limit + RESERVED_BYTES) / 2 - RESERVED_BYTES;
-        let fits = |config: &DecodeConfig, bytes: usize| config.shared_memory_bytes() <= bytes;
         // Two blocks of a multiprocessor, so that one loads where the other begins or ends an item.
-        for stages in (3..=8).rev() {
-            let two = config(4, stages);
-            if fits(&two, half) && (stages == 3 || 2 * (stages - 1) * two.slot_bytes() < 2 * ENOUGH_BYTES) {
-                return Some(two);
-            }
-        }
-        [(4, 4), (4, 3), (4, 2), (2, 3), (2, 2)]
-            .into_iter()
-            .map(|(warps, stages)| config(warps, stages))
-            .find(|config| config.can_fill() && fits(config, shared_memory_limit))
+        let is_enough = |config: &Self| config.slots > 6 && (config.slots - 2) * config.slot_bytes() >= ENOUGH_BYTES;
+        let two = DecodeConfig { warps: 4, ..*self }.with_slots(5, half).find(|config| !is_enough(config));
+        let one = |warps, most| {
+            DecodeConfig { warps, ..*self }
+                .with_slots(LEAST_SLOTS, shared_memory_limit)
+                .find(|config| config.slots <= most && config.can_fill())
+        };
+        two.or_else(|| one(4, 8)).or_else(|| one(2, 6))
     }
 
     /// The same for a block that has a multiprocessor to itself: twice the warps, so that half as many blocks share an item
     /// and half as many parts are joined. `None` where too few slots would fit.
     pub fn wide(&self, shared_memory_limit: usize) -> Option<Self> {
-        (3..=8)
+        DecodeConfig { warps: 8, ..*self }.with_slots(LEAST_SLOTS, shared_memory_limit).next()
+    }
+
+    /// Whether a warp can take so many slots in turns.
+    fn are_whole_turns(slots: usize) -> bool {
+        slots < 6 || slots.is_multiple_of(2)
+    }
+
+    /// All numbers of slots from `least` on that fit into `bytes`, the most first.
+    fn with_slots(self, least: usize, bytes: usize) -> impl Iterator<Item = Self> {
+        (least..=MOST_SLOTS)
             .rev()
-            .map(|stages| DecodeConfig { warps: 8, stages, ..*self })
-            .find(|config| config.shared_memory_bytes() <= shared_memory_limit)
+            .filter(|&slots| Self::are_whole_turns(slots))
+            .map(move |slots| DecodeConfig { slots, ..self })
+            .filter(move |config| config.shared_memory_bytes() <= bytes)
     }
 
     /// Checks that such an instance can be built.
@@ -113,8 +131,8 @@ impl DecodeConfig {
         if self.warps == 0 || self.warps > 8 || !self.can_fill() {
             return value("warps", self.warps, "1 to 8, enough to copy a row at once");
         }
-        if self.stages < 2 || self.stages > 8 {
-            return value("num_pipeline_stages", self.stages, "2 to 8");
+        if !(LEAST_SLOTS..=MOST_SLOTS).contains(&self.slots) || !Self::are_whole_turns(self.slots) {
+            return value("num_pipeline_stages", self.slots, "3 to 5 slots of keys or values, or an even number to 16");
         }
         if ![1, 2, 4, 8, 16].contains(&self.cluster) {
             return value("cluster", self.cluster, "a power of two to 16");
@@ -147,29 +165,23 @@ impl DecodeConfig {
 
     /// Bytes of one slot of all warps.
     fn slot_bytes(&self) -> usize {
-        self.block_n() * (self.row_bytes(self.head_dim) + self.row_bytes(self.value_dim))
+        self.block_n() * self.row_bytes(self.head_dim.max(self.value_dim))
     }
 
     /// Sums of all warps, and the offset and sum of their rows.
     fn sums_bytes(&self) -> usize {
-        self.warps * self.block_m * (self.pitch_bytes() + 8)
+        self.warps * self.block_m * (4 * (self.value_dim + 8) + 8)
     }
 
-    /// Bytes from a row of sums to the next.
-    fn pitch_bytes(&self) -> usize {
-        4 * (self.value_dim + 8)
+    /// What the blocks of a cluster send to one of them: its share of all sums of each, the offsets and sums of all rows.
+    fn received_bytes(&self) -> usize {
+        if self.cluster == 1 { 0 } else { self.block_m * (4 * self.value_dim + 8 * self.cluster) }
     }
 
-    /// Dynamic shared memory of a block: queries and slots, or the sums of all warps.
+    /// Dynamic shared memory of a block: queries and slots, or the sums of all warps; beside them what others send.
     pub fn shared_memory_bytes(&self) -> usize {
-        let inputs = self.block_m * self.row_bytes(self.head_dim) + self.stages * self.slot_bytes();
-        inputs.max(self.sums_bytes())
-    }
-
-    /// Whether clusters of so many blocks can join items of `rows` rows: the parts of all blocks lie beside the sums of the
-    /// warps.
-    pub fn joins_in_cluster(&self, cluster: usize, rows: usize) -> bool {
-        self.sums_bytes() + cluster * rows * self.pitch_bytes() <= self.shared_memory_bytes()
+        let inputs = self.block_m * self.row_bytes(self.head_dim) + self.slots * self.slot_bytes();
+        inputs.max(self.sums_bytes()) + self.received_bytes()
     }
 
     /// The blocks of a launch: those of `num_workers` clusters, or with 0 items along x and partitions along y; of clusters
@@ -226,7 +238,7 @@ impl DecodeConfig {
             .with_constant("kValueDim", self.value_dim as i64)
             .with_constant("kBlockM", self.block_m as i64)
             .with_constant("kWarps", self.warps as i64)
-            .with_constant("kStages", self.stages as i64)
+            .with_constant("kSlots", self.slots as i64)
             .with_constant("kCluster", self.cluster as i64)
             .with_constant("kWholeItems", self.whole_items)
             .with_constant("kVectorLoads", self.vector_loads)
@@ -244,7 +256,7 @@ impl fmt::Display for DecodeConfig {
         if self.value_dim != self.head_dim {
             write!(f, "v{}", self.value_dim)?;
         }
-        write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n(), self.warps, self.stages)?;
+        write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n(), self.warps, self.slots)?;
         write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
         if self.cluster > 1 {
             write!(f, "-{}{}", if self.whole_items { "cluster" } else { "line" }, self.cluster)?;
@@ -263,7 +275,7 @@ mod tests {
             for (head_dim, value_dim) in (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)]) {
                 for limit in [99 << 10, 163 << 10, 227 << 10] {
                     let Some(config) = DecodeConfig::new(dtype, head_dim, value_dim, 16, limit) else {
-                        assert!(dtype == DType::F32 && head_dim > 160 && limit == 99 << 10, "d{head_dim}");
+                        assert!(dtype == DType::F32 && head_dim.max(value_dim) > 160 && limit == 99 << 10, "d{head_dim}");
                         continue;
                     };
                     assert!(config.check().is_ok() && config.shared_memory_bytes() <= limit, "{config}");
@@ -277,15 +289,13 @@ mod tests {
     #[test]
     fn wide_blocks_take_a_multiprocessor_and_fit_where_three_slots_do() {
         let limit = 227 << 10;
-        for (dim, stages) in
-            [(64, Some(6)), (80, Some(5)), (96, Some(4)), (128, Some(3)), (192, None), (256, None)]
-        {
+        for (dim, slots) in [(64, 12), (80, 8), (96, 8), (128, 6), (192, 4), (256, 3)] {
             let config = DecodeConfig::new(DType::BF16, dim, dim, 16, limit).unwrap();
-            let wide = config.wide(limit);
-            assert_eq!(wide.map(|wide| wide.stages), stages, "d{dim}");
-            assert!(wide.is_none_or(|wide| {
-                wide.check().is_ok() && wide.shared_memory_bytes() <= limit && wide.joins_in_cluster(2, 16)
-            }));
+            for cluster in [1, 2, 8, 16] {
+                let wide = DecodeConfig { cluster, ..config }.wide(limit).unwrap();
+                assert!(wide.check().is_ok() && wide.shared_memory_bytes() <= limit);
+                assert!(wide.slots == slots || dim == 80 && cluster == 1 && wide.slots == 10, "{wide}");
+            }
         }
     }
 
@@ -294,7 +304,7 @@ mod tests {
         for (dim, dtype) in [(64, DType::BF16), (128, DType::BF16), (256, DType::F16), (128, DType::F32)] {
             let config = DecodeConfig::new(dtype, dim, dim, 8, 227 << 10).unwrap();
             let blocks = (228 << 10) / (config.shared_memory_bytes() + 1024);
-            assert!(blocks * (config.stages - 1) * config.slot_bytes() >= 64 << 10, "{config}");
+            assert!(blocks * (config.slots - 1) * config.slot_bytes() >= 64 << 10, "{config}");
         }
     }
 }

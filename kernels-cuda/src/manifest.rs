@@ -113,13 +113,13 @@ enum Shares {
 impl Shares {
     /// The default in this form; `None` where it does not fit.
     fn of(self, default: DecodeConfig, shared_memory: usize) -> Option<DecodeConfig> {
-        let wide = default.wide(shared_memory);
         match self {
             Shares::Blocks => Some(default),
-            Shares::Wide => wide,
-            Shares::Pairs => wide.map(|wide| DecodeConfig { cluster: 2, ..wide }),
+            Shares::Wide => default.wide(shared_memory),
+            Shares::Pairs => DecodeConfig { cluster: 2, ..default }.wide(shared_memory),
             Shares::Clusters => {
-                Some(DecodeConfig { cluster: 8, whole_items: true, ..wide.unwrap_or(default) })
+                let cluster = DecodeConfig { cluster: 8, whole_items: true, ..default };
+                cluster.wide(shared_memory).or_else(|| cluster.narrow(shared_memory))
             }
         }
     }

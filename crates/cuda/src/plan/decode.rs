@@ -141,7 +141,7 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
 /// its parts from their shared memory. `None` where clusters would leave more multiprocessors idle than that gains.
 fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) -> Option<DecodeConfig> {
     let (shape, facts) = (request.shape, request.facts);
-    let (items, rows) = (items(shape, heads_per_tile), shape.seqlen_q * heads_per_tile);
+    let items = items(shape, heads_per_tile);
     if facts.compute_capability.0 != 9
         || request.config.num_partitions.is_some()
         || shape.seqlen_k < LEAST_CLUSTER_KEYS
@@ -149,14 +149,15 @@ fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usiz
         return None;
     }
     CLUSTERS.into_iter().find_map(|cluster| {
+        let config = DecodeConfig { cluster, whole_items: true, ..config };
         // With one tile a block they gain nothing, and cost where pages are looked up.
-        let wide = wide(request, config).filter(|wide| 2 * cluster * wide.block_n() <= shape.seqlen_k);
-        let config = DecodeConfig { cluster, whole_items: true, ..wide.unwrap_or(config) };
+        let config = wide(request, config)
+            .filter(|wide| 2 * cluster * wide.block_n() <= shape.seqlen_k)
+            .or_else(|| config.narrow(facts.shared_memory_bytes))?;
         let fours = (blocks_of_a_multiprocessor(request, config) * config.warps).div_ceil(4);
         // With more items narrow clusters are faster; all but an eighth of the multiprocessors hold them.
         let usable = facts.multiprocessors * if cluster == CLUSTERS[0] { 2 * fours } else { 7 } / 8;
-        let fits = items * cluster <= usable && shape.seqlen_k * fours <= MOST_CLUSTER_KEYS;
-        (fits && config.joins_in_cluster(cluster, rows)).then_some(config)
+        (items * cluster <= usable && shape.seqlen_k * fours <= MOST_CLUSTER_KEYS).then_some(config)
     })
 }
 
@@ -204,9 +205,7 @@ fn shared(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) ->
     // Blocks alone on a multiprocessor gain where none begins an item after another. In pairs they join half as many parts
     // through memory, or none.
     let wide = wide(request, config);
-    let pairs = wide
-        .map(|wide| DecodeConfig { cluster: 2, ..wide })
-        .filter(|pair| pair.joins_in_cluster(2, pair.block_m));
+    let pairs = wide.and_then(|wide| DecodeConfig { cluster: 2, ..wide }.wide(request.facts.shared_memory_bytes));
     let config = [pairs, wide]
         .into_iter()
         .flatten()
