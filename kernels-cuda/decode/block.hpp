@@ -6,6 +6,7 @@
 #include "omniflash/schedule.hpp"
 #include "fragments.hpp"
 #include "instance.hpp"
+#include "sm90/slabs.hpp"
 
 namespace omniflash {
 
@@ -29,14 +30,43 @@ constexpr unsigned kLeastTiles = 2;
 // what others left there instead, which saves it writing that back; with more of them that costs more than it saves.
 constexpr unsigned kTilesLeaving = (160u << 20) / (kBlockN * (kHeadDim + kValueDim) * static_cast<unsigned>(sizeof(Element)));
 
-using RowsOfHeadDim = PaddedTile<Element, kHeadDim>;
-using RowsOfValueDim = PaddedTile<Element, kValueDim>;
+// A slice as boxes of tensor maps leave it.
+template <class Element, int kColumns>
+struct BoxedSlice {
+  static constexpr int kElements = kColumns, kChunkElements = 16 / sizeof(Element), kChunks = kColumns / kChunkElements;
+  static constexpr int kRowBytes = kSlabRowBytes;
+  using Slabs = SlabTile<kSlice, kColumns>;
+
+  unsigned address;
+
+  OMNIFLASH_DEVICE unsigned chunk(int row, int chunk) const { return Slabs{address}.chunk(row, chunk); }
+  OMNIFLASH_DEVICE static constexpr unsigned right_of(unsigned chunk, int chunks) { return Slabs::further(chunk, chunks); }
+  OMNIFLASH_DEVICE unsigned element(int row, int column) const {
+    return chunk(row, column / kChunkElements) + column % kChunkElements * sizeof(Element);
+  }
+};
+
+using Queries = PaddedTile<Element, kHeadDim>;
+template <bool kBoxed, int kColumns>
+struct SliceOf {
+  using Type = PaddedTile<Element, kColumns>;
+  static constexpr unsigned kBytes = kSlice * Type::kPitchBytes;
+};
+template <int kColumns>
+struct SliceOf<true, kColumns> {
+  using Type = BoxedSlice<Element, kColumns>;
+  static constexpr unsigned kBytes = Type::Slabs::kBytes;
+};
+using KeySlice = SliceOf<kBoxes, kHeadDim>::Type;
+using ValueSlice = SliceOf<kBoxes, kValueDim>::Type;
 using Scores = float[kFragments][kN][4];
 using Output = float[kFragments][kV][4];
 using Softmax = SoftmaxRow[kFragments][2];
 
-constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kPitchBytes;
-constexpr unsigned kSlotBytes = kSlice * maximum(RowsOfHeadDim::kPitchBytes, RowsOfValueDim::kPitchBytes);
+// Boxes lie at whole patterns of the swizzle.
+constexpr unsigned kAlignment = kBoxes ? kSwizzleBytes : 16;
+constexpr unsigned kQueryBytes = (kBlockM * Queries::kPitchBytes + kAlignment - 1) / kAlignment * kAlignment;
+constexpr unsigned kSlotBytes = maximum(SliceOf<kBoxes, kHeadDim>::kBytes, SliceOf<kBoxes, kValueDim>::kBytes);
 
 // Rows of sums are apart by eight banks.
 constexpr int kPitch = kValueDim + 8, kQuads = kValueDim / 4;
@@ -46,11 +76,12 @@ constexpr unsigned kStates = 4 * kWarps * kBlockM * kPitch;
 constexpr unsigned kReceived =
     maximum(kQueryBytes + kWarps * kSlots * kSlotBytes, kStates + 8 * kWarps * static_cast<unsigned>(kBlockM));
 constexpr int kShare = kBlockM * kQuads / kCluster;  // quads of sums that each block of a cluster joins, at most
+constexpr unsigned kReceivedBytes = kCluster == 1 ? 0 : kCluster * (16 * kShare + 8 * kBlockM);
 
 OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
 // Which of its cluster a block is.
 OMNIFLASH_DEVICE int block_rank() { return block_index_x() % kCluster; }
-OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
+OMNIFLASH_DEVICE Queries query_tile() { return {shared_memory()}; }
 OMNIFLASH_DEVICE unsigned slot_address(int slot) {
   return shared_memory() + kQueryBytes + (warp_index() * kSlots + slot) * kSlotBytes;
 }
@@ -99,6 +130,10 @@ struct Block {
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
   }
 
+  OMNIFLASH_DEVICE int key_head() const {
+    const int group = parameters.group_size;
+    return rows.heads == group ? head_tile : rows.first_head / group;
+  }
   // Longer sequences are another launch's.
   OMNIFLASH_DEVICE bool is_ours() const { return rows.num_rows > 0 && rows.num_rows <= kBlockM; }
   OMNIFLASH_DEVICE Tiles key_tiles() const {
@@ -120,7 +155,7 @@ struct Block {
   }
 
   OMNIFLASH_DEVICE void copy_queries() const {
-    constexpr int kChunks = RowsOfHeadDim::kChunks, kElements = RowsOfHeadDim::kChunkElements;
+    constexpr int kChunks = Queries::kChunks, kElements = Queries::kChunkElements;
 #pragma unroll 1
     for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
       const int row = i / kChunks, chunk = i % kChunks;

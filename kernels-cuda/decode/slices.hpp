@@ -1,4 +1,4 @@
-// Keys and values on their way: where the slices of a warp lie, and the pipeline that copies them ahead.
+// Where the slices of a warp lie, and which come next.
 #pragma once
 
 #include "decode/block.hpp"
@@ -85,112 +85,25 @@ struct Slices<PagedKeys> {
   }
 };
 
-// The word pair of a lane.
-OMNIFLASH_DEVICE long long offset_from_lane(long long mine, int lane) {
-  const unsigned high = from_lane(static_cast<unsigned>(mine >> 32), lane);
-  const unsigned low = from_lane(static_cast<unsigned>(mine), lane);
-  return static_cast<long long>(static_cast<unsigned long long>(high) << 32 | low);
-}
-
-// How the lanes of a warp share a slice: kLanes neighbours take a row together, kRows rows at a time.
-template <int kChunks>
-struct Lanes {
-  static constexpr int kLanes = minimum(kChunks & -kChunks, 32), kRows = 32 / kLanes, kPasses = kChunks / kLanes;
-};
-
-// Fills one slice with the lanes of a warp; rows from num_valid on become zeros, whatever lies there. The vector of a row is
-// `first` + row * stride, or with kGather where the lane first_lane + row says.
-template <bool kGather, int kColumns>
-OMNIFLASH_DEVICE void fill_slice(const PaddedTile<Element, kColumns>& slice, const void* data, long long first,
-                                 long long stride, int first_lane, int columns, int num_valid, unsigned long long policy) {
-  using Tile = PaddedTile<Element, kColumns>;
-  using Split = Lanes<Tile::kChunks>;
-  const int first_row = lane_index() / Split::kLanes, first_chunk = lane_index() % Split::kLanes;
-  const Element* vector = static_cast<const Element*>(data) + first_chunk * Tile::kChunkElements;
-  if constexpr (!kGather) vector += first + first_row * stride;
-  const unsigned to = slice.chunk(first_row, first_chunk);
-#pragma unroll
-  for (int row = 0; row < kSlice; row += Split::kRows) {
-    const Element* from = vector;
-    if constexpr (kGather) from += offset_from_lane(first, first_lane + first_row + row);
-#pragma unroll
-    for (int pass = 0; pass < Split::kPasses; ++pass) {
-      const int chunk = pass * Split::kLanes, column = (first_chunk + chunk) * Tile::kChunkElements;
-      const unsigned at = to + row * Tile::kPitchBytes + 16 * chunk;
-      const Element* start = from + chunk * Tile::kChunkElements;
-      const bool valid = first_row + row < num_valid;
-      if constexpr (kVectorLoads) {
-        copy_async_16(at, start, valid && column < columns, policy);
-      } else {
-        fill_chunk<false>(at, start - column, column, columns, valid);
-      }
-    }
-    if constexpr (!kGather) vector += Split::kRows * stride;
-  }
-}
-
 OMNIFLASH_DEVICE int next_turn(int slot) { return slot == kSlots - kSlicesOfTurn ? 0 : slot + kSlicesOfTurn; }
+OMNIFLASH_DEVICE int first_key_of(int tile) { return tile * kBlockN + warp_index() * kSlice; }
 
-// The slices of one warp in the order of tiles, keys before values, as far ahead as there are slots.
-struct Pipeline {
+// Which slices of a warp come next, in the order of tiles.
+struct Ahead {
   const Block& block;
-  const Keys& keys;
   Tiles tiles;  // of the segment
-  unsigned long long policy;
   Slices<Keys> slices;
-  int ahead;     // the tile to be copied next
-  int slot = 0;  // where its next slice goes
+  int tile;
 
-  OMNIFLASH_DEVICE Pipeline(const Block& block, const Keys& keys, const Tiles& tiles, unsigned long long policy)
-      : block(block), keys(keys), tiles(tiles), policy(policy), slices(keys) {
+  OMNIFLASH_DEVICE Ahead(const Block& block, const Keys& keys, const Tiles& tiles) : block(block), tiles(tiles), slices(keys) {
     advance(tiles.begin);
   }
-
-  OMNIFLASH_DEVICE static int first_key(int tile) { return tile * kBlockN + warp_index() * kSlice; }
+  OMNIFLASH_DEVICE bool is_any() const { return tile < tiles.end; }
+  OMNIFLASH_DEVICE int first_key() const { return first_key_of(tile); }
   OMNIFLASH_DEVICE void advance(int from) {
     TileStatus status;
-    ahead = tiles.next(from, status);
-    if (ahead < tiles.end) slices.look_up(first_key(ahead), block.sequence.kv_len);
-  }
-  // Copies the slices of a turn: keys and values of a tile, or where turns have one slice its keys and then its values.
-  OMNIFLASH_DEVICE void copy(bool is_value) {
-    if (ahead < tiles.end) {
-      if (slices.is_strided()) {
-        fill_turn<false>(is_value);
-      } else {
-        fill_turn<true>(is_value);
-      }
-      if (kSlicesOfTurn == 2 || is_value) advance(ahead + 1);
-    }
-    slot = next_turn(slot);
-  }
-
- private:
-  template <bool kGather>
-  OMNIFLASH_DEVICE void fill_turn(bool is_value) {
-    if constexpr (kSlicesOfTurn == 2) {
-      fill<kGather, RowsOfHeadDim>(slot, false);
-      fill<kGather, RowsOfValueDim>(slot + 1, true);
-    } else if constexpr (kHeadDim == kValueDim) {
-      fill<kGather, RowsOfHeadDim>(slot, is_value);
-    } else if (is_value) {
-      fill<kGather, RowsOfValueDim>(slot, true);
-    } else {
-      fill<kGather, RowsOfHeadDim>(slot, false);
-    }
-  }
-  template <bool kGather, class Rows>
-  OMNIFLASH_DEVICE void fill(int slot, bool is_value) {
-    const Rows slice{slot_address(slot)};
-    const void* data = is_value ? keys.v : keys.k;
-    const int columns = static_cast<int>(is_value ? block.parameters.value_dim : block.parameters.head_dim);
-    const int num_valid = block.sequence.kv_len - first_key(ahead);
-    if constexpr (kGather) {
-      fill_slice<true>(slice, data, slices.mine(), 0, is_value ? kSlice : 0, columns, num_valid, policy);
-    } else {
-      const Vectors vectors = slices.vectors(is_value);
-      fill_slice<false>(slice, data, vectors.first, vectors.stride, 0, columns, num_valid, policy);
-    }
+    tile = tiles.next(from, status);
+    if (is_any()) slices.look_up(first_key(), block.sequence.kv_len);
   }
 };
 

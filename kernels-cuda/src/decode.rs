@@ -7,10 +7,10 @@ use omniflash_core::{DType, Error, Result};
 use omniflash_device::parameters::AttentionParameters;
 use omniflash_device::{Launch, TranslationUnit, Workspace};
 
-use crate::{Arithmetic, DECODE_FORWARD, LIBRARY, MAX_HEAD_DIM, element_type};
+use crate::{Arithmetic, DECODE_BOXES, DECODE_FORWARD, LIBRARY, MAX_HEAD_DIM, SLAB_COLUMNS, element_type};
 
 /// Keys of a tile that one warp takes.
-const SLICE: usize = 16;
+pub const SLICE: usize = 16;
 
 /// Slots of a warp: one that is read, and two to fill, up to what an instance is worth.
 const LEAST_SLOTS: usize = 3;
@@ -47,11 +47,18 @@ pub struct DecodeConfig {
     /// Whether a cluster does one whole item; otherwise clusters share the keys of all items evenly. Not for blocks
     /// by themselves.
     pub whole_items: bool,
+    /// Tiles that an item counts beside its own where all are shared evenly: what it costs a block to begin and to end one.
+    pub tiles_of_item: usize,
     /// Whether all rows of q, k, v and out begin at multiples of 16 bytes and have a multiple of 16 bytes.
     pub vector_loads: bool,
+    /// Whether keys and values come as boxes of tensor maps, on sm_90 ([`Self::with_boxes`]).
+    pub boxes: bool,
 }
 
 impl DecodeConfig {
+    /// [`Self::tiles_of_item`] where blocks go from item to item.
+    pub const TILES_OF_ITEM: usize = 2;
+
     /// The default for at most `rows` rows of a sequence and key head, on a device whose blocks have at most
     /// `shared_memory_limit` bytes of shared memory; `None` where this kernel has no tile.
     pub fn new(
@@ -78,16 +85,27 @@ impl DecodeConfig {
             paged: false,
             cluster: 1,
             whole_items: false,
+            tiles_of_item: 0,
             vector_loads: true,
+            boxes: false,
         };
         config.narrow(shared_memory_limit)
+    }
+
+    /// The same whose keys and values come as boxes of tensor maps; `None` for dimensions that are no whole slabs of them.
+    pub fn with_boxes(&self) -> Option<Self> {
+        let are_slabs =
+            self.head_dim.is_multiple_of(SLAB_COLUMNS) && self.value_dim.is_multiple_of(SLAB_COLUMNS);
+        let can = are_slabs && self.dtype.size() == 2 && self.vector_loads;
+        can.then_some(DecodeConfig { boxes: true, ..*self })
     }
 
     /// The same with as many slots as gain something in blocks of four warps, or two where four do not fit.
     pub fn narrow(&self, shared_memory_limit: usize) -> Option<Self> {
         let half = (shared_memory_limit + RESERVED_BYTES) / 2 - RESERVED_BYTES;
         // Two blocks of a multiprocessor, so that one loads where the other begins or ends an item.
-        let is_enough = |config: &Self| config.slots > 6 && (config.slots - 2) * config.slot_bytes() >= ENOUGH_BYTES;
+        let is_enough =
+            |config: &Self| config.slots > 6 && (config.slots - 2) * config.slot_bytes() >= ENOUGH_BYTES;
         let two = DecodeConfig { warps: 4, ..*self }.with_slots(5, half).find(|config| !is_enough(config));
         let one = |warps, most| {
             DecodeConfig { warps, ..*self }
@@ -132,10 +150,17 @@ impl DecodeConfig {
             return value("warps", self.warps, "1 to 8, enough to copy a row at once");
         }
         if !(LEAST_SLOTS..=MOST_SLOTS).contains(&self.slots) || !Self::are_whole_turns(self.slots) {
-            return value("num_pipeline_stages", self.slots, "3 to 5 slots of keys or values, or an even number to 16");
+            return value(
+                "num_pipeline_stages",
+                self.slots,
+                "3 to 5 slots of keys or values, or an even number to 16",
+            );
         }
         if ![1, 2, 4, 8, 16].contains(&self.cluster) {
             return value("cluster", self.cluster, "a power of two to 16");
+        }
+        if self.boxes && self.with_boxes().is_none() {
+            return value("head_dim", self.head_dim, "whole slabs of 64 columns of 16 bits for boxes");
         }
         if self.cluster == 1 && self.whole_items {
             return value("cluster", self.cluster, "more than one block for whole items");
@@ -163,9 +188,21 @@ impl DecodeConfig {
         self.dtype.size() * elements + 16
     }
 
-    /// Bytes of one slot of all warps.
+    /// Bytes of one slot of all warps. Rows of boxes are permuted, not padded.
     fn slot_bytes(&self) -> usize {
-        self.block_n() * self.row_bytes(self.head_dim.max(self.value_dim))
+        let wide = self.head_dim.max(self.value_dim);
+        self.block_n() * if self.boxes { self.dtype.size() * wide } else { self.row_bytes(wide) }
+    }
+
+    /// Bytes of the queries. Boxes begin at multiples of the bytes after which the permutation begins again.
+    fn query_bytes(&self) -> usize {
+        (self.block_m * self.row_bytes(self.head_dim)).next_multiple_of(if self.boxes { 1024 } else { 16 })
+    }
+
+    /// Of each warp, a barrier for every turn that is on its way.
+    fn barrier_bytes(&self) -> usize {
+        let turns = if self.slots < 6 { self.slots } else { self.slots / 2 };
+        if self.boxes { 8 * self.warps * turns } else { 0 }
     }
 
     /// Sums of all warps, and the offset and sum of their rows.
@@ -178,10 +215,11 @@ impl DecodeConfig {
         if self.cluster == 1 { 0 } else { self.block_m * (4 * self.value_dim + 8 * self.cluster) }
     }
 
-    /// Dynamic shared memory of a block: queries and slots, or the sums of all warps; beside them what others send.
+    /// Dynamic shared memory of a block: queries and slots, or the sums of all warps; beside them what others send, and
+    /// barriers.
     pub fn shared_memory_bytes(&self) -> usize {
-        let inputs = self.block_m * self.row_bytes(self.head_dim) + self.slots * self.slot_bytes();
-        inputs.max(self.sums_bytes()) + self.received_bytes()
+        let inputs = self.query_bytes() + self.slots * self.slot_bytes();
+        inputs.max(self.sums_bytes()) + self.received_bytes() + self.barrier_bytes()
     }
 
     /// The blocks of a launch: those of `num_workers` clusters, or with 0 items along x and partitions along y; of clusters
@@ -229,7 +267,8 @@ impl DecodeConfig {
 
     /// The source of the instance.
     pub fn translation_unit(&self, functors: &FunctorSpec<'_>) -> TranslationUnit {
-        TranslationUnit::new(DECODE_FORWARD, LIBRARY, "omniflash_decode")
+        let file = if self.boxes { DECODE_BOXES } else { DECODE_FORWARD };
+        TranslationUnit::new(file, LIBRARY, "omniflash_decode")
             .with_functors(functors)
             .with_type("Element", element_type(self.dtype))
             .with_type("Product", self.arithmetic.cpp_type(self.dtype))
@@ -241,7 +280,9 @@ impl DecodeConfig {
             .with_constant("kSlots", self.slots as i64)
             .with_constant("kCluster", self.cluster as i64)
             .with_constant("kWholeItems", self.whole_items)
+            .with_constant("kTilesOfItem", self.tiles_of_item as i64)
             .with_constant("kVectorLoads", self.vector_loads)
+            .with_constant("kBoxes", self.boxes)
     }
 }
 
@@ -261,7 +302,14 @@ impl fmt::Display for DecodeConfig {
         if self.cluster > 1 {
             write!(f, "-{}{}", if self.whole_items { "cluster" } else { "line" }, self.cluster)?;
         }
-        f.write_str(if self.vector_loads { "" } else { "-unaligned" })
+        if self.tiles_of_item > 0 {
+            write!(f, "-item{}", self.tiles_of_item)?;
+        }
+        f.write_str(match (self.boxes, self.vector_loads) {
+            (true, _) => "-boxes",
+            (false, true) => "",
+            (false, false) => "-unaligned",
+        })
     }
 }
 
@@ -275,7 +323,10 @@ mod tests {
             for (head_dim, value_dim) in (8..=256).step_by(8).map(|d| (d, d)).chain([(192, 128), (64, 256)]) {
                 for limit in [99 << 10, 163 << 10, 227 << 10] {
                     let Some(config) = DecodeConfig::new(dtype, head_dim, value_dim, 16, limit) else {
-                        assert!(dtype == DType::F32 && head_dim.max(value_dim) > 160 && limit == 99 << 10, "d{head_dim}");
+                        assert!(
+                            dtype == DType::F32 && head_dim.max(value_dim) > 160 && limit == 99 << 10,
+                            "d{head_dim}"
+                        );
                         continue;
                     };
                     assert!(config.check().is_ok() && config.shared_memory_bytes() <= limit, "{config}");

@@ -42,6 +42,12 @@ fn lengths_on_the_device_decide_who_does_what() {
     let config = config(DType::F16, 48, 80, 8);
     let module = module(&config, &Mask::Causal, &ScoreMod::Identity, 4);
     let base = Case { pack_groups: true, ..Case::<f16>::new(40, 4, 230, 4, 2, 48, 80).masked(Mask::Causal) };
+    // An item counts for three tiles more: some segments have no keys.
+    let costly = DecodeConfig { tiles_of_item: 3, ..config };
+    let costly_module = self::module(&costly, &Mask::Causal, &ScoreMod::Identity, 4);
+    for workers in [3, 11, 64] {
+        check_decode(&costly_module, &costly, &Case { q_form: QForm::Ragged, ..base.clone() }, workers);
+    }
     for (q_form, kv_form, workers) in [
         (QForm::Ragged, KvForm::Continuous, 11),
         (QForm::Lengths, KvForm::Lengths, 64),
