@@ -16,12 +16,11 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kFragments = kBlockM / 16;
 constexpr int kSlice = 16, kBlockN = kSlice * kWarps;
 constexpr int kN = kSlice / 8, kV = kValueDim / 8;
-static_assert(kBlockM % 16 == 0 && kSlots >= 2, "whole fragments, and a slot to fill while another is read");
+static_assert(kBlockM % 16 == 0 && kSlots >= 3, "whole fragments, and a slot to fill while another is read");
 
-// A warp takes keys and values of a tile in one turn, or where slots are few in two: of few slots it then has more on their
-// way, and passes a barrier more.
-constexpr int kSlicesOfTurn = kSlots < 6 ? 1 : 2, kTurnsAhead = kSlots / kSlicesOfTurn;
-static_assert(kSlots % kSlicesOfTurn == 0, "whole turns");
+// A warp takes keys and values of a tile in one turn, or where slots are odd in number in two: of few slots it then has more
+// on their way, and passes a barrier more.
+constexpr int kSlicesOfTurn = kSlots % 2 == 0 ? 2 : 1, kTurnsAhead = kSlots / kSlicesOfTurn;
 
 // Fewer tiles than this are not worth a block of their own.
 constexpr unsigned kLeastTiles = 2;

@@ -12,9 +12,8 @@ use crate::{Arithmetic, DECODE_BOXES, DECODE_FORWARD, LIBRARY, MAX_HEAD_DIM, SLA
 /// Keys of a tile that one warp takes.
 pub const SLICE: usize = 16;
 
-/// Slots of a warp: one that is read, and two to fill, up to what an instance is worth.
-const LEAST_SLOTS: usize = 3;
-const MOST_SLOTS: usize = 16;
+/// Slots of a warp, whole tiles of them, the most first.
+const MANY_SLOTS: &[usize] = &[16, 14, 12, 10, 8, 6];
 
 /// Bytes of slots of a multiprocessor from which on more of them gain nothing.
 const ENOUGH_BYTES: usize = 96 << 10;
@@ -37,8 +36,8 @@ pub struct DecodeConfig {
     pub block_m: usize,
     /// Warps of a block; each takes 16 keys of a tile.
     pub warps: usize,
-    /// Slots of each warp, which slices of keys and of values take in turns. With six or
-    /// more, an even number, a warp waits for both slices of a tile at once; with fewer for one after the other.
+    /// Slots of each warp, which slices of keys and of values take in turns. Of an even
+    /// number a warp takes both slices of a tile at once, of an odd one after the other: of few slots more are then to fill.
     pub slots: usize,
     /// Whether keys lie in pages.
     pub paged: bool,
@@ -81,7 +80,7 @@ impl DecodeConfig {
             value_dim: value_dim.next_multiple_of(16),
             block_m: rows.next_multiple_of(16).max(16),
             warps: 4,
-            slots: LEAST_SLOTS,
+            slots: 6,
             paged: false,
             cluster: 1,
             whole_items: false,
@@ -106,33 +105,33 @@ impl DecodeConfig {
         // Two blocks of a multiprocessor, so that one loads where the other begins or ends an item.
         let is_enough =
             |config: &Self| config.slots > 6 && (config.slots - 2) * config.slot_bytes() >= ENOUGH_BYTES;
-        let two = DecodeConfig { warps: 4, ..*self }.with_slots(5, half).find(|config| !is_enough(config));
-        let one = |warps, most| {
-            DecodeConfig { warps, ..*self }
-                .with_slots(LEAST_SLOTS, shared_memory_limit)
-                .find(|config| config.slots <= most && config.can_fill())
-        };
-        two.or_else(|| one(4, 8)).or_else(|| one(2, 6))
+        let few: &[usize] = if self.cluster > 1 { &[5] } else { &[] };
+        let two = DecodeConfig { warps: 4, ..*self };
+        two.with_slots(MANY_SLOTS, half)
+            .find(|config| !is_enough(config))
+            .or_else(|| two.with_slots(few, half).next())
+            .or_else(|| two.with_slots(&[8, 6, 4], shared_memory_limit).next())
+            .or_else(|| DecodeConfig { warps: 2, ..two }.with_slots(&[6, 4], shared_memory_limit).next())
+            .filter(Self::can_fill)
     }
 
     /// The same for a block that has a multiprocessor to itself: twice the warps, so that half as many blocks share an item
     /// and half as many parts are joined. `None` where too few slots would fit.
     pub fn wide(&self, shared_memory_limit: usize) -> Option<Self> {
-        DecodeConfig { warps: 8, ..*self }.with_slots(LEAST_SLOTS, shared_memory_limit).next()
+        let wide = DecodeConfig { warps: 8, ..*self };
+        let many = wide.with_slots(MANY_SLOTS, shared_memory_limit).next();
+        many.or_else(|| wide.with_slots(&[5, 3], shared_memory_limit).next())
     }
 
-    /// Whether a warp can take so many slots in turns.
-    fn are_whole_turns(slots: usize) -> bool {
-        slots < 6 || slots.is_multiple_of(2)
+    /// Those of these numbers of slots that fit into `bytes`, in their order.
+    fn with_slots(self, slots: &[usize], bytes: usize) -> impl Iterator<Item = Self> {
+        let configs = slots.iter().map(move |&slots| DecodeConfig { slots, ..self });
+        configs.filter(move |config| config.shared_memory_bytes() <= bytes)
     }
 
-    /// All numbers of slots from `least` on that fit into `bytes`, the most first.
-    fn with_slots(self, least: usize, bytes: usize) -> impl Iterator<Item = Self> {
-        (least..=MOST_SLOTS)
-            .rev()
-            .filter(|&slots| Self::are_whole_turns(slots))
-            .map(move |slots| DecodeConfig { slots, ..self })
-            .filter(move |config| config.shared_memory_bytes() <= bytes)
+    /// Turns in which a warp takes its slots.
+    fn turns(&self) -> usize {
+        if self.slots.is_multiple_of(2) { self.slots / 2 } else { self.slots }
     }
 
     /// Checks that such an instance can be built.
@@ -149,12 +148,8 @@ impl DecodeConfig {
         if self.warps == 0 || self.warps > 8 || !self.can_fill() {
             return value("warps", self.warps, "1 to 8, enough to copy a row at once");
         }
-        if !(LEAST_SLOTS..=MOST_SLOTS).contains(&self.slots) || !Self::are_whole_turns(self.slots) {
-            return value(
-                "num_pipeline_stages",
-                self.slots,
-                "3 to 5 slots of keys or values, or an even number to 16",
-            );
+        if !(3..=16).contains(&self.slots) {
+            return value("num_pipeline_stages", self.slots, "3 to 16 slots");
         }
         if ![1, 2, 4, 8, 16].contains(&self.cluster) {
             return value("cluster", self.cluster, "a power of two to 16");
@@ -201,8 +196,7 @@ impl DecodeConfig {
 
     /// Of each warp, a barrier for every turn that is on its way.
     fn barrier_bytes(&self) -> usize {
-        let turns = if self.slots < 6 { self.slots } else { self.slots / 2 };
-        if self.boxes { 8 * self.warps * turns } else { 0 }
+        if self.boxes { 8 * self.warps * self.turns() } else { 0 }
     }
 
     /// Sums of all warps, and the offset and sum of their rows.
@@ -340,7 +334,7 @@ mod tests {
     #[test]
     fn wide_blocks_take_a_multiprocessor_and_fit_where_three_slots_do() {
         let limit = 227 << 10;
-        for (dim, slots) in [(64, 12), (80, 8), (96, 8), (128, 6), (192, 4), (256, 3)] {
+        for (dim, slots) in [(64, 12), (80, 8), (96, 8), (128, 6), (192, 3), (256, 3)] {
             let config = DecodeConfig::new(DType::BF16, dim, dim, 16, limit).unwrap();
             for cluster in [1, 2, 8, 16] {
                 let wide = DecodeConfig { cluster, ..config }.wide(limit).unwrap();

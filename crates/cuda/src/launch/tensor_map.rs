@@ -220,6 +220,32 @@ mod tests {
     }
 
     #[test]
+    fn slices_have_all_slabs_of_a_head_in_one_box() {
+        let tensor = |shape: &[usize], strides: &[i64], dtype| {
+            let layout = Layout::new(shape, strides).unwrap();
+            // SAFETY: as above.
+            unsafe { TensorRef::from_raw(1 << 40, dtype, layout, DeviceId::Cuda(0)) }
+        };
+        // 100 pages of 16 rows, the heads of a page one after the other.
+        let pages = slice_box(&tensor(&[100, 16, 8, 128], &[16384, 128, 2048, 1], DType::BF16)).unwrap();
+        assert_eq!(pages.extents, [64, 8, 16, 100, 2]);
+        assert_eq!(pages.strides, [4096, 256, 32768, 128]);
+        assert_eq!(pages.sizes, [64, 1, 16, 1, 2]);
+        let ragged = slice_box(&tensor(&[700, 1, 64], &[512, 7, 1], DType::F16)).unwrap();
+        assert_eq!(ragged.extents, [64, 1, 700, 1, 1]);
+        assert_eq!((ragged.address, ragged.strides[1]), (1 << 40, 1024));
+        for (shape, strides, dtype) in [
+            ([2, 100, 8, 80], [64000, 640, 80, 1], DType::BF16),
+            ([2, 100, 8, 128], [102400, 1024, 128, 1], DType::F32),
+            ([2, 100, 8, 128], [0, 1024, 128, 1], DType::BF16),
+            ([2, 100, 8, 128], [102400, 1028, 128, 1], DType::BF16),
+            ([0, 100, 8, 128], [102400, 1024, 128, 1], DType::BF16),
+        ] {
+            assert!(slice_box(&tensor(&shape, &strides, dtype)).is_none(), "{shape:?} {strides:?}");
+        }
+    }
+
+    #[test]
     fn heads_before_rows_and_one_sequence_for_all_are_described_and_other_strides_are_not() {
         let heads_first = axes(&[2, 100, 8, 64], &[51200, 64, 6400, 1], false).unwrap();
         assert_eq!((heads_first.batch_rows, heads_first.all_rows), (800, 900));
