@@ -17,7 +17,7 @@
 //
 // Shared memory: [ Q | of each warp: slots 0 .. kSlots - 1, which keys and values take in turns | what a cluster's blocks
 // send: of each the quads that this block joins, and the offset and sum of each row ]. Where warps meet, over the same from
-// the start but not where others send: [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp ].
+// the start but not where others send: [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each of its rows ].
 //
 // Code that runs once costs more than the same in a loop: what stands between the start and the first copies is kept
 // short, and what can wait is done while they are under way.

@@ -1,5 +1,5 @@
-// Slices as boxes of tensor maps, sm_90: one lane of a warp asks for a slice, and the copy engine does the rest. It reads memory
-// faster than copies of lanes do, and finds rows of pages by itself.
+// Slices as boxes of tensor maps, sm_90: one lane of a warp asks for a slice, and the copy engine does the rest. It reads
+// memory faster than copies of lanes do, and finds rows of pages by itself.
 #pragma once
 
 #include "decode/slices.hpp"
@@ -8,8 +8,8 @@
 
 namespace omniflash {
 
-// What the launch adds: maps of keys and values, (column of a slab, head, row, sequence or block or page, slab), boxes of kSlice
-// rows of all slabs.
+// What the launch adds: maps of keys and values, (column of a slab, head, row, sequence or block or page, slab), boxes of
+// kSlice rows of all slabs.
 struct KeyMaps {
   TensorMap k, v;
 };
@@ -119,7 +119,8 @@ struct BoxCopies::Pipeline {
     const unsigned zeros[4] = {};
 #pragma unroll 1
     for (int i = lane_index(); i < kSlice * ValueSlice::kChunks; i += 32) {
-      if (i / ValueSlice::kChunks >= num_valid) store_shared_16(values.chunk(i / ValueSlice::kChunks, i % ValueSlice::kChunks), zeros);
+      const int row = i / ValueSlice::kChunks;
+      if (row >= num_valid) store_shared_16(values.chunk(row, i % ValueSlice::kChunks), zeros);
     }
     warp_barrier();
   }
@@ -136,7 +137,8 @@ struct BoxCopies::Pipeline {
 
  private:
   OMNIFLASH_DEVICE void load(const TensorMap& map, int slot) const {
-    load_box(slot_address(slot), map, full(to_fill), {0, key_head, places.row(ahead.slices), places.block(ahead.slices), 0}, policy);
+    const int row = places.row(ahead.slices), outer = places.block(ahead.slices);
+    load_box(slot_address(slot), map, full(to_fill), {0, key_head, row, outer, 0}, policy);
   }
 };
 
