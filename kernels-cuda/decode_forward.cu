@@ -15,178 +15,22 @@
 // others. Each block of a cluster joins a share of the quads of sums, which the others write into its shared memory; of a
 // segment that is not the whole item that share goes to the workspace, and the last block with the same share joins those.
 //
-// Shared memory: [ Q | of each warp: slots 0 .. kStages - 1 of K and V ]; where warps meet, over the same from the start,
-// [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each row and warp | parts of a cluster's blocks, rows
-// of kPitch: the sums of kValueDim columns, offset and sum ].
+// Shared memory: [ Q | of each warp: slots 0 .. kSlots - 1, which keys and values take in turns | what a cluster's blocks
+// send: of each the quads that this block joins, and the offset and sum of each row ]. Where warps meet, over the same from
+// the start but not where others send: [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each of its rows ].
 //
 // Code that runs once costs more than the same in a loop: what stands between the start and the first copies is kept
 // short, and what can wait is done while they are under way.
 //
-// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kStages,
-// kVectorLoads, kCluster (1 before sm_90) and kWholeItems.
+// The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kWarps, kSlots,
+// kVectorLoads, kCluster (1 before sm_90), kWholeItems and kTilesOfItem.
 
-#include "decode/block.hpp"
-#include "decode/join.hpp"
-#include "decode/line.hpp"
-#include "decode/slices.hpp"
-
-namespace omniflash {
-
-// This warp's keys of a segment. The queries come with the first slice. `meanwhile` is called while the first copies are
-// under way.
-template <class Meanwhile>
-OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, unsigned long long policy, Softmax& softmax,
-                             Output& o, const Meanwhile& meanwhile) {
-  Pipeline pipeline(block, keys, tiles, policy);
-  TileStatus status;
-  int tile = tiles.next(tiles.begin, status), filled = 0;
-#pragma unroll 1
-  for (int slot = 0, to_fill = 0;;) {
-    pipeline.copy(to_fill);
-    if (filled == 0) block.copy_queries();
-    copy_commit();
-    to_fill = next_slot(to_fill);
-    if (++filled < kStages) continue;
-    if (filled == kStages) meanwhile();
-    copy_wait<kStages - 1>();
-    // This slice has landed, and with the first one all warps' shares of the queries.
-    if (filled == kStages) {
-      barrier();
-    } else {
-      warp_barrier();
-    }
-    if (tile >= tiles.end) break;
-
-    const int first_key = Pipeline::first_key(tile);
-    if (first_key < block.sequence.kv_len) {
-      const RowsOfValueDim values = value_slice(slot);
-      const bool touched = status != TileStatus::Full;
-      Scores s = {};
-      Product::scores(s, query_tile(), 0, key_slice(slot));
-      modify(block, first_key, s);
-      if (touched || first_key + kSlice > block.sequence.kv_len) hide(block, block.functors.mask, first_key, touched, s);
-      online_softmax(block.factor, softmax, s, o);
-      if ((touched || hides_by_score<ScoreModType>) && warp_any(has_non_finite<32, kSlice>(values))) {
-        add_non_finite(values, s, o);
-        warp_barrier();
-        clear_non_finite<32, kSlice>(values);
-        warp_barrier();
-      }
-      Product::values(o, s, values);
-    }
-    warp_barrier();  // all lanes have left the slot
-    slot = next_slot(slot);
-    tile = tiles.next(tile + 1, status);
-  }
-  copy_wait<0>();
-}
-
-// The tiles from..to of an item; in_parts() says where the parts of it lie, if they are not all.
-template <class InParts>
-OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, unsigned long long policy, const InParts& in_parts) {
-  if constexpr (kCluster > 1) {
-    const int run = ceil_divide(to - from, kCluster);
-    from = minimum(from + block_rank() * run, to);
-    to = minimum(from + run, to);
-  }
-  const int heads = block.rows.heads, group = block.parameters.group_size;
-  const int key_head = heads == group ? block.head_tile : block.rows.first_head / group;
-  const Keys keys(block.parameters, block.sequence, key_head);
-  Tiles tiles = block.key_tiles();
-  tiles.end = minimum(tiles.end, to);
-  tiles.begin = minimum(maximum(tiles.begin, from), tiles.end);
-
-  Output o = {};
-  Softmax softmax;
-#pragma unroll
-  for (int i = 0; i < 2 * kFragments; ++i) {
-    softmax[i / 2][i % 2].max = -kInfinity;
-    softmax[i / 2][i % 2].sum = 0.0f;
-  }
-  Parts parts;
-  attend(block, keys, tiles, policy, softmax, o, [&] { parts = in_parts(); });
-  publish(block, softmax, o);
-  if constexpr (kCluster > 1) cluster_wait();
-  join_warps(block, parts);
-  if constexpr (kCluster > 1) {
-    cluster_arrive();
-    cluster_wait();
-    join_parts(block, kCluster, ClusterParts{block},
-               [&](Joined& joined, int row, int quad) { joined.finish(block, parts, row, quad); });
-  }
-  if (parts.count > 1 && is_last(block, parts)) {
-    join_parts(block, parts.count, WorkspaceParts{block, parts},
-               [&](Joined& joined, int row, int quad) { joined.store(block, row, quad); });
-  }
-  barrier();  // the next segment copies over the sums
-}
-
-}  // namespace omniflash
+#include "decode/forward.hpp"
+#include "decode/lanes.hpp"
 
 OMNIFLASH_KERNEL(omniflash::kThreads) OMNIFLASH_CLUSTER(omniflash::instance::kCluster)
 omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
-  using namespace omniflash;
-  if constexpr (kWholeItems) {
-    const Sequence sequence(parameters, block_index_y());
-    const Block block(parameters, functors, sequence, block_index_x() / kCluster);
-    const Extent extent(block);
-    if (extent.count == 0) return;
-    run_segment(block, extent.begin, extent.begin + extent.count, cache_policy(false), [] { return Parts{1, 0, 0, 0, 0, 0}; });
-    return;
-  }
-  const unsigned head_tiles =
-      parameters.heads_per_tile == 1 ? parameters.num_heads : parameters.num_heads / parameters.heads_per_tile;
-  const bool is_line = parameters.num_workers > 0;
-  // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
-  const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
-  unsigned total = 0, at = 0, end = 0, origin = 0;
-  unsigned long long policy = cache_policy(false);
-  Line line;
-  int first = is_line ? 0 : cut / head_tiles;
-#pragma unroll 1
-  for (bool is_counting = is_line;;) {
-    const Group group(parameters, functors, head_tiles, first, is_line ? parameters.batch - first : 1);
-    if (is_counting) {
-      total += group.all;
-      first += 32;
-      if (first < static_cast<int>(parameters.batch)) continue;
-      line = Line(total, parameters.num_workers);
-      policy = cache_policy(total <= kTilesLeaving);
-      if (total == 0 || worker >= line.workers) return;
-      at = line.begin(worker);
-      end = line.begin(worker + 1);
-      is_counting = false;
-      first = 0;
-      if (parameters.batch > 32) continue;
-    }
-#pragma unroll 1
-    do {
-      if (is_line ? at >= origin + group.all : group.all == 0) break;
-      const int lane = is_line ? first_lane(at < origin + group.until) : 0;
-      const Extent extent = group.extent.of_lane(lane);
-      const unsigned count = extent.count;
-      unsigned head_tile, item = 0, from, to;
-      if (is_line) {
-        item = origin + from_lane(group.until, lane) - head_tiles * count;
-        head_tile = (at - item) / count;
-        item += head_tile * count;
-        from = at - item;
-        to = minimum(count, end - item);
-      } else {
-        head_tile = cut % head_tiles;
-        const unsigned run = (count + parameters.num_partitions - 1) / parameters.num_partitions;
-        from = minimum(partition * run, count);
-        to = minimum(from + run, count);
-      }
-      const Block block(parameters, functors, extent.sequence, head_tile);
-      run_segment(block, extent.begin + from, extent.begin + to, policy, [&] {
-        return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
-      });
-      at = item + to;
-    } while (at < end);
-    if (at >= end) return;
-    origin += group.all;
-    first += 32;
-  }
+  omniflash::LaneCopies copies;
+  omniflash::decode(parameters, functors, copies);
 }

@@ -42,29 +42,29 @@ template <class Element>
 struct HalfProduct {
   static constexpr bool kTakesCargo = true;
 
-  template <int kFragments, int kN, class Tile, class Cargo = NoCargo>
-  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Tile& q, int first_row,
-                                      const Tile& k, const Cargo& cargo = {}) {
+  template <int kFragments, int kN, class Queries, class Keys, class Cargo = NoCargo>
+  static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Queries& q, int first_row,
+                                      const Keys& k, const Cargo& cargo = {}) {
     const int lane = opaque(lane_index());
     const unsigned rows = rows_of_lane(q, lane, first_row), keys = keys_of_lane(k, lane);
 #pragma unroll
-    for (int step = 0; step < Tile::kElements / 16; ++step) {
+    for (int step = 0; step < Keys::kElements / 16; ++step) {
       unsigned a[kFragments][4];
 #pragma unroll
       for (int m = 0; m < kFragments; ++m) {
-        load_matrices(a[m], Tile::right_of(rows, 2 * step) + 16 * m * Tile::kRowBytes);
+        load_matrices(a[m], Queries::right_of(rows, 2 * step) + 16 * m * Queries::kRowBytes);
       }
 #pragma unroll
       for (int n = 0; n < kN; n += 2) {
         unsigned b[4];
-        load_matrices(b, Tile::right_of(keys, 2 * step) + 8 * n * Tile::kRowBytes);
+        load_matrices(b, Keys::right_of(keys, 2 * step) + 8 * n * Keys::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
           multiply_add<Element>(acc[m][n], a[m], b[0], b[1]);
           multiply_add<Element>(acc[m][n + 1], a[m], b[2], b[3]);
         }
       }
-      cargo(step, Tile::kElements / 16);
+      cargo(step, Keys::kElements / 16);
     }
   }
 

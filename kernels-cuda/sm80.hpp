@@ -7,9 +7,9 @@
 
 namespace omniflash {
 
-// The first byte of dynamic shared memory, a multiple of 128.
+// The first byte of dynamic shared memory, a multiple of 1024.
 OMNIFLASH_DEVICE unsigned shared_memory() {
-  extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+  extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
   return static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared_memory));
 }
 

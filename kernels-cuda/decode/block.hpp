@@ -6,6 +6,7 @@
 #include "omniflash/schedule.hpp"
 #include "fragments.hpp"
 #include "instance.hpp"
+#include "sm90/slabs.hpp"
 
 namespace omniflash {
 
@@ -15,7 +16,11 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kFragments = kBlockM / 16;
 constexpr int kSlice = 16, kBlockN = kSlice * kWarps;
 constexpr int kN = kSlice / 8, kV = kValueDim / 8;
-static_assert(kBlockM % 16 == 0 && kStages >= 2, "whole fragments, and a slot to fill while another is read");
+static_assert(kBlockM % 16 == 0 && kSlots >= 3, "whole fragments, and a slot to fill while another is read");
+
+// A warp takes keys and values of a tile in one turn, or where slots are odd in number in two: of few slots it then has more
+// on their way, and passes a barrier more.
+constexpr int kSlicesOfTurn = kSlots % 2 == 0 ? 2 : 1, kTurnsAhead = kSlots / kSlicesOfTurn;
 
 // Fewer tiles than this are not worth a block of their own.
 constexpr unsigned kLeastTiles = 2;
@@ -24,29 +29,61 @@ constexpr unsigned kLeastTiles = 2;
 // what others left there instead, which saves it writing that back; with more of them that costs more than it saves.
 constexpr unsigned kTilesLeaving = (160u << 20) / (kBlockN * (kHeadDim + kValueDim) * static_cast<unsigned>(sizeof(Element)));
 
-using RowsOfHeadDim = PaddedTile<Element, kHeadDim>;
-using RowsOfValueDim = PaddedTile<Element, kValueDim>;
+// A slice as boxes of tensor maps leave it.
+template <class Element, int kColumns>
+struct BoxedSlice {
+  static constexpr int kElements = kColumns, kChunkElements = 16 / sizeof(Element), kChunks = kColumns / kChunkElements;
+  static constexpr int kRowBytes = kSlabRowBytes;
+  using Slabs = SlabTile<kSlice, kColumns>;
+
+  unsigned address;
+
+  OMNIFLASH_DEVICE unsigned chunk(int row, int chunk) const { return Slabs{address}.chunk(row, chunk); }
+  OMNIFLASH_DEVICE static constexpr unsigned right_of(unsigned chunk, int chunks) { return Slabs::further(chunk, chunks); }
+  OMNIFLASH_DEVICE unsigned element(int row, int column) const {
+    return chunk(row, column / kChunkElements) + column % kChunkElements * sizeof(Element);
+  }
+};
+
+using Queries = PaddedTile<Element, kHeadDim>;
+template <bool kBoxed, int kColumns>
+struct SliceOf {
+  using Type = PaddedTile<Element, kColumns>;
+  static constexpr unsigned kBytes = kSlice * Type::kPitchBytes;
+};
+template <int kColumns>
+struct SliceOf<true, kColumns> {
+  using Type = BoxedSlice<Element, kColumns>;
+  static constexpr unsigned kBytes = Type::Slabs::kBytes;
+};
+using KeySlice = SliceOf<kBoxes, kHeadDim>::Type;
+using ValueSlice = SliceOf<kBoxes, kValueDim>::Type;
 using Scores = float[kFragments][kN][4];
 using Output = float[kFragments][kV][4];
 using Softmax = SoftmaxRow[kFragments][2];
 
-constexpr unsigned kQueryBytes = kBlockM * RowsOfHeadDim::kPitchBytes;
-constexpr unsigned kKeyBytes = kSlice * RowsOfHeadDim::kPitchBytes;
-constexpr unsigned kSlotBytes = kKeyBytes + kSlice * RowsOfValueDim::kPitchBytes;
+// Boxes lie at whole patterns of the swizzle.
+constexpr unsigned kAlignment = kBoxes ? kSwizzleBytes : 16;
+constexpr unsigned kQueryBytes = (kBlockM * Queries::kPitchBytes + kAlignment - 1) / kAlignment * kAlignment;
+constexpr unsigned kSlotBytes = maximum(SliceOf<kBoxes, kHeadDim>::kBytes, SliceOf<kBoxes, kValueDim>::kBytes);
 
 // Rows of sums are apart by eight banks.
 constexpr int kPitch = kValueDim + 8, kQuads = kValueDim / 4;
 constexpr unsigned kStates = 4 * kWarps * kBlockM * kPitch;
 
+// What the blocks of a cluster send to this one lies behind all that this one writes: no copy and no sum is ever there.
+constexpr unsigned kReceived =
+    maximum(kQueryBytes + kWarps * kSlots * kSlotBytes, kStates + 8 * kWarps * static_cast<unsigned>(kBlockM));
+constexpr int kShare = kBlockM * kQuads / kCluster;  // quads of sums that each block of a cluster joins, at most
+constexpr unsigned kReceivedBytes = kCluster == 1 ? 0 : kCluster * (16 * kShare + 8 * kBlockM);
+
 OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
 // Which of its cluster a block is.
 OMNIFLASH_DEVICE int block_rank() { return block_index_x() % kCluster; }
-OMNIFLASH_DEVICE RowsOfHeadDim query_tile() { return {shared_memory()}; }
+OMNIFLASH_DEVICE Queries query_tile() { return {shared_memory()}; }
 OMNIFLASH_DEVICE unsigned slot_address(int slot) {
-  return shared_memory() + kQueryBytes + (warp_index() * kStages + slot) * kSlotBytes;
+  return shared_memory() + kQueryBytes + (warp_index() * kSlots + slot) * kSlotBytes;
 }
-OMNIFLASH_DEVICE RowsOfHeadDim key_slice(int slot) { return {slot_address(slot)}; }
-OMNIFLASH_DEVICE RowsOfValueDim value_slice(int slot) { return {slot_address(slot) + kKeyBytes}; }
 
 OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
   return shared_memory() + 4 * ((warp * kBlockM + row) * kPitch + column);
@@ -54,9 +91,12 @@ OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
 OMNIFLASH_DEVICE unsigned state_address(int warp, int row) {
   return shared_memory() + kStates + 8 * (warp * kBlockM + row);
 }
-// Of a part that another block of the cluster has sent; the row's state lies after its columns.
-OMNIFLASH_DEVICE unsigned sent_address(int row_of_part, int column) {
-  return shared_memory() + kStates + 8 * kWarps * kBlockM + 4 * (row_of_part * kPitch + column);
+// Of the part of one of the cluster's blocks: quad i of its sums, which block i % kCluster joins, and the state of a row.
+OMNIFLASH_DEVICE unsigned received_quad(int part, int i) {
+  return shared_memory() + kReceived + 16 * (part * kShare + i / kCluster);
+}
+OMNIFLASH_DEVICE unsigned received_state(int part, int row) {
+  return shared_memory() + kReceived + 16 * kCluster * kShare + 8 * (part * kBlockM + row);
 }
 
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
@@ -89,6 +129,10 @@ struct Block {
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
   }
 
+  OMNIFLASH_DEVICE int key_head() const {
+    const int group = parameters.group_size;
+    return rows.heads == group ? head_tile : rows.first_head / group;
+  }
   // Longer sequences are another launch's.
   OMNIFLASH_DEVICE bool is_ours() const { return rows.num_rows > 0 && rows.num_rows <= kBlockM; }
   OMNIFLASH_DEVICE Tiles key_tiles() const {
@@ -110,7 +154,7 @@ struct Block {
   }
 
   OMNIFLASH_DEVICE void copy_queries() const {
-    constexpr int kChunks = RowsOfHeadDim::kChunks, kElements = RowsOfHeadDim::kChunkElements;
+    constexpr int kChunks = Queries::kChunks, kElements = Queries::kChunkElements;
 #pragma unroll 1
     for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
       const int row = i / kChunks, chunk = i % kChunks;

@@ -69,11 +69,9 @@ OMNIFLASH_DEVICE Quad* partial_quad(const Block& block, int slot, int row, int q
          ((static_cast<long long>(slot) * kBlockM + row) * kQuads + quad);
 }
 
-// Leaves each warp's sums in shared memory, where all can read them. In a cluster it also arrives: others may write where
-// this block's slices have been until now.
+// Leaves each warp's sums in shared memory, where all can read them.
 OMNIFLASH_DEVICE void publish(const Block& block, const Softmax& softmax, const Output& o) {
   barrier();  // the sums lie over what all warps have copied and read until now
-  if constexpr (kCluster > 1) cluster_arrive();
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
@@ -142,16 +140,16 @@ struct Joined {
 };
 
 // Sends a quad of this block's part to the block that joins it, and the row's state to all of them.
-OMNIFLASH_DEVICE void send(const Block& block, const Joined& joined, int row, int quad) {
-  const int there = block_rank() * block.rows.num_rows + row;
+OMNIFLASH_DEVICE void send(const Joined& joined, int row, int quad) {
+  const int i = row * kQuads + quad;
   unsigned words[4];
 #pragma unroll
   for (int e = 0; e < 4; ++e) words[e] = __builtin_bit_cast(unsigned, joined.total.values[e]);
-  store_cluster_16(cluster_address(sent_address(there, 4 * quad), (row * kQuads + quad) % kCluster), words);
+  store_cluster_16(cluster_address(received_quad(block_rank(), i), i % kCluster), words);
 #pragma unroll 1
   for (int to = quad; to < kCluster; to += kQuads) {
-    store_cluster_8(cluster_address(sent_address(there, kValueDim), to), __builtin_bit_cast(unsigned, joined.state.offset),
-                    __builtin_bit_cast(unsigned, joined.state.sum));
+    store_cluster_8(cluster_address(received_state(block_rank(), row), to),
+                    __builtin_bit_cast(unsigned, joined.state.offset), __builtin_bit_cast(unsigned, joined.state.sum));
   }
 }
 
@@ -171,7 +169,7 @@ OMNIFLASH_DEVICE void join_warps(const Block& block, const Parts& parts) {
     Joined joined;
     joined.add(states, quads);
     if constexpr (kCluster > 1) {
-      send(block, joined, row, quad);
+      send(joined, row, quad);
     } else {
       joined.finish(block, parts, row, quad);
     }
@@ -208,12 +206,9 @@ struct WorkspaceParts {
   }
 };
 struct ClusterParts {
-  const Block& block;
-  OMNIFLASH_DEVICE RowState state(int part, int row) const {
-    return load_shared_state(sent_address(part * block.rows.num_rows + row, kValueDim));
-  }
+  OMNIFLASH_DEVICE RowState state(int part, int row) const { return load_shared_state(received_state(part, row)); }
   OMNIFLASH_DEVICE Quad quad(int part, int row, int quad) const {
-    return load_shared_quad(sent_address(part * block.rows.num_rows + row, 4 * quad));
+    return load_shared_quad(received_quad(part, row * kQuads + quad));
   }
 };
 

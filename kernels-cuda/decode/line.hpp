@@ -101,6 +101,8 @@ struct Group {
   OMNIFLASH_DEVICE Group(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
                          unsigned head_tiles, int first, int sequences)
       : extent(Block(parameters, functors, Sequence(parameters, first + minimum(lane_index(), sequences - 1)), 0)) {
+    // In a line an item counts for more than its tiles. A segment beyond those has no keys.
+    if (parameters.num_workers > 0 && extent.count > 0) extent.count += kTilesOfItem;
     until = head_tiles * extent.count;
     if (sequences > 1) until = warp_scan(lane_index() < sequences ? until : 0);
     all = from_lane(until, 31);

@@ -1,14 +1,13 @@
-// Keys and values on their way: where the slices of a warp lie, and the pipeline that copies them ahead.
+// Where the slices of a warp lie, and which come next.
 #pragma once
 
 #include "decode/block.hpp"
 
 namespace omniflash {
 
-// Where one slice of keys and of values lies, in elements from the tensor's first, with the stride between its vectors.
+// Where one slice of keys or of values lies, in elements from the tensor's first, with the stride between its vectors.
 struct Vectors {
-  long long k, v;
-  long long k_stride, v_stride;
+  long long first, stride;
 };
 
 // Where the slices of a warp are found. In pages the table is read one slice before it is needed, or many.
@@ -23,8 +22,9 @@ struct Slices<StridedKeys> {
   OMNIFLASH_DEVICE explicit Slices(const StridedKeys& keys) : keys(keys), first_key(0) {}
   OMNIFLASH_DEVICE void look_up(int first, int) { first_key = first; }
   OMNIFLASH_DEVICE bool is_strided() const { return true; }
-  OMNIFLASH_DEVICE Vectors vectors() const {
-    return {keys.k_base + first_key * keys.k_stride, keys.v_base + first_key * keys.v_stride, keys.k_stride, keys.v_stride};
+  OMNIFLASH_DEVICE Vectors vectors(bool is_value) const {
+    const long long base = is_value ? keys.v_base : keys.k_base, stride = is_value ? keys.v_stride : keys.k_stride;
+    return {base + first_key * stride, stride};
   }
   OMNIFLASH_DEVICE long long mine() const { return 0; }
 };
@@ -48,9 +48,10 @@ struct Slices<PagedKeys> {
   }
   // Whether a slice never crosses pages.
   OMNIFLASH_DEVICE bool is_strided() const { return keys.page_size % kSlice == 0; }
-  OMNIFLASH_DEVICE Vectors vectors() const {
-    return {keys.k_base + page * keys.k_page_stride + in_page * keys.k_stride,
-            keys.v_base + page * keys.v_page_stride + in_page * keys.v_stride, keys.k_stride, keys.v_stride};
+  OMNIFLASH_DEVICE Vectors vectors(bool is_value) const {
+    const long long base = is_value ? keys.v_base : keys.k_base, stride = is_value ? keys.v_stride : keys.k_stride;
+    const long long page_stride = is_value ? keys.v_page_stride : keys.k_page_stride;
+    return {base + page * page_stride + in_page * stride, stride};
   }
   // This lane's vector where slices do cross pages: lanes 0 to 15 have the keys, the others the values.
   OMNIFLASH_DEVICE long long mine() const {
@@ -84,88 +85,26 @@ struct Slices<PagedKeys> {
   }
 };
 
-// The word pair of a lane.
-OMNIFLASH_DEVICE long long offset_from_lane(long long mine, int lane) {
-  const unsigned high = from_lane(static_cast<unsigned>(mine >> 32), lane);
-  const unsigned low = from_lane(static_cast<unsigned>(mine), lane);
-  return static_cast<long long>(static_cast<unsigned long long>(high) << 32 | low);
-}
+OMNIFLASH_DEVICE int next_turn(int slot) { return slot == kSlots - kSlicesOfTurn ? 0 : slot + kSlicesOfTurn; }
+OMNIFLASH_DEVICE int first_key_of(int tile) { return tile * kBlockN + warp_index() * kSlice; }
 
-// How the lanes of a warp share a slice: kLanes neighbours take a row together, kRows rows at a time.
-template <int kChunks>
-struct Lanes {
-  static constexpr int kLanes = minimum(kChunks & -kChunks, 32), kRows = 32 / kLanes, kPasses = kChunks / kLanes;
-};
-
-// Fills one slice with the lanes of a warp; rows from num_valid on become zeros, whatever lies there. The vector of a row is
-// `first` + row * stride, or with kGather where the lane first_lane + row says.
-template <bool kGather, int kColumns>
-OMNIFLASH_DEVICE void fill_slice(const PaddedTile<Element, kColumns>& slice, const void* data, long long first,
-                                 long long stride, int first_lane, int columns, int num_valid, unsigned long long policy) {
-  using Tile = PaddedTile<Element, kColumns>;
-  using Split = Lanes<Tile::kChunks>;
-  const int first_row = lane_index() / Split::kLanes, first_chunk = lane_index() % Split::kLanes;
-  const Element* vector = static_cast<const Element*>(data) + first_chunk * Tile::kChunkElements;
-  if constexpr (!kGather) vector += first + first_row * stride;
-  const unsigned to = slice.chunk(first_row, first_chunk);
-#pragma unroll
-  for (int row = 0; row < kSlice; row += Split::kRows) {
-    const Element* from = vector;
-    if constexpr (kGather) from += offset_from_lane(first, first_lane + first_row + row);
-#pragma unroll
-    for (int pass = 0; pass < Split::kPasses; ++pass) {
-      const int chunk = pass * Split::kLanes, column = (first_chunk + chunk) * Tile::kChunkElements;
-      const unsigned at = to + row * Tile::kPitchBytes + 16 * chunk;
-      const Element* start = from + chunk * Tile::kChunkElements;
-      const bool valid = first_row + row < num_valid;
-      if constexpr (kVectorLoads) {
-        copy_async_16(at, start, valid && column < columns, policy);
-      } else {
-        fill_chunk<false>(at, start - column, column, columns, valid);
-      }
-    }
-    if constexpr (!kGather) vector += Split::kRows * stride;
-  }
-}
-
-// The slices of one warp, in the order of tiles, as far ahead as there are slots.
-struct Pipeline {
+// Which slices of a warp come next, in the order of tiles.
+struct Ahead {
   const Block& block;
-  const Keys& keys;
   Tiles tiles;  // of the segment
-  unsigned long long policy;
   Slices<Keys> slices;
-  int ahead;  // the tile to be copied next
+  int tile;
 
-  OMNIFLASH_DEVICE Pipeline(const Block& block, const Keys& keys, const Tiles& tiles, unsigned long long policy)
-      : block(block), keys(keys), tiles(tiles), policy(policy), slices(keys) {
+  OMNIFLASH_DEVICE Ahead(const Block& block, const Keys& keys, const Tiles& tiles) : block(block), tiles(tiles), slices(keys) {
     advance(tiles.begin);
   }
-
-  OMNIFLASH_DEVICE static int first_key(int tile) { return tile * kBlockN + warp_index() * kSlice; }
+  OMNIFLASH_DEVICE bool is_any() const { return tile < tiles.end; }
+  OMNIFLASH_DEVICE int first_key() const { return first_key_of(tile); }
   OMNIFLASH_DEVICE void advance(int from) {
     TileStatus status;
-    ahead = tiles.next(from, status);
-    if (ahead < tiles.end) slices.look_up(first_key(ahead), block.sequence.kv_len);
-  }
-  OMNIFLASH_DEVICE void copy(int slot) {
-    if (ahead < tiles.end) {
-      const int num_valid = block.sequence.kv_len - first_key(ahead);
-      const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim;
-      if (slices.is_strided()) {
-        const Vectors vectors = slices.vectors();
-        fill_slice<false>(key_slice(slot), keys.k, vectors.k, vectors.k_stride, 0, head_dim, num_valid, policy);
-        fill_slice<false>(value_slice(slot), keys.v, vectors.v, vectors.v_stride, 0, value_dim, num_valid, policy);
-      } else {
-        const long long mine = slices.mine();
-        fill_slice<true>(key_slice(slot), keys.k, mine, 0, 0, head_dim, num_valid, policy);
-        fill_slice<true>(value_slice(slot), keys.v, mine, 0, kSlice, value_dim, num_valid, policy);
-      }
-      advance(ahead + 1);
-    }
+    tile = tiles.next(from, status);
+    if (is_any()) slices.look_up(first_key(), block.sequence.kv_len);
   }
 };
-
-OMNIFLASH_DEVICE int next_slot(int slot) { return slot == kStages - 1 ? 0 : slot + 1; }
 
 }  // namespace omniflash

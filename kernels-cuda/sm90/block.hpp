@@ -66,7 +66,7 @@ using Output = float[kValueDim / 2];
 
 // What the launch adds to the parameters that all kernels have.
 struct HopperParameters {
-  TensorMap q, k, v, out;  // (column, head of the tile, row, shift, head tile), see HopperBlock::rows_at
+  TensorMap k, v, q, out;  // (column, head of the tile, row, shift, head tile), see HopperBlock::rows_at
   unsigned* counter;       // 0 before the launch, and after it
   unsigned num_tiles;      // tiles of rows
   unsigned q_batch_rows, k_batch_rows, v_batch_rows, out_batch_rows;  // rows between sequences

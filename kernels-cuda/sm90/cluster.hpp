@@ -15,6 +15,8 @@ namespace omniflash {
 // barrier.cluster: all threads of the cluster arrive, and wait for all others; what they did with shared memory before they
 // arrived comes before what others do with it after they have waited.
 OMNIFLASH_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+// The same where nothing has to come before: an arrival says only that the thread has got there.
+OMNIFLASH_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 OMNIFLASH_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // mapa: where an address of this block's shared memory lies in that of another block of the cluster.

@@ -36,16 +36,17 @@ const REST_BYTES: usize = 1024 + 1024;
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
 
-/// What a launch of the Hopper kernel is given beside the parameters that all kernels have: its third argument.
+/// What a launch of the Hopper kernel is given beside the parameters that all kernels have: its third argument. The decode
+/// kernel with boxes takes the first two maps alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct HopperParameters {
+    /// Map of the keys; boxes of [`HopperConfig::block_n`] rows, of the decode kernel [`SLICE`](crate::SLICE).
+    pub k: TensorMap,
+    /// Map of the values; boxes of as many rows.
+    pub v: TensorMap,
     /// Map of the queries; boxes of [`HopperConfig::block_m`] rows.
     pub q: TensorMap,
-    /// Map of the keys; boxes of [`HopperConfig::block_n`] rows.
-    pub k: TensorMap,
-    /// Map of the values; boxes of [`HopperConfig::block_n`] rows.
-    pub v: TensorMap,
     /// Map of the output; boxes of [`WARP_ROWS`] rows.
     pub out: TensorMap,
     /// Address of a u32 that is 0 before the launch, and after it.
@@ -211,7 +212,7 @@ mod tests {
         let map = size_of::<TensorMap>();
         assert_eq!((map, align_of::<TensorMap>()), (128, 64));
         assert_eq!(size_of::<HopperParameters>(), 4 * map + 8 + 5 * 4 + 9 * 4);
-        assert_eq!(std::mem::offset_of!(HopperParameters, k), map);
+        assert_eq!(std::mem::offset_of!(HopperParameters, v), map);
         assert_eq!(std::mem::offset_of!(HopperParameters, out), 3 * map);
         assert_eq!(std::mem::offset_of!(HopperParameters, num_tiles), 4 * map + 8);
         let parameters = HopperParameters { counter: 7, out_batch_rows: 9, ..HopperParameters::default() };

@@ -12,7 +12,7 @@ mod manifest;
 mod peak;
 mod simple;
 
-pub use decode::DecodeConfig;
+pub use decode::{DecodeConfig, SLICE};
 pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
 pub use hopper::{
     HOPPER_ARCH, HopperConfig, HopperParameters, MAX_HOPPER_HEAD_DIM, SLAB_COLUMNS, TensorMap, WARP_ROWS,
@@ -41,7 +41,10 @@ pub const LIBRARY: &[SourceFile] = &[
     source_file!("quad.hpp"),
     source_file!("fragments.hpp"),
     source_file!("decode/block.hpp"),
+    source_file!("decode/boxes.hpp"),
+    source_file!("decode/forward.hpp"),
     source_file!("decode/join.hpp"),
+    source_file!("decode/lanes.hpp"),
     source_file!("decode/line.hpp"),
     source_file!("decode/slices.hpp"),
     source_file!("sm90/block.hpp"),
@@ -61,6 +64,7 @@ pub const LIBRARY: &[SourceFile] = &[
 
 const PORTABLE_FORWARD: SourceFile = source_file!("portable_forward.cu");
 const DECODE_FORWARD: SourceFile = source_file!("decode_forward.cu");
+const DECODE_BOXES: SourceFile = source_file!("decode_boxes.cu");
 const HOPPER_FORWARD: SourceFile = source_file!("hopper_forward.cu");
 const KV_APPEND: SourceFile = source_file!("kv_append.cu");
 const PEAK: SourceFile = source_file!("peak.cu");

@@ -67,7 +67,7 @@ struct DecodeEntry {
     paged: Vec<bool>,
     #[serde(default = "enabled")]
     vector_loads: bool,
-    /// How blocks share items; all but `Blocks` for the architecture whose plans have it.
+    /// How blocks share items; all but the first two for the architecture whose plans have them.
     #[serde(default = "blocks")]
     shares: Vec<Shares>,
     #[serde(default)]
@@ -100,8 +100,10 @@ fn blocks() -> Vec<Shares> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Shares {
-    /// Blocks of the default.
+    /// Blocks of the default, an item cut alike for all.
     Blocks,
+    /// Such blocks that go from item to item.
+    Items,
     /// Blocks that have a multiprocessor each.
     Wide,
     /// Such blocks in pairs.
@@ -113,13 +115,14 @@ enum Shares {
 impl Shares {
     /// The default in this form; `None` where it does not fit.
     fn of(self, default: DecodeConfig, shared_memory: usize) -> Option<DecodeConfig> {
-        let wide = default.wide(shared_memory);
         match self {
             Shares::Blocks => Some(default),
-            Shares::Wide => wide,
-            Shares::Pairs => wide.map(|wide| DecodeConfig { cluster: 2, ..wide }),
+            Shares::Items => Some(DecodeConfig { tiles_of_item: DecodeConfig::TILES_OF_ITEM, ..default }),
+            Shares::Wide => default.wide(shared_memory),
+            Shares::Pairs => DecodeConfig { cluster: 2, ..default }.wide(shared_memory),
             Shares::Clusters => {
-                Some(DecodeConfig { cluster: 8, whole_items: true, ..wide.unwrap_or(default) })
+                let cluster = DecodeConfig { cluster: 8, whole_items: true, ..default };
+                cluster.wide(shared_memory).or_else(|| cluster.narrow(shared_memory))
             }
         }
     }
@@ -308,8 +311,14 @@ impl DecodeEntry {
                     return Err(Error::value("manifest.toml decode", what, "rows that a tile can have"));
                 };
                 let default = DecodeConfig { paged, vector_loads: self.vector_loads, ..default };
-                let is_here =
-                    |shares: &Shares| *shares == Shares::Blocks || architecture.name == CLUSTER_ARCH;
+                // As plans choose there, for all strides and pages but rare ones.
+                let is_boxed = architecture.name == CLUSTER_ARCH && (head_dim, value_dim) == (128, 128);
+                let boxed = default.with_boxes().filter(|_| is_boxed);
+                let default =
+                    boxed.and_then(|boxed| boxed.narrow(architecture.shared_memory)).unwrap_or(default);
+                let is_here = |shares: &Shares| {
+                    matches!(shares, Shares::Blocks | Shares::Items) || architecture.name == CLUSTER_ARCH
+                };
                 for &shares in self.shares.iter().filter(|shares| is_here(shares)) {
                     let Some(config) = shares.of(default, architecture.shared_memory) else {
                         let what = format!("{shares:?} of {default}");

@@ -12,7 +12,7 @@ use omniflash_core::{DType, Mask, ScoreMod};
 use omniflash_kernels_cuda::DecodeConfig;
 
 fn config(dtype: DType, head_dim: usize, value_dim: usize, rows: usize) -> DecodeConfig {
-    DecodeConfig { stages: 3, ..DecodeConfig::new(dtype, head_dim, value_dim, rows, 227 << 10).unwrap() }
+    DecodeConfig { slots: 6, ..DecodeConfig::new(dtype, head_dim, value_dim, rows, 227 << 10).unwrap() }
 }
 
 fn module(config: &DecodeConfig, mask: &Mask<'_>, score_mod: &ScoreMod<'_>, heads: usize) -> Module {
@@ -42,6 +42,12 @@ fn lengths_on_the_device_decide_who_does_what() {
     let config = config(DType::F16, 48, 80, 8);
     let module = module(&config, &Mask::Causal, &ScoreMod::Identity, 4);
     let base = Case { pack_groups: true, ..Case::<f16>::new(40, 4, 230, 4, 2, 48, 80).masked(Mask::Causal) };
+    // An item counts for three tiles more: some segments have no keys.
+    let costly = DecodeConfig { tiles_of_item: 3, ..config };
+    let costly_module = self::module(&costly, &Mask::Causal, &ScoreMod::Identity, 4);
+    for workers in [3, 11, 64] {
+        check_decode(&costly_module, &costly, &Case { q_form: QForm::Ragged, ..base.clone() }, workers);
+    }
     for (q_form, kv_form, workers) in [
         (QForm::Ragged, KvForm::Continuous, 11),
         (QForm::Lengths, KvForm::Lengths, 64),
@@ -55,7 +61,7 @@ fn lengths_on_the_device_decide_who_does_what() {
 #[test]
 fn pages_of_any_size_and_windows_that_skip_them() {
     let window = Mask::SlidingWindow { left: 100, right: 0 };
-    let config = DecodeConfig { paged: true, ..config(DType::BF16, 64, 64, 12) };
+    let config = DecodeConfig { paged: true, slots: 5, ..config(DType::BF16, 64, 64, 12) };
     let module = module(&config, &window, &ScoreMod::Identity, 8);
     let base = Case {
         pack_groups: true,
@@ -115,7 +121,7 @@ fn sequences_with_more_rows_than_a_tile_are_left_to_another_launch() {
 #[test]
 fn clusters_share_items_whole_or_in_a_line() {
     let base = Case { pack_groups: true, sinks: true, ..Case::<bf16>::new(2, 1, 500, 8, 2, 32, 32) };
-    let alone = config(DType::BF16, 32, 32, 4);
+    let alone = DecodeConfig { slots: 3, ..config(DType::BF16, 32, 32, 4) };
     for (cluster, workers) in [(2, 7), (4, 3)] {
         let whole = DecodeConfig { cluster, whole_items: true, ..alone };
         let kernel = module(&whole, &Mask::None, &ScoreMod::Identity, 8);
@@ -128,7 +134,7 @@ fn clusters_share_items_whole_or_in_a_line() {
             check_decode(&kernel, &line, &base, workers);
         }
     }
-    let pages = DecodeConfig { paged: true, cluster: 2, ..config(DType::F16, 48, 80, 8) };
+    let pages = DecodeConfig { paged: true, cluster: 2, slots: 4, ..config(DType::F16, 48, 80, 8) };
     let kernel = module(&pages, &Mask::Causal, &ScoreMod::Identity, 4);
     let ragged = Case { pack_groups: true, ..Case::<f16>::new(33, 4, 90, 4, 2, 48, 80).masked(Mask::Causal) };
     let kv_form = KvForm::Paged(16);

@@ -1,8 +1,11 @@
 //! Times of decode steps over dense and paged caches: CUDA graph replay, the second-level cache flushed before each,
 //! median. One JSON line a case, with names as in the peers' benchmark.
 //!
+//! The cache is flushed by writing, as other benchmarks do it: the step then also waits for what must be written back.
+//! `clean_ms` is the time after other keys were read instead, so that nothing must.
+//!
 //! ```text
-//! decode_time [FILTER]             cases whose name contains FILTER
+//! decode_time [FILTER ...]         cases whose name contains one of them
 //! ```
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command")]
@@ -11,7 +14,7 @@ use std::process::ExitCode;
 
 use half::bf16;
 use omniflash_core::{
-    AttentionOptions, AttentionProblem, Backend, DType, KvCache, Layout, Mask, Query, Result, Tensor,
+    AttentionOptions, AttentionProblem, Backend, DType, KvCache, Layout, Mask, Query, Result, Stream, Tensor,
     TensorRef,
 };
 use omniflash_cuda::CudaBackend;
@@ -80,7 +83,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() -> ExitCode {
-    let filter = std::env::args().nth(1).unwrap_or_default();
+    let filters: Vec<String> = std::env::args().skip(1).collect();
     let backend = match CudaBackend::discover() {
         Ok(backends) => backends.into_iter().next(),
         Err(absent) => {
@@ -92,7 +95,7 @@ fn main() -> ExitCode {
         println!("skipped: no GPU can be used");
         return ExitCode::SUCCESS;
     };
-    match run(&backend, &filter) {
+    match run(&backend, &filters) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -102,12 +105,12 @@ fn main() -> ExitCode {
 }
 
 /// Milliseconds of one call over sequences of both kinds, and of a call each.
-fn mixed(backend: &CudaBackend, pools: &[Tensor; 2]) -> Result<()> {
+fn mixed(backend: &CudaBackend, pools: &[Tensor; 2], flush: &Enqueue) -> Result<()> {
     let decodes = vec![(1, 4096); 230];
     let prefills = vec![(512, 512); 40];
     let both: Vec<_> = decodes.iter().chain(&prefills).copied().collect();
     let [decode, prefill, both] =
-        [&decodes, &prefills, &both].map(|sequences| time_ragged(backend, sequences, pools));
+        [&decodes, &prefills, &both].map(|sequences| time_ragged(backend, sequences, pools, flush));
     let (decode, prefill, both) = (decode?, prefill?, both?);
     println!(
         "{{\"system\":\"omniflash-cuda\",\"case\":\"mixed_230x1_4096_40x512_H32_8_D128_P16\",\
@@ -127,6 +130,7 @@ fn time_ragged(
     backend: &CudaBackend,
     sequences: &[(usize, usize)],
     pools: &[Tensor; 2],
+    flush: &Enqueue,
 ) -> Result<(f32, String)> {
     const PAGE: usize = 16;
     let (heads, dim, stream) = ((32, 8), 128, backend.stream()?);
@@ -170,15 +174,26 @@ fn time_ragged(
     let options = AttentionOptions::new().mask(Mask::Causal);
     let query = Query::Ragged { q: q.view(), cu_seqlens: offsets.view(), max_seqlen: Some(longest_q) };
     let problem = AttentionProblem::new(query, kv, out.view_mut(), None, &options)?;
-    replay(backend, &problem, &stream)
+    let ([ms, _], plan) = replay(backend, &problem, &stream, flush)?;
+    Ok((ms, plan))
 }
 
 /// A tensor in a pool that is at least as long.
 fn pool_view(backend: &CudaBackend, pool: &Tensor, shape: &[usize]) -> Result<TensorRef<'static>> {
-    // SAFETY: the pool outlives every case and is at least as long as the shape.
+    pool_view_at(backend, pool, 0, shape)
+}
+
+/// The same from an element on.
+fn pool_view_at(
+    backend: &CudaBackend,
+    pool: &Tensor,
+    first: usize,
+    shape: &[usize],
+) -> Result<TensorRef<'static>> {
+    // SAFETY: the pool outlives every case and reaches as far as the shape.
     Ok(unsafe {
         TensorRef::from_raw(
-            pool.view().address(),
+            pool.view().address() + (first * DType::BF16.size()) as u64,
             DType::BF16,
             Layout::contiguous(shape)?,
             backend.info().device,
@@ -186,7 +201,39 @@ fn pool_view(backend: &CudaBackend, pool: &Tensor, shape: &[usize]) -> Result<Te
     })
 }
 
-fn run(backend: &CudaBackend, filter: &str) -> Result<()> {
+/// Shape of keys that are read to flush the cache: more bytes than any has. They are the last of the pools, which no dense
+/// case has.
+const FLUSH_SHAPE: [usize; 4] = [8, 8192, 8, 128];
+
+/// Enqueues work on a stream.
+type Enqueue = dyn Fn(&Stream) -> Result<()>;
+
+/// What reads them.
+fn flush(backend: &CudaBackend, pools: &[Tensor; 2]) -> Result<Box<Enqueue>> {
+    let stream = backend.stream()?;
+    let [batch, _, heads, dim] = FLUSH_SHAPE;
+    let q = Tensor::zeros(backend, DType::BF16, &[batch, 1, heads, dim], &stream)?;
+    let mut out = Tensor::zeros(backend, DType::BF16, q.shape(), &stream)?;
+    let first = POOL - FLUSH_SHAPE.iter().product::<usize>();
+    let view = |pool: &Tensor| pool_view_at(backend, pool, first, &FLUSH_SHAPE);
+    let (kv, options) = (KvCache::dense(view(&pools[0])?, view(&pools[1])?), AttentionOptions::new());
+    let graph = {
+        let problem = AttentionProblem::new(Query::padded(q.view()), kv, out.view_mut(), None, &options)?;
+        let plan = backend.plan(&problem)?;
+        backend.prepare(&plan, &problem, &stream)?;
+        // SAFETY: the tensors live as long as the graph, and nothing else uses them.
+        backend.capture(&stream, || unsafe { backend.launch(&plan, &problem, &stream) })?
+    };
+    backend.synchronize(&stream)?;
+    Ok(Box::new(move |stream| {
+        let _alive = (&q, &out);
+        // SAFETY: its tensors live as long as it, the pools as long as every case.
+        unsafe { graph.replay(stream) }
+    }))
+}
+
+fn run(backend: &CudaBackend, filters: &[String]) -> Result<()> {
+    let is_asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
     let stream = backend.stream()?;
     let mut random = ChaCha8Rng::seed_from_u64(9);
     let pattern: Vec<bf16> =
@@ -196,29 +243,36 @@ fn run(backend: &CudaBackend, filter: &str) -> Result<()> {
         Tensor::from_slice(backend, &data, &[POOL], &stream)?,
         Tensor::from_slice(backend, &data, &[POOL], &stream)?,
     ];
-    for case in cases().iter().filter(|case| case.name.contains(filter)) {
-        match time(backend, case, &pools) {
-            Ok((ms, plan)) => {
+    let flush = flush(backend, &pools)?;
+    for case in cases().iter().filter(|case| is_asked(&case.name)) {
+        match time(backend, case, &pools, &*flush) {
+            Ok(([ms, clean_ms], plan)) => {
                 let keys: usize = case.lengths.iter().sum();
                 let bytes = (2 * keys * case.heads.1 * case.dim * 2) as f64;
                 println!(
                     "{{\"system\":\"omniflash-cuda\",\"case\":\"{}\",\"dtype\":\"bfloat16\",\"ms\":{ms:.5},\
-                     \"tbps\":{:.3},\"plan\":\"{plan}\"}}",
+                     \"clean_ms\":{clean_ms:.5},\"tbps\":{:.3},\"clean_tbps\":{:.3},\"plan\":\"{plan}\"}}",
                     case.name,
-                    bytes / f64::from(ms) * 1e-9
+                    bytes / f64::from(ms) * 1e-9,
+                    bytes / f64::from(clean_ms) * 1e-9
                 );
             }
             Err(error) => println!("{}: {error}", case.name),
         }
     }
-    if "mixed_230".contains(filter) {
-        mixed(backend, &pools)?;
+    if is_asked("mixed_230x1_4096_40x512") {
+        mixed(backend, &pools, &*flush)?;
     }
     Ok(())
 }
 
 /// Median milliseconds of a step, and its plan.
-fn time(backend: &CudaBackend, case: &Case, pools: &[Tensor; 2]) -> Result<(f32, String)> {
+fn time(
+    backend: &CudaBackend,
+    case: &Case,
+    pools: &[Tensor; 2],
+    flush: &Enqueue,
+) -> Result<([f32; 2], String)> {
     let stream = backend.stream()?;
     let batch = case.lengths.len();
     let longest = case.lengths.iter().copied().max().unwrap_or(0);
@@ -258,32 +312,40 @@ fn time(backend: &CudaBackend, case: &Case, pools: &[Tensor; 2]) -> Result<(f32,
     };
     let options = AttentionOptions::new().mask(Mask::Causal);
     let problem = AttentionProblem::new(Query::padded(q.view()), kv, out.view_mut(), None, &options)?;
-    replay(backend, &problem, &stream)
+    replay(backend, &problem, &stream, flush)
 }
 
-/// Median milliseconds of a problem's graph, and its plan.
+/// Median milliseconds of a problem's graph, the cache flushed by writing and by reading, and its plan.
 fn replay(
     backend: &CudaBackend,
     problem: &AttentionProblem<'_>,
-    stream: &omniflash_core::Stream,
-) -> Result<(f32, String)> {
+    stream: &Stream,
+    flush: &Enqueue,
+) -> Result<([f32; 2], String)> {
     let plan = backend.plan(problem)?;
     backend.prepare(&plan, problem, stream)?;
     // SAFETY: all tensors live until the stream is synchronised below.
     let graph = backend.capture(stream, || unsafe { backend.launch(&plan, problem, stream) })?;
     let (begin, end) = (backend.event()?, backend.event()?);
-    let mut times = Vec::new();
-    for _ in 0..REPLAYS + 3 {
-        // Zeroed on the stream, then given back: what it displaces is the cache.
-        drop(backend.alloc(FLUSH_BYTES, stream)?);
-        begin.record(stream)?;
-        // SAFETY: as above.
-        unsafe { graph.replay(stream) }?;
-        end.record(stream)?;
-        times.push(begin.elapsed_ms(&end)?);
+    let mut medians = [0.0; 2];
+    for (median, reads) in medians.iter_mut().zip([false, true]) {
+        let mut times = Vec::new();
+        for _ in 0..REPLAYS + 3 {
+            // Zeroed on the stream, then given back: what it displaces is the cache.
+            drop(backend.alloc(FLUSH_BYTES, stream)?);
+            if reads {
+                flush(stream)?;
+            }
+            begin.record(stream)?;
+            // SAFETY: as above.
+            unsafe { graph.replay(stream) }?;
+            end.record(stream)?;
+            times.push(begin.elapsed_ms(&end)?);
+        }
+        let times = &mut times[3..];
+        times.sort_by(f32::total_cmp);
+        *median = times[times.len() / 2];
     }
     backend.synchronize(stream)?;
-    let times = &mut times[3..];
-    times.sort_by(f32::total_cmp);
-    Ok((times[times.len() / 2], plan.to_string()))
+    Ok((medians, plan.to_string()))
 }

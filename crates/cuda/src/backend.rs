@@ -14,8 +14,8 @@ use omniflash_kernels_cuda::{HOPPER_ARCH, HopperParameters};
 
 use crate::driver::Context;
 use crate::kernel_store::kernel_store;
-use crate::launch::hopper_parameters;
-use crate::launch::tensor_map::is_mappable;
+use crate::launch::tensor_map::{is_mappable, key_boxes};
+use crate::launch::{decode_parameters, hopper_parameters};
 use crate::plan::{self, Choice, HopperFit, KernelChoice, Request, arch, arch_family};
 use crate::probe::{self, Absent, DeviceFacts};
 
@@ -97,7 +97,11 @@ impl Vendor for Cuda {
         if facts.compute_capability.0 != 9 {
             return HopperFit::default();
         }
-        HopperFit { is_mappable: is_mappable(problem), has_positive_scale: problem.softmax_scale() > 0.0 }
+        HopperFit {
+            is_mappable: is_mappable(problem),
+            has_key_boxes: key_boxes(problem).is_some(),
+            has_positive_scale: problem.softmax_scale() > 0.0,
+        }
     }
 
     fn choose(backend: &str, facts: &DeviceFacts, key: &PlanKey, fit: &HopperFit) -> Result<Choice> {
@@ -127,6 +131,7 @@ impl Vendor for Cuda {
             (KernelChoice::Hopper(tile), Some(counter)) => {
                 hopper_parameters(driver, tile, cut, problem, counter).map(Some)
             }
+            (KernelChoice::Decode(tile), _) if tile.boxes => decode_parameters(driver, problem).map(Some),
             _ => Ok(None),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytemuck::NoUninit;
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionProblem, Result, Stream};
 use omniflash_device::parameters::{AttentionParameters, DeviceAddress};
@@ -111,26 +112,47 @@ impl<V: Vendor> Launcher<V> {
         // SAFETY: the caller's duties; packed masks have a place of their own.
         unsafe { pack(planned, functors, &parameters, kept.packed, stream) }?;
         let beside = V::beside(&self.driver, &planned.instance, &planned.cut, problem, kept.tile_counter)?;
-        let arguments = [
-            bytemuck::bytes_of(&parameters),
-            &functors.parameters,
-            beside.as_ref().map_or(&[], bytemuck::bytes_of),
-        ];
-        let arguments = &arguments[..if beside.is_some() { 3 } else { 2 }];
+        let arguments = Arguments::new(&parameters, functors, beside.as_ref());
         // SAFETY: the kernel's parameters are this struct, the functors' bytes and what it takes beside; what they
         // address is the caller's duty.
-        unsafe { planned.forward.enqueue(arguments, stream) }?;
+        unsafe { planned.forward.enqueue(arguments.of_kernel(), stream) }?;
         if let Some(combine) = &planned.combine {
             // SAFETY: as above; this kernel's only parameter is the struct.
-            unsafe { combine.enqueue(&arguments[..1], stream) }?;
+            unsafe { combine.enqueue(&arguments.of_kernel()[..1], stream) }?;
         }
-        if let Some((short, cut)) = &planned.short {
-            cut.apply(&mut parameters);
-            let arguments = [bytemuck::bytes_of(&parameters), &functors.parameters];
+        if let Some(short) = &planned.short {
+            short.cut.apply(&mut parameters);
+            let beside = V::beside(&self.driver, &short.instance, &short.cut, problem, None)?;
+            let arguments = Arguments::new(&parameters, functors, beside.as_ref());
             // SAFETY: as for the first kernel; this one writes other rows.
-            unsafe { short.enqueue(&arguments, stream) }?;
+            unsafe { short.kernel.enqueue(arguments.of_kernel(), stream) }?;
         }
         Ok(())
+    }
+}
+
+/// The bytes of a kernel's parameters.
+struct Arguments<'a> {
+    all: [&'a [u8]; 3],
+    count: usize,
+}
+
+impl<'a> Arguments<'a> {
+    fn new<B: NoUninit>(
+        parameters: &'a AttentionParameters,
+        functors: &'a FunctorSpec<'_>,
+        beside: Option<&'a B>,
+    ) -> Self {
+        let all = [
+            bytemuck::bytes_of(parameters),
+            functors.parameters.as_slice(),
+            beside.map_or(&[], bytemuck::bytes_of),
+        ];
+        Arguments { all, count: if beside.is_some() { 3 } else { 2 } }
+    }
+
+    fn of_kernel(&self) -> &[&'a [u8]] {
+        &self.all[..self.count]
     }
 }
 

@@ -45,11 +45,19 @@ pub(crate) struct Planned<V: Vendor> {
     pub(crate) forward: PlannedKernel<V::Driver>,
     /// Joins partitions.
     pub(crate) combine: Option<PlannedKernel<V::Driver>>,
-    /// Computes the short sequences of a batch that has both kinds, with their cut.
-    pub(crate) short: Option<(PlannedKernel<V::Driver>, Cut)>,
+    /// Computes the short sequences of a batch that has both kinds.
+    pub(crate) short: Option<PlannedShort<V>>,
     /// Pack mask tensors, in the order of the functors' slots.
     pub(crate) packers: Vec<PlannedKernel<V::Driver>>,
     pub(crate) workspace: Workspace,
+}
+
+/// What computes the short sequences of a batch.
+#[derive(Debug)]
+pub(crate) struct PlannedShort<V: Vendor> {
+    pub(crate) instance: V::Kernel,
+    pub(crate) kernel: PlannedKernel<V::Driver>,
+    pub(crate) cut: Cut,
 }
 
 /// A kernel and its launch, loaded when first launched.
@@ -275,7 +283,8 @@ impl<V: Vendor> Planner<V> {
                 let part = self.part(key, short, functors)?;
                 // Where two kernels share a batch, the one for long sequences cuts none.
                 workspace = part.workspace;
-                Some((self.planned_kernel(key, short, &part)?, cut(&part.sizes)))
+                let kernel = self.planned_kernel(key, short, &part)?;
+                Some(PlannedShort { instance: short.kernel.clone(), kernel, cut: cut(&part.sizes) })
             }
             None => None,
         };
@@ -362,7 +371,7 @@ impl<V: Vendor> Planner<V> {
 impl<V: Vendor> Planned<V> {
     /// All kernels.
     pub(crate) fn kernels(&self) -> impl Iterator<Item = &PlannedKernel<V::Driver>> {
-        let short = self.short.as_ref().map(|(kernel, _)| kernel);
+        let short = self.short.as_ref().map(|short| &short.kernel);
         std::iter::once(&self.forward).chain(&self.combine).chain(short).chain(&self.packers)
     }
 

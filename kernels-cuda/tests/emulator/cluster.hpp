@@ -14,6 +14,7 @@ void cluster_wait();
 }  // namespace emulator
 
 inline void cluster_arrive() { emulator::cluster_arrive(); }
+inline void cluster_arrive_relaxed() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
 
 // The block stands above the address in it.

@@ -11,7 +11,7 @@ mod tensor_map;
 
 pub(crate) use api::{Api, Code};
 pub(crate) use context::Context;
-pub(crate) use tensor_map::{TensorBox, encode_tensor_map};
+pub(crate) use tensor_map::{Fetched, TensorBox, encode_tensor_map};
 
 /// A mark in a stream, with the time at which work reached it.
 pub type Event = omniflash_gpu::Event<Context>;

@@ -22,6 +22,15 @@ pub(crate) struct TensorBox {
     pub(crate) strides: [u64; 4],
     /// Elements that a copy takes along each axis.
     pub(crate) sizes: [u32; 5],
+    /// Bytes that the second-level cache fetches where a copy asks for some of them.
+    pub(crate) fetched: Fetched,
+}
+
+/// How much the second-level cache fetches at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetched {
+    Bytes128,
+    Bytes256,
 }
 
 /// Encodes a map whose boxes lie in shared memory with the 128-byte swizzle and are 0 outside of the tensor.
@@ -49,7 +58,10 @@ pub(crate) fn encode_tensor_map(context: &Context, what: &TensorBox) -> Result<T
             [1; 5].as_ptr(),
             Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE as u32,
             Swizzle::CU_TENSOR_MAP_SWIZZLE_128B as u32,
-            Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as u32,
+            match what.fetched {
+                Fetched::Bytes128 => Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                Fetched::Bytes256 => Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            } as u32,
             Outside::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as u32,
         )
     }?;

@@ -1,4 +1,4 @@
-//! What Hopper's kernel is given beside the parameters of all kernels.
+//! What Hopper's kernels are given beside the parameters of all kernels.
 
 pub(crate) mod tensor_map;
 
@@ -7,7 +7,7 @@ use omniflash_gpu::parameters::Cut;
 use omniflash_kernels_cuda::{HopperConfig, HopperParameters};
 
 use crate::driver::{Context, encode_tensor_map};
-use tensor_map::TensorBoxes;
+use tensor_map::{TensorBoxes, key_boxes};
 
 /// The maps of a problem's tensors, and the counter by which blocks take tiles.
 ///
@@ -45,6 +45,28 @@ pub(crate) fn hopper_parameters(
         k_batch_rows: boxes.k.1,
         v_batch_rows: boxes.v.1,
         out_batch_rows: boxes.out.1,
+        ..HopperParameters::default()
+    })
+}
+
+/// The maps of a problem's keys and values, for the decode kernel with boxes.
+///
+/// # Errors
+/// As [`hopper_parameters`].
+pub(crate) fn decode_parameters(
+    context: &Context,
+    problem: &AttentionProblem<'_>,
+) -> Result<HopperParameters> {
+    let [k, v] = key_boxes(problem).ok_or_else(|| {
+        Error::value(
+            "plan",
+            "made for strides and pages that tensor maps describe",
+            "one made for a problem of the same shape, strides and pages",
+        )
+    })?;
+    Ok(HopperParameters {
+        k: encode_tensor_map(context, &k)?,
+        v: encode_tensor_map(context, &v)?,
         ..HopperParameters::default()
     })
 }

@@ -5,9 +5,9 @@
 //! the axis of rows ends: at the end of the sequence, whose length only the device knows.
 
 use omniflash_core::{AttentionProblem, DType, KvCache, Query, TensorRef};
-use omniflash_kernels_cuda::{HopperConfig, SLAB_COLUMNS, WARP_ROWS};
+use omniflash_kernels_cuda::{HopperConfig, SLAB_COLUMNS, SLICE, WARP_ROWS};
 
-use crate::driver::TensorBox;
+use crate::driver::{Fetched, TensorBox};
 
 /// Strides of maps are below this many bytes, extents and coordinates of axes fit an i32.
 const MAX_STRIDE: u64 = 1 << 40;
@@ -64,6 +64,52 @@ pub(crate) fn is_mappable(problem: &AttentionProblem<'_>) -> bool {
         query_tiles: 1,
     };
     TensorBoxes::new(problem, &tile, 1).is_some()
+}
+
+/// The maps of keys and of values for slices of the decode kernel: columns of a slab, heads, rows, sequences or blocks or
+/// pages, slabs. `None` where a tensor has strides or an address that no map can have, its columns are no whole slabs, or pages
+/// no whole slices.
+pub(crate) fn key_boxes(problem: &AttentionProblem<'_>) -> Option<[TensorBox; 2]> {
+    let kv = problem.kv();
+    if matches!(kv, KvCache::Paged { .. }) && !kv.k().shape()[1].is_multiple_of(SLICE) {
+        return None;
+    }
+    Some([slice_box(kv.k())?, slice_box(kv.v())?])
+}
+
+/// The map of `[outer, rows, heads, columns]`, or of ragged `[rows, heads, columns]`.
+fn slice_box(tensor: &TensorRef<'_>) -> Option<TensorBox> {
+    let (shape, strides) = (tensor.shape(), tensor.strides());
+    let rest = shape.len().checked_sub(3)?;
+    let (outer, outer_stride) = if rest == 0 { (1, 0) } else { (shape[0], strides[0]) };
+    let extents = [shape[rest + 2], shape[rest + 1], shape[rest], outer].map(|extent| extent as u64);
+    let slabs = shape[rest + 2] / SLAB_COLUMNS;
+    let size = tensor.dtype().size() as i64;
+    // An axis of one element has no neighbours: any stride does.
+    let bytes = |extent: u64, stride: i64| {
+        let bytes = if extent == 1 { 16 } else { u64::try_from(stride.checked_mul(size)?).ok()? };
+        (bytes > 0 && bytes.is_multiple_of(16) && bytes < MAX_STRIDE).then_some(bytes)
+    };
+    let is_whole = tensor.dtype().size() == 2
+        && shape[rest + 2].is_multiple_of(SLAB_COLUMNS)
+        && tensor.address().is_multiple_of(16);
+    if !is_whole || extents.iter().any(|&extent| extent == 0 || extent > MAX_EXTENT) {
+        return None;
+    }
+    Some(TensorBox {
+        dtype: tensor.dtype(),
+        address: tensor.address(),
+        extents: [SLAB_COLUMNS as u64, extents[1], extents[2], extents[3], slabs as u64],
+        strides: [
+            bytes(extents[1], strides[rest + 1])?,
+            bytes(extents[2], strides[rest])?,
+            bytes(extents[3], outer_stride)?,
+            (SLAB_COLUMNS * tensor.dtype().size()) as u64,
+        ],
+        sizes: [SLAB_COLUMNS as u32, 1, SLICE as u32, 1, slabs as u32],
+        // A row of a slab: fetching two of them at a time was slower.
+        fetched: Fetched::Bytes128,
+    })
 }
 
 /// A tensor of vectors, in bytes.
@@ -141,6 +187,7 @@ impl Axes {
             ],
             strides: [self.head_stride, self.row_stride, self.row_stride, tile_stride],
             sizes: [SLAB_COLUMNS as u32, heads_per_tile as u32, (rows / heads_per_tile) as u32, 1, 1],
+            fetched: Fetched::Bytes256,
         };
         Some((map, u32::try_from(self.batch_rows).ok()?))
     }
@@ -170,6 +217,32 @@ mod tests {
         // Row 5 of a sequence of 60 rows, the third: (100 - 60 + 5, 200 + 60) is row 205 of the tensor.
         let at = map.address + (100 - 60 + 5) * map.strides[1] + (200 + 60) * map.strides[2];
         assert_eq!(at, (1 << 40) + 205 * 1024);
+    }
+
+    #[test]
+    fn slices_have_all_slabs_of_a_head_in_one_box() {
+        let tensor = |shape: &[usize], strides: &[i64], dtype| {
+            let layout = Layout::new(shape, strides).unwrap();
+            // SAFETY: as above.
+            unsafe { TensorRef::from_raw(1 << 40, dtype, layout, DeviceId::Cuda(0)) }
+        };
+        // 100 pages of 16 rows, the heads of a page one after the other.
+        let pages = slice_box(&tensor(&[100, 16, 8, 128], &[16384, 128, 2048, 1], DType::BF16)).unwrap();
+        assert_eq!(pages.extents, [64, 8, 16, 100, 2]);
+        assert_eq!(pages.strides, [4096, 256, 32768, 128]);
+        assert_eq!(pages.sizes, [64, 1, 16, 1, 2]);
+        let ragged = slice_box(&tensor(&[700, 1, 64], &[512, 7, 1], DType::F16)).unwrap();
+        assert_eq!(ragged.extents, [64, 1, 700, 1, 1]);
+        assert_eq!((ragged.address, ragged.strides[1]), (1 << 40, 1024));
+        for (shape, strides, dtype) in [
+            ([2, 100, 8, 80], [64000, 640, 80, 1], DType::BF16),
+            ([2, 100, 8, 128], [102400, 1024, 128, 1], DType::F32),
+            ([2, 100, 8, 128], [0, 1024, 128, 1], DType::BF16),
+            ([2, 100, 8, 128], [102400, 1028, 128, 1], DType::BF16),
+            ([0, 100, 8, 128], [102400, 1024, 128, 1], DType::BF16),
+        ] {
+            assert!(slice_box(&tensor(&shape, &strides, dtype)).is_none(), "{shape:?} {strides:?}");
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Option<Choice>> {
         return Ok(None);
     }
     let Some((config, heads_per_tile)) = tile(request, request.shape.seqlen_q) else { return Ok(None) };
+    let config = boxed(request, config).unwrap_or(config);
     if let Some(config) = in_clusters(request, config, heads_per_tile) {
         return Ok(Some(Choice {
             kernel: KernelChoice::Decode(config),
@@ -89,6 +90,7 @@ pub(crate) fn choose_short(request: &Request<'_>) -> Result<Option<(Choice, usiz
     }
     // One query and its group at least; as many more as the tile then has room for.
     let Some((config, heads_per_tile)) = tile(request, 1) else { return Ok(None) };
+    let config = boxed(request, config).unwrap_or(config);
     if heads_per_tile != shape.group_size() {
         return Ok(None);
     }
@@ -133,15 +135,24 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
         let config = DecodeConfig::new(shape.dtype, shape.head_dim, shape.value_dim, rows, limit)?;
         let paged = shape.kv_kind == KvKind::Paged;
         let arithmetic = arithmetic(request);
-        Some((DecodeConfig { paged, arithmetic, vector_loads: request.is_aligned, ..config }, heads_per_tile))
+        let config = DecodeConfig { paged, arithmetic, vector_loads: request.is_aligned, ..config };
+        Some((config, heads_per_tile))
     })
+}
+
+/// The tile whose keys the copy engine brings, where that was faster than lanes: at 64 columns it was not, at 256 the
+/// addresses of permuted rows do not fit the registers.
+fn boxed(request: &Request<'_>, config: DecodeConfig) -> Option<DecodeConfig> {
+    let can_box = request.facts.compute_capability.0 == 9 && request.hopper.has_key_boxes;
+    let is_measured = config.head_dim == 128 && config.value_dim == 128;
+    config.with_boxes().filter(|_| can_box && is_measured)?.narrow(request.facts.shared_memory_bytes)
 }
 
 /// The tile for few items of few keys, where the time to join parts counts: each item is a cluster's, whose blocks join
 /// its parts from their shared memory. `None` where clusters would leave more multiprocessors idle than that gains.
 fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) -> Option<DecodeConfig> {
     let (shape, facts) = (request.shape, request.facts);
-    let (items, rows) = (items(shape, heads_per_tile), shape.seqlen_q * heads_per_tile);
+    let items = items(shape, heads_per_tile);
     if facts.compute_capability.0 != 9
         || request.config.num_partitions.is_some()
         || shape.seqlen_k < LEAST_CLUSTER_KEYS
@@ -149,14 +160,16 @@ fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usiz
         return None;
     }
     CLUSTERS.into_iter().find_map(|cluster| {
+        let config = DecodeConfig { cluster, whole_items: true, ..config };
         // With one tile a block they gain nothing, and cost where pages are looked up.
         let wide = wide(request, config).filter(|wide| 2 * cluster * wide.block_n() <= shape.seqlen_k);
-        let config = DecodeConfig { cluster, whole_items: true, ..wide.unwrap_or(config) };
+        // So few keys come sooner when lanes ask for them.
+        let narrow = || DecodeConfig { boxes: false, ..config }.narrow(facts.shared_memory_bytes);
+        let config = wide.or_else(narrow)?;
         let fours = (blocks_of_a_multiprocessor(request, config) * config.warps).div_ceil(4);
         // With more items narrow clusters are faster; all but an eighth of the multiprocessors hold them.
         let usable = facts.multiprocessors * if cluster == CLUSTERS[0] { 2 * fours } else { 7 } / 8;
-        let fits = items * cluster <= usable && shape.seqlen_k * fours <= MOST_CLUSTER_KEYS;
-        (fits && config.joins_in_cluster(cluster, rows)).then_some(config)
+        (items * cluster <= usable && shape.seqlen_k * fours <= MOST_CLUSTER_KEYS).then_some(config)
     })
 }
 
@@ -192,7 +205,7 @@ fn shared(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) ->
     let shape = request.shape;
     let items = items(shape, heads_per_tile);
     let tiles_of_item = |config: &DecodeConfig| shape.seqlen_k.div_ceil(config.block_n()).max(1);
-    if u32::try_from(items.saturating_mul(tiles_of_item(&config))).is_err() {
+    if u32::try_from(items.saturating_mul(tiles_of_item(&config) + DecodeConfig::TILES_OF_ITEM)).is_err() {
         return Ok(None);
     }
     let workers = |config: &DecodeConfig| {
@@ -204,15 +217,17 @@ fn shared(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usize) ->
     // Blocks alone on a multiprocessor gain where none begins an item after another. In pairs they join half as many parts
     // through memory, or none.
     let wide = wide(request, config);
-    let pairs = wide
-        .map(|wide| DecodeConfig { cluster: 2, ..wide })
-        .filter(|pair| pair.joins_in_cluster(2, pair.block_m));
+    let pairs =
+        wide.and_then(|wide| DecodeConfig { cluster: 2, ..wide }.wide(request.facts.shared_memory_bytes));
     let config = [pairs, wide]
         .into_iter()
         .flatten()
         .find(|config| items > 0 && workers(config).is_multiple_of(items))
         .unwrap_or(config);
     let workers = workers(&config);
+    let is_cut_alike = items > 0 && workers.is_multiple_of(items);
+    let tiles_of_item = if is_cut_alike { 0 } else { DecodeConfig::TILES_OF_ITEM };
+    let config = DecodeConfig { tiles_of_item, ..config };
     let blocks = match config.cluster {
         1 => "blocks".into(),
         cluster => format!("clusters of {cluster} blocks"),

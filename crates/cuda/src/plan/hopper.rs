@@ -20,6 +20,8 @@ const FEWEST_SPLIT_KEYS: usize = 1024;
 pub struct HopperFit {
     /// Whether tensor maps can describe q, k, v and out.
     pub is_mappable: bool,
+    /// Whether tensor maps can describe k and v for slices of the decode kernel.
+    pub has_key_boxes: bool,
     /// Whether softmax_scale is positive: the largest score is then the largest product.
     pub has_positive_scale: bool,
 }

@@ -50,7 +50,7 @@ impl KernelInstance for KernelChoice {
     fn tile(&self) -> Option<[usize; 3]> {
         match self {
             KernelChoice::Forward(config) => Some([config.block_m, config.block_n, config.stages]),
-            KernelChoice::Decode(config) => Some([config.block_m, config.block_n(), config.stages]),
+            KernelChoice::Decode(config) => Some([config.block_m, config.block_n(), config.slots]),
             KernelChoice::Hopper(config) => Some([config.block_m, config.block_n, config.stages()]),
             KernelChoice::Naive(_) => None,
         }

@@ -1,0 +1,181 @@
+// What a block of the decode kernel does: its segments, one after the other, however their keys are copied.
+#pragma once
+
+#include "decode/join.hpp"
+#include "decode/line.hpp"
+#include "decode/slices.hpp"
+
+namespace omniflash {
+
+OMNIFLASH_DEVICE void clear(Scores& s) {
+#pragma unroll
+  for (int i = 0; i < kFragments * kN * 4; ++i) s[i / (kN * 4)][i / 4 % kN][i % 4] = 0.0f;
+}
+
+// This warp's keys of a segment. The queries come with the first copies. `meanwhile` is called while those are under way.
+template <class Copies, class Meanwhile>
+OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, Copies& copies, unsigned long long policy,
+                             Softmax& softmax, Output& o, const Meanwhile& meanwhile) {
+  typename Copies::Pipeline pipeline(copies, block, keys, tiles, policy);
+  TileStatus status;
+  Scores s;
+  int tile = tiles.next(tiles.begin, status), filled = 0;
+  bool is_value = false;  // of a turn with one slice: whether it is one of values
+#pragma unroll 1
+  while (true) {
+    pipeline.copy((filled & 1) != 0);
+    if (filled == 0) block.copy_queries();
+    copy_commit();
+    if (++filled < kTurnsAhead) continue;
+    if (filled == kTurnsAhead) meanwhile();
+    pipeline.settle(filled == kTurnsAhead);
+    if (!is_value && tile >= tiles.end) break;
+    pipeline.land();
+
+    const int first_key = first_key_of(tile), num_valid = block.sequence.kv_len - first_key;
+    const bool touched = status != TileStatus::Full, is_needed = num_valid > 0;
+    if (is_needed && !is_value) {
+      clear(s);
+      Product::scores(s, query_tile(), 0, KeySlice{slot_address(pipeline.slot)});
+      modify(block, first_key, s);
+      if (touched || num_valid < kSlice) hide(block, block.functors.mask, first_key, touched, s);
+      online_softmax(block.factor, softmax, s, o);
+    }
+    if (kSlicesOfTurn == 2 || is_value) {
+      if (is_needed) {
+        const ValueSlice values{slot_address(pipeline.slot + kSlicesOfTurn - 1)};
+        pipeline.clear_missing(values, num_valid);
+        if ((touched || hides_by_score<ScoreModType>) && warp_any(has_non_finite<32, kSlice>(values))) {
+          add_non_finite(values, s, o);
+          warp_barrier();
+          clear_non_finite<32, kSlice>(values);
+          warp_barrier();
+        }
+        Product::values(o, s, values);
+      }
+      tile = tiles.next(tile + 1, status);
+    }
+    pipeline.release(touched || hides_by_score<ScoreModType> || num_valid < kSlice);
+    if constexpr (kSlicesOfTurn == 1) is_value = !is_value;
+  }
+  pipeline.finish();
+}
+
+// The tiles from..to of an item, the worker's first or a later one; in_parts() says where the parts of it lie, if they are
+// not all.
+template <class Copies, class InParts>
+OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_first, Copies& copies,
+                                  unsigned long long policy, const InParts& in_parts) {
+  if constexpr (kCluster > 1) {
+    // Others may send when all have begun, and have read what was sent before.
+    if (is_first) {
+      cluster_arrive_relaxed();
+    } else {
+      cluster_arrive();
+    }
+    const int run = ceil_divide(to - from, kCluster);
+    from = minimum(from + block_rank() * run, to);
+    to = minimum(from + run, to);
+  }
+  const Keys keys(block.parameters, block.sequence, block.key_head());
+  Tiles tiles = block.key_tiles();
+  tiles.end = minimum(tiles.end, to);
+  tiles.begin = minimum(maximum(tiles.begin, from), tiles.end);
+
+  Output o = {};
+  Softmax softmax;
+#pragma unroll
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    softmax[i / 2][i % 2].max = -kInfinity;
+    softmax[i / 2][i % 2].sum = 0.0f;
+  }
+  Parts parts;
+  attend(block, keys, tiles, copies, policy, softmax, o, [&] { parts = in_parts(); });
+  publish(block, softmax, o);
+  if constexpr (kCluster > 1) cluster_wait();
+  join_warps(block, parts);
+  if constexpr (kCluster > 1) {
+    cluster_arrive();
+    cluster_wait();
+    join_parts(block, kCluster, ClusterParts{},
+               [&](Joined& joined, int row, int quad) { joined.finish(block, parts, row, quad); });
+  }
+  if (parts.count > 1 && is_last(block, parts)) {
+    join_parts(block, parts.count, WorkspaceParts{block, parts},
+               [&](Joined& joined, int row, int quad) { joined.store(block, row, quad); });
+  }
+  copies.order_writes();
+  barrier();  // the next segment copies over the sums
+}
+
+template <class Copies>
+OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
+                             Copies& copies) {
+  if constexpr (kWholeItems) {
+    const Sequence sequence(parameters, block_index_y());
+    const Block block(parameters, functors, sequence, block_index_x() / kCluster);
+    const Extent extent(block);
+    if (extent.count == 0) return;
+    const unsigned long long policy = cache_policy(true);
+    run_segment(block, extent.begin, extent.begin + extent.count, true, copies, policy, [] { return Parts{1, 0, 0, 0, 0, 0}; });
+    return;
+  }
+  const unsigned head_tiles =
+      parameters.heads_per_tile == 1 ? parameters.num_heads : parameters.num_heads / parameters.heads_per_tile;
+  const bool is_line = parameters.num_workers > 0;
+  // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
+  const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
+  unsigned total = 0, at = 0, end = 0, origin = 0;
+  bool is_first = true;  // segment of this worker
+  unsigned long long policy = cache_policy(false);
+  Line line;
+  int first = is_line ? 0 : cut / head_tiles;
+#pragma unroll 1
+  for (bool is_counting = is_line;;) {
+    const Group group(parameters, functors, head_tiles, first, is_line ? parameters.batch - first : 1);
+    if (is_counting) {
+      total += group.all;
+      first += 32;
+      if (first < static_cast<int>(parameters.batch)) continue;
+      line = Line(total, parameters.num_workers);
+      policy = cache_policy(total <= kTilesLeaving);
+      if (total == 0 || worker >= line.workers) return;
+      at = line.begin(worker);
+      end = line.begin(worker + 1);
+      is_counting = false;
+      first = 0;
+      if (parameters.batch > 32) continue;
+    }
+#pragma unroll 1
+    do {
+      if (is_line ? at >= origin + group.all : group.all == 0) break;
+      const int lane = is_line ? first_lane(at < origin + group.until) : 0;
+      const Extent extent = group.extent.of_lane(lane);
+      const unsigned count = extent.count;
+      unsigned head_tile, item = 0, from, to;
+      if (is_line) {
+        item = origin + from_lane(group.until, lane) - head_tiles * count;
+        head_tile = (at - item) / count;
+        item += head_tile * count;
+        from = at - item;
+        to = minimum(count, end - item);
+      } else {
+        head_tile = cut % head_tiles;
+        const unsigned run = (count + parameters.num_partitions - 1) / parameters.num_partitions;
+        from = minimum(partition * run, count);
+        to = minimum(from + run, count);
+      }
+      const Block block(parameters, functors, extent.sequence, head_tile);
+      run_segment(block, extent.begin + from, extent.begin + to, is_first, copies, policy, [&] {
+        return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
+      });
+      at = item + to;
+      is_first = false;
+    } while (at < end);
+    if (at >= end) return;
+    origin += group.all;
+    first += 32;
+  }
+}
+
+}  // namespace omniflash
