@@ -182,6 +182,7 @@ fn documents_and_modified_scores_take_wide_tiles() {
     assert_eq!(tile_of("Causal", "Identity"), (192, 64));
     assert_eq!(tile_of("And<Causal, Document>", "Identity"), (128, 128));
     assert_eq!(tile_of("NoMask", "Softcap"), (128, 128));
+    assert_eq!(tile_of("PackedAdditive<float>", "Identity"), (128, 128));
     assert_eq!(tile_of("Causal", "Alibi"), (192, 64));
 }
 
