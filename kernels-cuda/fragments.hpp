@@ -92,11 +92,13 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
 }
 
 // Scores become weights; what was summed before is rescaled. Sums stay per thread until the end.
+//
+// In most tiles no score passes its row's offset by more than the slack: then the four lanes of a row need not speak of it.
 template <int kFragments, int kN, int kV>
 OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragments][2], float (&s)[kFragments][kN][4],
                                      float (&o)[kFragments][kV][4]) {
-  float rescale[kFragments][2];
-  bool rescales = false;
+  float largest[kFragments][2];  // of this lane's keys
+  bool is_fine = true;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
@@ -107,12 +109,20 @@ OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragme
         even = maximum(even, s[m][n][2 * half]);
         odd = maximum(odd, s[m][n][2 * half + 1]);
       }
-      rescale[m][half] = softmax[m][half].raise(quad_max(maximum(even, odd)), factor);
-      rescales = rescales || rescale[m][half] != 1.0f;
+      largest[m][half] = maximum(even, odd);
+      is_fine = is_fine && (largest[m][half] - softmax[m][half].max) * factor <= kSlack;
     }
   }
   // The one branch: what follows can be scheduled among the products.
-  if (warp_any(rescales)) {
+  if (warp_any(!is_fine)) {
+    float rescale[kFragments][2];
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        rescale[m][half] = softmax[m][half].raise(quad_max(largest[m][half]), factor);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kFragments * kV * 4; ++i) {
       o[i / (kV * 4)][i / 4 % kV][i % 4] *= rescale[i / (kV * 4)][i % 4 / 2];

@@ -13,8 +13,8 @@
 // Tiles of which all is visible have a loop of their own, in which nothing of the mask is left.
 // With one slot V(n) is copied during Q K(n)^T and K(n + 1) during P V(n); with two, both of n + 1 during all of n. Copies of
 // whole tiles are issued between the steps of Q K(n)^T.
-// Hidden values that are not finite make sums that are not (0 times Inf is NaN): a block whose sums come out so computes
-// its tiles again, and takes such values out of those that the mask touches.
+// Hidden values that are not finite make sums that are not (0 times Inf is NaN): a warp whose sums come out so sums its
+// rows again by the definition.
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
 // kStages and kVectorLoads.
@@ -275,7 +275,9 @@ struct TileWalk {
 
   OMNIFLASH_DEVICE TileWalk(const Block& block)
       : tiles(block.functors.mask, block.sequence, block.rows, kBlockM, kBlockN) {
-    tiles.take_partition(block_index_y(), block.parameters.num_partitions);
+    // A division takes its time before the first copies.
+    const int num_partitions = block.parameters.num_partitions;
+    if (num_partitions > 1) tiles.take_partition(block_index_y(), num_partitions);
   }
   OMNIFLASH_DEVICE int end() const { return tiles.end; }
 
@@ -321,6 +323,8 @@ OMNIFLASH_DEVICE void add_scores(Scores& s, const Queries& queries, int first_ro
   }
 }
 
+// ---- hidden values that are not finite
+
 // Whether a sum is not finite: a hidden value that is not, times weight 0, or what the row does see.
 OMNIFLASH_DEVICE bool has_non_finite(const Output& o) {
   float zero[4] = {};
@@ -330,6 +334,53 @@ OMNIFLASH_DEVICE bool has_non_finite(const Output& o) {
   }
   const float sum = zero[0] + zero[1] + (zero[2] + zero[3]);
   return !(sum == 0.0f);
+}
+
+// The sums of a warp's rows by the definition, which leaves hidden values out. Offsets and sums of weights are right already. The
+// four lanes of a row share its products, and each sums its own columns. Rare, and slow.
+OMNIFLASH_DEVICE void sum_by_definition(const Block& block, const Softmax& softmax, Output& o) {
+  const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim, lane = lane_index() % 4;
+  const KeyTiles<MaskType> tiles = TileWalk(block).tiles;
+  const int last = minimum(tiles.end * kBlockN, block.sequence.kv_len);
+#pragma unroll 1
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    float offset = 0.0f;
+#pragma unroll
+    for (int row = 0; row < 2 * kFragments; ++row) {
+      if (row != i) continue;
+      offset = softmax[row / 2][row % 2].offset(block.factor);
+#pragma unroll
+      for (int n = 0; n < 2 * kV; ++n) o[row / 2][n / 2][row % 2 * 2 + n % 2] = 0.0f;
+    }
+    ScoreIndex at = block.index(block.row(i / 2, i % 2));
+    const Element* q =
+        block.sequence.template row<const Element>(block.parameters.q, is_ragged(block.parameters), at.row, at.head);
+#pragma unroll 1
+    for (at.k = tiles.begin * kBlockN; at.k < last; ++at.k) {
+      const Element* k = block.keys.template keys_from<Element>(at.k).at(true);
+      float score = 0.0f;
+#pragma unroll 1
+      for (int column = lane; column < head_dim; column += 4) score += to_float(q[column]) * to_float(k[column]);
+      score = block.functors.score_mod.apply(quad_sum(score) * block.scale, at);
+      const float weight = exp2_of(masked(block.functors.mask, score, at), block.factor, offset);
+      if (weight != 0.0f) {
+        const Element* v = block.keys.template values_from<Element>(at.k).at(true);
+        int column = 2 * lane;
+#pragma unroll
+        for (int n = 0; n < kV; ++n, column += 8) {
+          if (n == 16) column = opaque(column);  // or all values are loaded before the first is used
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd) {
+            const float product = column + odd < value_dim ? weight * to_float(v[column + odd]) : 0.0f;
+#pragma unroll
+            for (int row = 0; row < 2 * kFragments; ++row) {
+              if (row == i) o[row / 2][n][row % 2 * 2 + odd] += product;
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 // ---- results
@@ -411,7 +462,8 @@ OMNIFLASH_DEVICE void store_partial_row(const Block& block, int row, const float
   }
 }
 
-OMNIFLASH_DEVICE void store(const Block& block, Softmax& softmax, Output& o) {
+OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, Softmax& softmax, Output& o) {
+  if (kHides && has_hidden && warp_any(has_non_finite(o))) sum_by_definition(block, softmax, o);
   const bool partitioned = block.parameters.num_partitions > 1;
   // A sink counts once: where the sequence is cut, in combine.hpp.
   const bool has_sinks = !partitioned && static_cast<SinkForm>(block.parameters.sink_form) != SinkForm::Absent;
@@ -483,111 +535,98 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     keep_queries<Product>(queries, block.warp_row);
   }
 
-  // A second time only where sums turn out not to be finite and a mask has hidden values: these are then looked at.
   bool has_hidden = false;
-  for (bool searches = false;; searches = true) {
-    // Member by member: with the default constructor alone, rows of the second half came out as if max had begun at 0
-    // (NVRTC on an H200; seen in results, not traced in the machine code).
+  // Member by member: with the default constructor alone, rows of the second half came out as if max had begun at 0
+  // (NVRTC on an H200; seen in results, not traced in the machine code).
 #pragma unroll
-    for (int i = 0; i < 2 * kFragments; ++i) {
-      softmax[i / 2][i % 2].max = -kInfinity;
-      softmax[i / 2][i % 2].sum = 0.0f;
-    }
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    softmax[i / 2][i % 2].max = -kInfinity;
+    softmax[i / 2][i % 2].sum = 0.0f;
+  }
 #pragma unroll
-    for (int i = 0; i < kFragments * kV * 4; ++i) o[i / (kV * 4)][i / 4 % kV][i % 4] = 0.0f;
-    int next = tiles.next(tile + 1, next_status);
-    for (int slot = 0; tile < tiles.end();) {
-      // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
-      while (!hides_by_score<ScoreModType> && tile < tiles.end() && status == TileStatus::Full && block.is_folded &&
-             tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
-        copy_wait<0>();
-        barrier();  // this tile has landed, and all warps have left the slots of the last one
-        Scores s = {};
-        if constexpr (kCopiesWholeTiles && kCarriesCopies) {
-          add_scores<Product>(s, queries, block.warp_row, slot,
-                              ScoreCargo(copies, tile, next, next < tiles.end(), slot));
-          copy_commit();
-        } else if constexpr (kCopiesWholeTiles) {
-          if (next < tiles.end()) {
-            const TileCopies anew(block, opaque(thread_index()));
-            anew.copy_whole_keys(next, 1 - slot);
-            anew.copy_whole_values(next, 1 - slot);
-          }
-          copy_commit();
-          add_scores<Product>(s, queries, block.warp_row, slot);
-        } else {
-          copies.copy_beside(tile, next, next < tiles.end(), slot);
-          add_scores<Product>(s, queries, block.warp_row, slot);
-        }
-        if constexpr (kStages == 1) {
-          copy_wait<0>();
-          barrier();  // the values have landed, and all warps have left the keys
-          if (next < tiles.end()) {
-            if constexpr (kCopiesWholeTiles) {
-              copies.copy_whole_keys(next, 0);
-            } else {
-              copies.copy_keys(next, 0);
-            }
-          }
-          copy_commit();
-        }
-        if constexpr (!kFoldable) modify(block, tile * kBlockN, s);
-        online_softmax(block.factor, softmax, s, o);
-        Product::values(o, s, value_tile(slot));
-        tile = next;
-        status = next_status;
-        next = tiles.next(next + 1, next_status);
-        slot = (slot + 1) % kStages;
-      }
-      if (tile >= tiles.end()) break;
-
-      // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
-      const bool touched = hides_keys<MaskType> && status != TileStatus::Full;
-      const bool hides = kHides && (touched || hides_by_score<ScoreModType>);
-      has_hidden = has_hidden || hides;
-
+  for (int i = 0; i < kFragments * kV * 4; ++i) o[i / (kV * 4)][i / 4 % kV][i % 4] = 0.0f;
+  int next = tiles.next(tile + 1, next_status);
+  for (int slot = 0; tile < tiles.end();) {
+    // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
+    while (!hides_by_score<ScoreModType> && tile < tiles.end() && status == TileStatus::Full && block.is_folded &&
+           tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
       copy_wait<0>();
-      barrier();
-      const TileCopies anew(block, opaque(thread_index()));
-      const TileCopies& border_copies = kIsCrowded ? anew : copies;
-      border_copies.copy_beside(tile, next, next < tiles.end(), slot);
-
-      // What the warp's own rows see of the tile.
-      TileStatus own = touched ? TileStatus::Partial : TileStatus::Full;
-      if constexpr (!status_reads<MaskType>) {
-        if (touched && active) own = block.status_of_warp(tile);
-      }
-      const bool computes = active && own != TileStatus::Skip;
-
+      barrier();  // this tile has landed, and all warps have left the slots of the last one
       Scores s = {};
-      if (computes) add_scores<Product>(s, queries, block.warp_row, slot);
+      if constexpr (kCopiesWholeTiles && kCarriesCopies) {
+        add_scores<Product>(s, queries, block.warp_row, slot,
+                            ScoreCargo(copies, tile, next, next < tiles.end(), slot));
+        copy_commit();
+      } else if constexpr (kCopiesWholeTiles) {
+        if (next < tiles.end()) {
+          const TileCopies anew(block, opaque(thread_index()));
+          anew.copy_whole_keys(next, 1 - slot);
+          anew.copy_whole_values(next, 1 - slot);
+        }
+        copy_commit();
+        add_scores<Product>(s, queries, block.warp_row, slot);
+      } else {
+        copies.copy_beside(tile, next, next < tiles.end(), slot);
+        add_scores<Product>(s, queries, block.warp_row, slot);
+      }
       if constexpr (kStages == 1) {
         copy_wait<0>();
-        barrier();
-        if (next < tiles.end()) border_copies.copy_keys(next, 0);
+        barrier();  // the values have landed, and all warps have left the keys
+        if (next < tiles.end()) {
+          if constexpr (kCopiesWholeTiles) {
+            copies.copy_whole_keys(next, 0);
+          } else {
+            copies.copy_keys(next, 0);
+          }
+        }
         copy_commit();
       }
-      if (computes) {
-        modify(block, tile * kBlockN, s);
-        const bool asks = own != TileStatus::Full;
-        if (asks || tile >= whole_tiles) hide(block, functors.mask, tile * kBlockN, asks, s);
-        online_softmax(block.factor, softmax, s, o);
-      }
-      if (searches && hides && barrier_any(has_non_finite<kThreads, kBlockN>(value_tile(slot)))) {
-        if (computes) add_non_finite(value_tile(slot), s, o);
-        barrier();
-        clear_non_finite<kThreads, kBlockN>(value_tile(slot));
-        barrier();
-      }
-      if (computes) Product::values(o, s, value_tile(slot));
+      if constexpr (!kFoldable) modify(block, tile * kBlockN, s);
+      online_softmax(block.factor, softmax, s, o);
+      Product::values(o, s, value_tile(slot));
       tile = next;
       status = next_status;
       next = tiles.next(next + 1, next_status);
       slot = (slot + 1) % kStages;
     }
-    if (!kHides || searches || !has_hidden || !barrier_any(has_non_finite(o))) break;
-    tile = tiles.next(opaque(tiles.tiles.begin), status);
-    TileCopies(block, opaque(thread_index())).copy_first(tile);
+    if (tile >= tiles.end()) break;
+
+    // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
+    const bool touched = hides_keys<MaskType> && status != TileStatus::Full;
+    has_hidden = has_hidden || touched || hides_by_score<ScoreModType>;
+
+    copy_wait<0>();
+    barrier();
+    const TileCopies anew(block, opaque(thread_index()));
+    const TileCopies& border_copies = kIsCrowded ? anew : copies;
+    border_copies.copy_beside(tile, next, next < tiles.end(), slot);
+
+    // What the warp's own rows see of the tile.
+    TileStatus own = touched ? TileStatus::Partial : TileStatus::Full;
+    if constexpr (!status_reads<MaskType>) {
+      if (touched && active) own = block.status_of_warp(tile);
+    }
+    const bool computes = active && own != TileStatus::Skip;
+
+    Scores s = {};
+    if (computes) add_scores<Product>(s, queries, block.warp_row, slot);
+    if constexpr (kStages == 1) {
+      copy_wait<0>();
+      barrier();
+      if (next < tiles.end()) border_copies.copy_keys(next, 0);
+      copy_commit();
+    }
+    if (computes) {
+      modify(block, tile * kBlockN, s);
+      const bool asks = own != TileStatus::Full;
+      if (asks || tile >= whole_tiles) hide(block, functors.mask, tile * kBlockN, asks, s);
+      online_softmax(block.factor, softmax, s, o);
+      Product::values(o, s, value_tile(slot));
+    }
+    tile = next;
+    status = next_status;
+    next = tiles.next(next + 1, next_status);
+    slot = (slot + 1) % kStages;
   }
-  store(Block(parameters, functors, Work{later[0], later[1], later[2]}), softmax, o);
+  store(Block(parameters, functors, Work{later[0], later[1], later[2]}), has_hidden, softmax, o);
 }

@@ -75,25 +75,25 @@ struct Scheduler {
     message.advance();
   }
 
-  // The window whose first tile is `first`: each lane asks the mask for one tile, for all rows and for each warpgroup's.
+  // The window whose first tile is `first`: each lane asks the mask for one tile, for all rows and then, where some row sees
+  // it, for each warpgroup's. A status may read memory, and most tiles may be skipped.
   OMNIFLASH_DEVICE void send_window(const Work& work, const Sequence& sequence, const RowTile& rows,
                                     KeyTiles<MaskType>& tiles, int first) {
     wait_for_room();
     const int tile = first - lane_index();
-    const bool exists = tile >= tiles.begin;
+    const bool is_present = tile >= tiles.begin && tiles.status(tile) != TileStatus::Skip;
     // Keys past the end of a sequence are hidden like those that a mask hides.
-    const bool is_whole = (tile + 1) * kBlockN <= sequence.kv_len;
+    const bool may_be_full = is_present && (tile + 1) * kBlockN <= sequence.kv_len;
 #pragma unroll 1
     for (int warpgroup = 0; warpgroup < kConsumers; ++warpgroup) {
       RowTile own_rows = rows;
       own_rows.first_row = minimum(rows.first_row + 64 * warpgroup, rows.num_rows - 1);
       KeyTiles<MaskType> own(functors.mask, sequence, own_rows, 64, kBlockN);
-      const bool is_full = exists && is_whole && own.status(tile) == TileStatus::Full;
+      const bool is_full = may_be_full && own.status(tile) == TileStatus::Full;
       OwnKeys keys{own.begin, own.end, own.visible.end, __ballot_sync(~0u, is_full)};
       if (rows.first_row + 64 * warpgroup >= rows.num_rows) keys.end = keys.begin;
       if (lane_index() == 0) Message::write(shared.message(message.slot), warpgroup, keys);
     }
-    const bool is_present = exists && tiles.status(tile) != TileStatus::Skip;
     send(Message{work, sequence, KeyWindow{first, __ballot_sync(~0u, is_present), first - 32 < tiles.begin}});
   }
 

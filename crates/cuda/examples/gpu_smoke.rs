@@ -68,11 +68,12 @@ fn mask(is_causal: bool) -> Mask<'static> {
     if is_causal { Mask::Causal } else { Mask::None }
 }
 
-/// The mask that the end of a case's name stands for: `full`, `causal`, `closure` (causal, as a closure), `window1024`.
+/// The mask that the end of a case's name stands for: `full`, `causal`, `closure` (causal, as a closure),
+/// `window1024`; `softcap` and `alibicausal` with a score modification.
 fn named_mask(name: &str) -> Option<Mask<'static>> {
     match name.rsplit('_').next()? {
-        "full" => Some(Mask::None),
-        "causal" => Some(Mask::Causal),
+        "full" | "softcap" => Some(Mask::None),
+        "causal" | "alibicausal" => Some(Mask::Causal),
         "closure" => Some(Mask::from_fn(|_, _, q, k| k <= q)),
         window => {
             let width: usize = window.strip_prefix("window")?.parse().ok()?;
@@ -82,21 +83,32 @@ fn named_mask(name: &str) -> Option<Mask<'static>> {
 }
 
 /// A tensor that a mask or a bias reads, by the end of a case's name: `booltrue`, `boolcausal`, `boolrandom` (seven of ten are
-/// true), `addcausal` (0 and -inf), `addrandom`, `bias`, each one plane for all heads, `biash` with one for each head. `16` behind a
-/// name of values means bf16, else they are f32.
+/// true), `addcausal` (0 and -inf), `addrandom`, `bias`, each one plane for all heads, `biash` with one for each head, `document1024`
+/// (so many keys each). `16` behind a name of values means bf16, else they are f32.
 struct NamedTensor {
     tensor: Tensor,
-    is_bias: bool,
+    role: Role,
+}
+
+enum Role {
+    Mask,
+    Bias,
+    Documents,
 }
 
 impl NamedTensor {
     fn new(
         backend: &CudaBackend,
         name: &str,
-        (_, (rows, keys), heads, _): Shape,
+        (batch, (rows, keys), heads, _): Shape,
         stream: &Stream,
     ) -> Result<Option<Self>> {
         let Some(end) = name.rsplit('_').next() else { return Ok(None) };
+        if let Some(Ok(size)) = end.strip_prefix("document").map(str::parse::<usize>) {
+            let ids: Vec<i32> = (0..batch * keys).map(|i| (i % keys / size.max(1)) as i32).collect();
+            let tensor = Tensor::from_slice(backend, &ids, &[batch, keys], stream)?;
+            return Ok(Some(NamedTensor { tensor, role: Role::Documents }));
+        }
         let (end, is_bf16) = end.strip_suffix("16").map_or((end, false), |end| (end, true));
         let planes = if end == "biash" { heads.0 } else { 1 };
         let shape = [1, planes, rows, keys];
@@ -125,15 +137,16 @@ impl NamedTensor {
             "addrandom" | "bias" | "biash" => values(&uniform)?,
             _ => return Ok(None),
         };
-        Ok(Some(NamedTensor { tensor, is_bias: end.starts_with("bias") }))
+        let role = if end.starts_with("bias") { Role::Bias } else { Role::Mask };
+        Ok(Some(NamedTensor { tensor, role }))
     }
 
     fn options(&self) -> AttentionOptions<'_> {
         let options = AttentionOptions::new();
-        if self.is_bias {
-            options.score_mod(ScoreMod::Bias(self.tensor.view()))
-        } else {
-            options.mask(Mask::Dense(self.tensor.view()))
+        match self.role {
+            Role::Mask => options.mask(Mask::Dense(self.tensor.view())),
+            Role::Bias => options.score_mod(ScoreMod::Bias(self.tensor.view())),
+            Role::Documents => options.mask(Mask::Document { ids: self.tensor.view() }),
         }
     }
 }
@@ -284,6 +297,12 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
     let tensor = NamedTensor::new(backend, name, shape, &stream).map_err(|error| error.to_string())?;
     let options = match (&tensor, named_mask(name)) {
         (Some(tensor), _) => tensor.options(),
+        (None, Some(mask)) if name.ends_with("softcap") => {
+            AttentionOptions::new().mask(mask).score_mod(ScoreMod::Softcap { cap: 30.0 })
+        }
+        (None, Some(mask)) if name.ends_with("alibicausal") => {
+            AttentionOptions::new().mask(mask).score_mod(ScoreMod::Alibi { slopes: None })
+        }
         (None, Some(mask)) => AttentionOptions::new().mask(mask),
         (None, None) => return Err("the case ends with no mask's name".into()),
     };

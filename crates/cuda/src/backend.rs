@@ -111,6 +111,7 @@ impl Vendor for Cuda {
             shape: &key.shape,
             config: &key.config,
             mask_type: &key.mask_type,
+            score_mod_type: &key.score_mod_type,
             is_aligned: key.is_aligned,
             hopper: *fit,
         })

@@ -24,6 +24,7 @@ pub mod compiler;
 pub mod driver;
 mod event;
 mod graph;
+mod key_map;
 mod kv_append;
 mod launcher;
 pub mod library;

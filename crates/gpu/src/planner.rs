@@ -2,7 +2,7 @@
 //!
 //! Needs no driver, so that kernels for a device can be built on a machine without one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -15,6 +15,7 @@ use omniflash_device::{Launch, PeakKernel, TranslationUnit, Workspace, pack_mask
 use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 
 use crate::driver::Driver;
+use crate::key_map::KeyMap;
 use crate::module::Module;
 use crate::packing::Packing;
 use crate::parameters::Cut;
@@ -32,7 +33,7 @@ pub struct Planner<V: Vendor> {
     name: String,
     facts: V::Facts,
     store: Arc<KernelStore>,
-    plans: Mutex<HashMap<(PlanKey, V::Fit), AttentionPlan>>,
+    plans: Mutex<KeyMap<(PlanKey, V::Fit), AttentionPlan>>,
     tuned: TunedChoices,
 }
 

@@ -11,6 +11,7 @@ use omniflash_core::lower::{FunctorSpec, TableExtent};
 use omniflash_core::{AttentionProblem, Error, KvCache, Mask, MaskFunction, Query, Result, Stream};
 
 use crate::driver::Driver;
+use crate::key_map::KeyMap;
 use crate::mask_table::{DeviceTable, TableKey};
 use crate::memory::DeviceMemory;
 use crate::plan::closure_with_query_start;
@@ -27,9 +28,9 @@ const COUNTERS_STEP: usize = 4 << 10;
 #[derive(Debug)]
 pub(crate) struct StreamStates<D: Driver> {
     /// By the driver's id of the stream.
-    states: Mutex<HashMap<u64, Arc<Mutex<StreamState<D>>>>>,
+    states: Mutex<KeyMap<u64, Arc<Mutex<StreamState<D>>>>>,
     /// The id last seen of each handle: the driver does not tell it while the stream is captured.
-    ids: Mutex<HashMap<u64, u64>>,
+    ids: Mutex<KeyMap<u64, u64>>,
 }
 
 impl<D: Driver> Default for StreamStates<D> {

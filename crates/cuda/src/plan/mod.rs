@@ -37,6 +37,8 @@ pub(crate) struct Request<'r> {
     pub(crate) config: &'r AttentionConfig,
     /// The C++ type of the mask.
     pub(crate) mask_type: &'r str,
+    /// The C++ type of the score modification.
+    pub(crate) score_mod_type: &'r str,
     /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
     pub(crate) is_aligned: bool,
     pub(crate) hopper: HopperFit,

@@ -69,8 +69,26 @@ fn choose_with(
     config: AttentionConfig,
     mask_type: &str,
 ) -> Result<Choice> {
+    choose_functors(shape, facts, config, (mask_type, "Identity"))
+}
+
+fn choose_functors(
+    shape: &ProblemShape,
+    facts: &DeviceFacts,
+    config: AttentionConfig,
+    (mask_type, score_mod_type): (&str, &str),
+) -> Result<Choice> {
     let hopper = HopperFit { is_mappable: true, has_key_boxes: true, has_positive_scale: true };
-    choose(&Request { backend: "cuda:0", facts, shape, config: &config, mask_type, is_aligned: true, hopper })
+    choose(&Request {
+        backend: "cuda:0",
+        facts,
+        shape,
+        config: &config,
+        mask_type,
+        score_mod_type,
+        is_aligned: true,
+        hopper,
+    })
 }
 
 fn tiled(choice: &Choice) -> ForwardConfig {
@@ -151,17 +169,21 @@ fn plans_for_ada_are_these() {
 }
 
 #[test]
-fn documents_are_asked_about_wide_tiles() {
+fn documents_and_modified_scores_take_wide_tiles() {
     let shape = shape(1, (8192, 8192), (16, 16), 128, DType::BF16);
-    let tile_of = |mask_type| {
-        let choice = choose_with(&shape, &facts((9, 0)), AttentionConfig::default(), mask_type).unwrap();
+    let tile_of = |mask_type, score_mod_type| {
+        let functors = (mask_type, score_mod_type);
+        let choice = choose_functors(&shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
         match choice.kernel {
             KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
             kernel => panic!("{kernel:?}"),
         }
     };
-    assert_eq!(tile_of("Causal"), (192, 64));
-    assert_eq!(tile_of("And<Causal, Document>"), (128, 128));
+    assert_eq!(tile_of("Causal", "Identity"), (192, 64));
+    assert_eq!(tile_of("And<Causal, Document>", "Identity"), (128, 128));
+    assert_eq!(tile_of("NoMask", "Softcap"), (128, 128));
+    assert_eq!(tile_of("PackedAdditive<float>", "Identity"), (128, 128));
+    assert_eq!(tile_of("Causal", "Alibi"), (192, 64));
 }
 
 #[test]
@@ -286,6 +308,7 @@ fn flash3_is_taken_only_where_it_can_be_and_says_why_not() {
             shape,
             config: &config,
             mask_type: "NoMask",
+            score_mod_type: "Identity",
             is_aligned: true,
             hopper,
         })

@@ -93,16 +93,30 @@ struct Document {
  private:
   struct Ids {
     int least, most;
+    OMNIFLASH_DEVICE void add(int smaller, int larger) {
+      least = minimum(least, smaller);
+      most = maximum(most, larger);
+    }
   };
-  // The least and the largest id of the positions begin..end, of which there is one.
+  struct alignas(16) Four {
+    int ids[4];
+  };
+
+  // The least and the largest id of the positions begin..end, of which there is one. Lanes ask for different tiles, so each
+  // of their loads is a line of its own: four ids at a time where they lie together.
   OMNIFLASH_DEVICE Ids ids_of(const int* row, int begin, int end) const {
     Ids ids{row[begin * stride], row[begin * stride]};
-#pragma unroll 8
-    for (int i = begin + 1; i < end; ++i) {
-      const int id = row[i * stride];
-      ids.least = minimum(ids.least, id);
-      ids.most = maximum(ids.most, id);
+    int i = begin;
+    if (stride == 1 && reinterpret_cast<unsigned long long>(row + begin) % sizeof(Four) == 0) {
+#pragma unroll 2
+      for (; i + 4 <= end; i += 4) {
+        const Four four = *reinterpret_cast<const Four*>(row + i);
+        ids.add(minimum(minimum(four.ids[0], four.ids[1]), minimum(four.ids[2], four.ids[3])),
+                maximum(maximum(four.ids[0], four.ids[1]), maximum(four.ids[2], four.ids[3])));
+      }
     }
+#pragma unroll 1
+    for (; i < end; ++i) ids.add(row[i * stride], row[i * stride]);
     return ids;
   }
 };
