@@ -1,13 +1,15 @@
 //! Compiled kernels on a device, and their launch.
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use omniflash_core::{Error, Result, Stream};
 use omniflash_device::Launch;
 
 use crate::driver::{Driver, release};
+use crate::stream_state::lock;
 
 /// The most parameters of a kernel: the struct, the functors, and what a kernel of one vendor takes beside them.
 const MOST_PARAMETERS: usize = 3;
@@ -106,5 +108,42 @@ impl<D: Driver> Drop for Module<D> {
             // SAFETY: loaded in `load`, unloaded only here, and no kernel of it is running any more.
             unsafe { driver.unload_module(self.raw) }.and(waited)
         });
+    }
+}
+
+/// A module from its first launch on.
+pub(crate) type LazyModule<D> = OnceLock<Module<D>>;
+
+/// The modules of all plans that are kept: a step of generation has a plan of its own, for one more key, but launches the
+/// kernel of the step before, and loading that anew would take longer than the step.
+#[derive(Debug)]
+pub(crate) struct Modules<D: Driver>(Mutex<HashMap<ModuleKey, Weak<LazyModule<D>>>>);
+
+/// Where the image lies, which its plans keep there; the kernel; dynamic shared memory.
+type ModuleKey = (usize, &'static str, usize);
+
+impl<D: Driver> Default for Modules<D> {
+    fn default() -> Self {
+        Modules(Mutex::default())
+    }
+}
+
+impl<D: Driver> Modules<D> {
+    /// The module of a kernel, which all that launch it share. Whoever keeps it keeps the image, too.
+    pub(crate) fn of(
+        &self,
+        image: &Arc<[u8]>,
+        entry: &'static str,
+        shared_memory_bytes: usize,
+    ) -> Arc<LazyModule<D>> {
+        let key = (image.as_ptr().addr(), entry, shared_memory_bytes);
+        let mut modules = lock(&self.0);
+        if let Some(module) = modules.get(&key).and_then(Weak::upgrade) {
+            return module;
+        }
+        modules.retain(|_, module| module.strong_count() > 0);
+        let module = Arc::new(LazyModule::new());
+        modules.insert(key, Arc::downgrade(&module));
+        module
     }
 }

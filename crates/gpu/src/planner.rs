@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{
@@ -16,7 +16,7 @@ use omniflash_kernel_store::{Kernel, KernelSource, KernelStore, prebuilt_tag};
 
 use crate::driver::Driver;
 use crate::key_map::KeyMap;
-use crate::module::Module;
+use crate::module::{LazyModule, Module, Modules};
 use crate::packing::Packing;
 use crate::parameters::Cut;
 use crate::plan::{Choice, PlanKey, functors, kernel_id};
@@ -34,6 +34,7 @@ pub struct Planner<V: Vendor> {
     facts: V::Facts,
     store: Arc<KernelStore>,
     plans: Mutex<KeyMap<(PlanKey, V::Fit), AttentionPlan>>,
+    modules: Modules<V::Driver>,
     tuned: TunedChoices,
 }
 
@@ -67,7 +68,8 @@ pub(crate) struct PlannedKernel<D: Driver> {
     pub(crate) kernel: Kernel,
     pub(crate) entry: &'static str,
     pub(crate) launch: Launch,
-    module: OnceLock<Module<D>>,
+    /// Shared with other plans of the kernel.
+    module: Arc<LazyModule<D>>,
 }
 
 /// A kernel of a plan before it is found.
@@ -82,7 +84,7 @@ impl<V: Vendor> Planner<V> {
     /// A planner for a device, with the kernels of a store; errors call its backend `name`.
     pub fn new(name: String, facts: V::Facts, store: Arc<KernelStore>) -> Self {
         let tuned = TunedChoices::in_cache(store.cache());
-        Planner { name, facts, store, plans: Mutex::default(), tuned }
+        Planner { name, facts, store, plans: Mutex::default(), modules: Modules::default(), tuned }
     }
 
     /// What the driver says of the device.
@@ -275,7 +277,7 @@ impl<V: Vendor> Planner<V> {
             let (unit, launch) = V::combine(&self.facts, key.shape.dtype, &main.sizes)?;
             let arch = V::arch(&self.facts);
             let id = format!("combine-{arch}-{}", key.shape.dtype);
-            Some(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
+            Some(self.launched(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
         } else {
             None
         };
@@ -306,7 +308,7 @@ impl<V: Vendor> Planner<V> {
         let (arch, unit) = (V::arch(&self.facts), pack_mask(packing.dtype, packing.unit_bytes));
         let id = format!("pack-mask-{arch}-{}-{}", packing.dtype, packing.unit_bytes);
         let launch = pack_mask_launch(&packing.grid_parameters());
-        Ok(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
+        Ok(self.launched(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
     }
 
     fn part(&self, key: &PlanKey, choice: &Choice<V::Kernel>, functors: &FunctorSpec<'_>) -> Result<Part> {
@@ -327,7 +329,12 @@ impl<V: Vendor> Planner<V> {
     ) -> Result<PlannedKernel<V::Driver>> {
         let arch = choice.kernel.arch(&V::arch(&self.facts));
         let kernel = self.kernel(&self.kernel_id(&choice.kernel, key), &arch, &part.unit, &key.functor())?;
-        Ok(PlannedKernel::new(kernel, part.unit.entry, part.launch))
+        Ok(self.launched(kernel, part.unit.entry, part.launch))
+    }
+
+    fn launched(&self, kernel: Kernel, entry: &'static str, launch: Launch) -> PlannedKernel<V::Driver> {
+        let module = self.modules.of(&kernel.image, entry, launch.shared_memory_bytes);
+        PlannedKernel { kernel, entry, launch, module }
     }
 
     fn kernel_id(&self, kernel: &V::Kernel, key: &PlanKey) -> String {
@@ -339,7 +346,7 @@ impl<V: Vendor> Planner<V> {
         let (unit, launch) = V::verify_page_table(parameters);
         let arch = V::arch(&self.facts);
         let id = format!("verify-page-table-{arch}");
-        Ok(PlannedKernel::new(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
+        Ok(self.launched(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
     }
 
     /// The kernel that writes new rows into a cache, so many bytes at a time.
@@ -387,10 +394,6 @@ impl<V: Vendor> Planned<V> {
 }
 
 impl<D: Driver> PlannedKernel<D> {
-    fn new(kernel: Kernel, entry: &'static str, launch: Launch) -> Self {
-        PlannedKernel { kernel, entry, launch, module: OnceLock::new() }
-    }
-
     /// The kernel, loaded anew.
     pub(crate) fn module(&self, driver: &Arc<D>) -> Result<Module<D>> {
         Module::load(driver, &self.kernel.image, self.entry, self.launch.shared_memory_bytes)

@@ -161,6 +161,21 @@ fn every_stream_gives_the_right_answer_however_keys_are_split() {
 }
 
 #[test]
+fn steps_of_one_kernel_load_it_once() {
+    let Some(emulator) = Emulator::with("gfx942") else { return };
+    let [backend] = &emulator.backends()[..] else { panic!("one device") };
+    let stream = backend.stream().unwrap();
+    let options = AttentionOptions::new().mask(Mask::Causal).num_partitions(1);
+    // Whoever loads a kernel a second time hears of it.
+    emulator.fail("hipModuleLoadData:2");
+    for num_keys in [200, 201, 202] {
+        let mut tensors = Tensors::new(backend, &stream, (1, num_keys), 7);
+        run(backend, &tensors.problem(&options), &stream).unwrap();
+        tensors.assert_right(backend, &stream, 7, &options);
+    }
+}
+
+#[test]
 fn a_closure_as_mask_and_the_naive_kernel_give_the_right_answer() {
     let Some(emulator) = Emulator::with(DEVICES) else { return };
     let seqlen = (20, 40);
