@@ -205,6 +205,8 @@ class Comparison:
 
         calls = {}
         for name in self.args.systems:
+            if not SYSTEMS[name].takes(self.case):
+                continue
             # A peer may be missing, refuse the case or fail in a way of its own: that must not
             # stop the others.
             try:
@@ -335,7 +337,11 @@ def main() -> None:
             sys.exit(f"unknown {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     random.seed(0)
     clock = Clock(args.idle)
-    chosen = selected(cases(args.quick, args.groups), args.cases)
+    chosen = [
+        case
+        for case in selected(cases(args.quick, args.groups), args.cases)
+        if args.ext or any(SYSTEMS[name].takes(case) for name in args.systems)
+    ]
     todo = [(dtype, case) for dtype in args.dtypes for case in chosen]
     turns = args.rounds * (len(args.systems) + len(args.ext))
     for (dtype, case), budget in Schedule(args.budget, turns, args.time_limit).cases(todo):

@@ -29,10 +29,12 @@ class System:
     forms: tuple[str, ...] = ("full", "causal")
 
     def __init__(self, case: Case, data: Data) -> None:
-        """Refuses the forms that the system does not know, by their names without numbers."""
-        form = "".join(letter for letter in case.form if not letter.isdigit())
-        if form not in self.forms:
-            raise Unsupported(f"no path for {case.form}")
+        """Subclasses prepare the call."""
+
+    @classmethod
+    def takes(cls, case: Case) -> bool:
+        """Whether the system knows a case's form, by its name without numbers."""
+        return "".join(letter for letter in case.form if not letter.isdigit()) in cls.forms
 
     def rows(self, out: torch.Tensor) -> torch.Tensor:
         """The output in q's shape."""
