@@ -34,8 +34,19 @@ pub struct Planner<V: Vendor> {
     facts: V::Facts,
     store: Arc<KernelStore>,
     plans: Mutex<KeyMap<(PlanKey, V::Fit), AttentionPlan>>,
+    kernels: Mutex<KeyMap<SourceKey<V::Kernel>, (Kernel, &'static str)>>,
     modules: Modules<V::Driver>,
     tuned: TunedChoices,
+}
+
+/// What a kernel's source depends on. A step of generation has a plan of its own, for one more key, but its kernel is found
+/// without writing the source again.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct SourceKey<K> {
+    kernel: K,
+    mask_type: String,
+    score_mod_type: String,
+    sources: Vec<String>,
 }
 
 /// What a plan keeps for its launches.
@@ -74,7 +85,6 @@ pub(crate) struct PlannedKernel<D: Driver> {
 
 /// A kernel of a plan before it is found.
 struct Part {
-    unit: TranslationUnit,
     sizes: AttentionParameters,
     launch: Launch,
     workspace: Workspace,
@@ -84,7 +94,15 @@ impl<V: Vendor> Planner<V> {
     /// A planner for a device, with the kernels of a store; errors call its backend `name`.
     pub fn new(name: String, facts: V::Facts, store: Arc<KernelStore>) -> Self {
         let tuned = TunedChoices::in_cache(store.cache());
-        Planner { name, facts, store, plans: Mutex::default(), modules: Modules::default(), tuned }
+        Planner {
+            name,
+            facts,
+            store,
+            plans: Mutex::default(),
+            kernels: Mutex::default(),
+            modules: Modules::default(),
+            tuned,
+        }
     }
 
     /// What the driver says of the device.
@@ -139,6 +157,7 @@ impl<V: Vendor> Planner<V> {
         let mut plans = lock(&self.plans);
         if plans.len() >= MOST_PLANS {
             plans.clear();
+            lock(&self.kernels).clear();
         }
         plans.insert(key, plan.clone());
         Ok(plan)
@@ -230,7 +249,7 @@ impl<V: Vendor> Planner<V> {
     ) -> Result<AttentionPlan> {
         let _span = tracing::debug_span!("plan", backend = %self.name).entered();
         let kernel_id = self.kernel_id(&choice.kernel, key);
-        let part = self.part(key, &choice, functors)?;
+        let part = self.part(key, &choice)?;
         let launch = part.launch;
         let planned = if key.shape.is_empty() {
             // Nothing is launched, and nothing has to be compiled for it.
@@ -283,10 +302,10 @@ impl<V: Vendor> Planner<V> {
         };
         let short = match &choice.short {
             Some(short) => {
-                let part = self.part(key, short, functors)?;
+                let part = self.part(key, short)?;
                 // Where two kernels share a batch, the one for long sequences cuts none.
                 workspace = part.workspace;
-                let kernel = self.planned_kernel(key, short, &part)?;
+                let kernel = self.planned_kernel(key, short, &part, functors)?;
                 Some(PlannedShort { instance: short.kernel.clone(), kernel, cut: cut(&part.sizes) })
             }
             None => None,
@@ -295,7 +314,7 @@ impl<V: Vendor> Planner<V> {
             key: key.clone(),
             cut: cut(&main.sizes),
             instance: choice.kernel.clone(),
-            forward: self.planned_kernel(key, choice, &main)?,
+            forward: self.planned_kernel(key, choice, &main, functors)?,
             combine,
             short,
             packers: key.packings.iter().map(|packing| self.packer(packing)).collect::<Result<_>>()?,
@@ -311,14 +330,14 @@ impl<V: Vendor> Planner<V> {
         Ok(self.launched(self.kernel(&id, &arch, &unit, "")?, unit.entry, launch))
     }
 
-    fn part(&self, key: &PlanKey, choice: &Choice<V::Kernel>, functors: &FunctorSpec<'_>) -> Result<Part> {
+    fn part(&self, key: &PlanKey, choice: &Choice<V::Kernel>) -> Result<Part> {
         let sizes = sizes(&key.shape, choice);
         let mut launch = choice.kernel.launch(&sizes, V::multiprocessors(&self.facts))?;
         if key.shape.is_empty() {
             launch.grid = [0, 1, 1];
         }
         let workspace = choice.kernel.workspace(&sizes);
-        Ok(Part { unit: choice.kernel.translation_unit(functors), sizes, launch, workspace })
+        Ok(Part { sizes, launch, workspace })
     }
 
     fn planned_kernel(
@@ -326,10 +345,27 @@ impl<V: Vendor> Planner<V> {
         key: &PlanKey,
         choice: &Choice<V::Kernel>,
         part: &Part,
+        functors: &FunctorSpec<'_>,
     ) -> Result<PlannedKernel<V::Driver>> {
-        let arch = choice.kernel.arch(&V::arch(&self.facts));
-        let kernel = self.kernel(&self.kernel_id(&choice.kernel, key), &arch, &part.unit, &key.functor())?;
-        Ok(self.launched(kernel, part.unit.entry, part.launch))
+        let source_key = SourceKey {
+            kernel: choice.kernel.clone(),
+            mask_type: key.mask_type.clone(),
+            score_mod_type: key.score_mod_type.clone(),
+            sources: key.sources.clone(),
+        };
+        let found = lock(&self.kernels).get(&source_key).cloned();
+        let (kernel, entry) = match found {
+            Some(found) => found,
+            None => {
+                let unit = choice.kernel.translation_unit(functors);
+                let arch = choice.kernel.arch(&V::arch(&self.facts));
+                let id = self.kernel_id(&choice.kernel, key);
+                let found = (self.kernel(&id, &arch, &unit, &key.functor())?, unit.entry);
+                lock(&self.kernels).insert(source_key, found.clone());
+                found
+            }
+        };
+        Ok(self.launched(kernel, entry, part.launch))
     }
 
     fn launched(&self, kernel: Kernel, entry: &'static str, launch: Launch) -> PlannedKernel<V::Driver> {

@@ -128,7 +128,7 @@ pub trait Vendor: Debug + Sized + Send + Sync + 'static {
 }
 
 /// An instance of a kernel family, as planning sees it.
-pub trait KernelInstance: Clone + Debug + Send + Sync {
+pub trait KernelInstance: Clone + Debug + Eq + Hash + Send + Sync {
     /// Its name, mask and score modification left out: `fwd-{arch}-{dtype}-d{head_dim}-{tile}-{kv}`.
     fn id(&self, arch: &str) -> String;
 

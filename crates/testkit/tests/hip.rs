@@ -1,7 +1,7 @@
 //! The HIP backend passes the table on all six architectures: the code objects that AMD cards would run, compiled by
 //! clang and executed by the emulator in place of the driver.
 //!
-//! Most of the test's time is clang's, for some 1,100 kernels, and the rest is the emulator's. What is rare costs most to
+//! Most of the test's time is clang's, for some 900 kernels, and the rest is the emulator's. What is rare costs most to
 //! show everywhere: a case whose kernel serves few runs on one CDNA and one RDNA architecture, in turn, and a case of more
 //! than [`LONG`] multiplications on one of all, since a sixth of the cases is four fifths of the emulator's work. The
 //! others, and [`EVERYWHERE`], run on all six. With `OMNIFLASH_CONFORMANCE`, a pattern such as `f7/*` or `*`, all cases that
@@ -39,7 +39,7 @@ const LONG: u64 = 16_000_000;
 
 /// Cases whose kernel serves no more of them than so many run on a CDNA and an RDNA architecture, unless they are among
 /// [`EVERYWHERE`].
-const RARE: usize = 2;
+const RARE: usize = 4;
 
 /// Kernels of gfx942 whose cases are run one after the other, once clang has compiled them for all architectures.
 const KERNELS_AT_ONCE: usize = 8;
@@ -376,7 +376,7 @@ fn most_cases_run_on_six_architectures_and_every_one_on_some() {
         assert_eq!(architectures(&spec.name).len(), 6, "{}", spec.name);
     }
     println!("{six} of {} cases on six architectures; alone {alone:?}; rare {rare:?}", specs.len());
-    assert!(5 * six > 3 * specs.len(), "{six} of {} cases", specs.len());
+    assert!(2 * six > specs.len(), "{six} of {} cases", specs.len());
     for architecture in Architecture::ALL {
         assert!(alone[&architecture] >= 20 && rare[&architecture] >= 40, "{architecture}");
     }
