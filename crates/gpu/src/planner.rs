@@ -34,10 +34,13 @@ pub struct Planner<V: Vendor> {
     facts: V::Facts,
     store: Arc<KernelStore>,
     plans: Mutex<KeyMap<(PlanKey, V::Fit), AttentionPlan>>,
-    kernels: Mutex<KeyMap<SourceKey<V::Kernel>, (Kernel, &'static str)>>,
+    kernels: Mutex<FoundKernels<V::Kernel>>,
     modules: Modules<V::Driver>,
     tuned: TunedChoices,
 }
+
+/// Kernels by what their sources depend on, with the names of their entries.
+type FoundKernels<K> = KeyMap<SourceKey<K>, (Kernel, &'static str)>;
 
 /// What a kernel's source depends on. A step of generation has a plan of its own, for one more key, but its kernel is found
 /// without writing the source again.
