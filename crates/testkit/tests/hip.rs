@@ -10,7 +10,7 @@
 #![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -375,7 +375,17 @@ fn most_cases_run_on_six_architectures_and_every_one_on_some() {
     for spec in specs.iter().filter(|spec| spec.twin.is_some()) {
         assert_eq!(architectures(&spec.name).len(), 6, "{}", spec.name);
     }
-    println!("{six} of {} cases on six architectures; alone {alone:?}; rare {rare:?}", specs.len());
+    let kernels: HashSet<(&str, Architecture)> = specs
+        .iter()
+        .flat_map(|spec| {
+            architectures(&spec.name).into_iter().map(|of| (&*KERNELS[&spec.name], compiled_for(of)))
+        })
+        .collect();
+    println!(
+        "{six} of {} cases on six architectures, {} kernels; alone {alone:?}; rare {rare:?}",
+        specs.len(),
+        kernels.len()
+    );
     assert!(2 * six > specs.len(), "{six} of {} cases", specs.len());
     for architecture in Architecture::ALL {
         assert!(alone[&architecture] >= 20 && rare[&architecture] >= 40, "{architecture}");

@@ -80,7 +80,7 @@ pub(crate) mod constant {
 }
 
 /// A type for the compiler to find out.
-#[cfg(all(test, feature = "hip-link"))]
+#[cfg(feature = "hip-link")]
 macro_rules! inferred {
     ($argument:ident) => {
         _
@@ -133,8 +133,8 @@ macro_rules! api {
             #[cfg(feature = "hip-link")]
             pub(crate) fn linked() -> Self {
                 use hip_sys::hiprt;
-                // SAFETY: a pointer to the same C function with C types of the same representation, which the tests of
-                // `conformance` compare; codes and statuses become integers.
+                // SAFETY: a pointer to the same C function with C types of the same representation, which is asserted below;
+                // codes and statuses become integers.
                 unsafe {
                     Api {
                         $($name: std::mem::transmute::<*const (), unsafe extern "C" fn($($type),*) -> Code>(
@@ -176,18 +176,15 @@ macro_rules! api {
             pub(crate) const SYMBOLS: &[&str] = &[$(stringify!($name)),*];
         }
 
-        /// Compares every signature with that of hip-sys, which fails to compile where their lengths differ.
-        #[cfg(all(test, feature = "hip-link"))]
-        pub(super) fn assert_signatures() {
-            use super::conformance::assert_same;
-            $(
-                assert_same(
-                    stringify!($name),
-                    None::<unsafe extern "C" fn($($type),*) -> Code>,
+        $(
+            #[cfg(feature = "hip-link")]
+            const _: () = assert!(
+                super::conformance::is_same::<unsafe extern "C" fn($($type),*) -> Code, _>(
                     hip_sys::hiprt::$name as unsafe extern "C" fn($(inferred!($argument)),*) -> _,
-                );
-            )*
-        }
+                ),
+                concat!(stringify!($name), " has another signature in hip-sys")
+            );
+        )*
     };
 }
 

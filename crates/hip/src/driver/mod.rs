@@ -6,7 +6,7 @@
 
 mod api;
 mod calls;
-#[cfg(all(test, feature = "hip-link"))]
+#[cfg(feature = "hip-link")]
 mod conformance;
 mod context;
 
