@@ -39,7 +39,8 @@ struct Section {
     cells: Vec<CellRow>,
     /// Geometric mean and smallest ratio.
     summary: Option<(String, String)>,
-    has_threads: bool,
+    /// The most threads, whose runs the charts show; none where records do not say.
+    threads: Option<u64>,
     steps: Vec<StepRow>,
     architectures: Vec<Architecture>,
     skipped: Vec<String>,
@@ -132,7 +133,7 @@ fn section(file: &Results) -> Section {
         errors: errors(file, systems),
         cells: cells.iter().map(cell_row).collect(),
         summary,
-        has_threads: cells.iter().any(|cell| cell.threads.is_some()),
+        threads: most_threads(file),
         steps: file
             .records
             .iter()
@@ -160,9 +161,13 @@ impl<'r> Sized<'r> {
     }
 }
 
+fn most_threads(file: &Results) -> Option<u64> {
+    file.records.iter().filter_map(|record| record.threads).max()
+}
+
 /// The records that charts show: those of the most threads, and the last where runs repeat a case.
 pub(super) fn charted(file: &Results) -> Vec<&Record> {
-    let most = file.records.iter().filter_map(|record| record.threads).max();
+    let most = most_threads(file);
     let mut last: Vec<&Record> = Vec::new();
     for record in file.records.iter().filter(|record| record.threads.is_none() || record.threads == most) {
         match last.iter_mut().find(|other| other.key() == record.key()) {
