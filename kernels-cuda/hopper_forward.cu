@@ -128,12 +128,9 @@ struct Consumer {
     pin(s);
     release(shared.key_empty(key.slot));
     key.advance();
-    modify<false>(rows, tile, s);
-    if (is_partial) hide(rows, functors.mask, tile, s);
-    float rescale[2];
-    raise_offsets(rows.factor(), softmax, s, rescale);
-    exponentials(rows.factor(), softmax, s);
-    round_weights(p, s);
+    modify<false>(rows, tile * kBlockN, s);
+    if (is_partial) hide(rows, functors.mask, tile * kBlockN, s);
+    begin_weights(rows.factor(), softmax, s, p);
   }
 
   // Scores of a tile and output of the one before, in flight together.
@@ -159,18 +156,15 @@ struct Consumer {
     }
     release(shared.key_empty(key.slot));
     key.advance();
-    modify<!kIsPartial>(rows, tile, s);
-    if constexpr (kIsPartial) hide(rows, functors.mask, tile, s);
-    float rescale[2];
-    const bool is_raised = raise_offsets(rows.factor(), softmax, s, rescale);
+    modify<!kIsPartial>(rows, tile * kBlockN, s);
+    if constexpr (kIsPartial) hide(rows, functors.mask, tile * kBlockN, s);
     product_wait<0>();
     pin(o);
     pin(p);
     release(shared.value_empty(value.slot));
     value.advance();
-    exponentials(rows.factor(), softmax, s);
-    round_weights(p, s);
-    if (is_raised) rescale_output(o, rescale);
+    float rescale[2];
+    if (next_weights(rows.factor(), softmax, s, p, rescale)) rescale_output(o, rescale);
   }
 
   // The last output of these rows. What they are divided by is found under the product.
@@ -197,9 +191,8 @@ struct Consumer {
     if (has_met_nonfinite(words)) {
       write_rows_by_definition(rows, finished.offset, finished.scale);
     } else {
-      send_output(rows, hopper, shared.query(query.slot), 64 * warpgroup + 16 * warp, words);
+      send_output(rows, hopper, shared.output(query.slot), 64 * warpgroup + 16 * warp, words);
     }
-    if (lane == 0) commit_stores();
     write_lse(rows, finished.lse);
   }
 
@@ -271,18 +264,20 @@ struct Consumer {
             for (; count > 0; --count) next_tile<false>(rows, q, run.tile--, s, p);
           }
         } while (run.count == 0 && next(received.window, own, run));
+        if (kHasOutputTile) release(shared.query_empty(query.slot));
         finished = last_output(rows, p);
         while (run.count > 0 || next(received.window, own, run)) {
           skip_tile(true);
           run.step();
         }
       } else {
+        if (kHasOutputTile) release(shared.query_empty(query.slot));
         finished = FinishedRows(rows, softmax);
         if (has_skipped) skip_value();
       }
       store(rows, finished);
       leaving = query.slot;
-      if (kQueryTiles == 1) release_query(leaving);
+      if (kQueryTiles == 1 && !kHasOutputTile) release_query(leaving);
       query.advance();
     }
     if (lane == 0) wait_stores_read();  // the block's shared memory must outlive them
