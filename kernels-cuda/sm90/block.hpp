@@ -41,10 +41,17 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 // What a warpgroup may see of its first tile: all, or the first half of the keys.
 constexpr int kHalfTile = kHides && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
 
+// Whether tiles of keys are taken in halves: scores of the next half and the output of the one before are computed while one
+// becomes weights. It begins and ends slowly and takes registers, and a mask may branch, which nothing must meanwhile.
+constexpr bool kHasHalves = hides_nothing<MaskType> && is_identity<ScoreModType> && kConsumers == 2 && kBlockN == 128 &&
+                            kHeadDim <= 128 && kValueDim <= 128 && kQueryTiles == 2;
+constexpr int kHalfKeys = kBlockN / 2;
+
 // Whether warpgroups issue products in turn, so that one's softmax runs under another's products: worth it where there is
-// a mask (measured; products of 256 columns leave nothing to hide). With more slots they come apart by themselves, and
-// what one does between tiles of rows runs under the others' products too.
-constexpr bool kTakesTurns = kHides && kHeadDim <= 128 && kSlots == 2;
+// a mask, and for narrow heads, whose softmax takes as long as their products (measured; products of 256 columns leave
+// nothing to hide). With more slots they come apart by themselves, and what one does between tiles of rows runs under the
+// others' products too.
+constexpr bool kTakesTurns = (kHides || kHeadDim <= 64) && kHeadDim <= 128 && kSlots == 2 && !kHasHalves;
 
 // So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
 // them sooner, early enough that their keys arrive in time.

@@ -103,13 +103,13 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int first_
 constexpr float kMostWeight = 256.0f;
 
 // Scores become rounded weights by the offsets that the rows have. Weights of keys without scores are 0.
-template <int kWords>
-OMNIFLASH_DEVICE void round_weights(float factor, const SoftmaxRow (&softmax)[2], const float (&s)[kWords], Weights& p,
-                                    float (&sum)[2]) {
+template <int kWords, int kPairs>
+OMNIFLASH_DEVICE void round_weights(float factor, const SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                    unsigned (&p)[kPairs], float (&sum)[2]) {
   const float offset[2] = {softmax[0].offset(factor), softmax[1].offset(factor)};
   sum[0] = sum[1] = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kBlockN / 4; ++i) {
+  for (int i = 0; i < kPairs; ++i) {
     if (i >= kWords / 2) {
       p[i] = 0u;
       continue;
@@ -134,8 +134,9 @@ OMNIFLASH_DEVICE void raise_offsets(float factor, SoftmaxRow (&softmax)[2], cons
 }
 
 // The first weights of some rows.
-template <int kWords>
-OMNIFLASH_DEVICE void begin_weights(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords], Weights& p) {
+template <int kWords, int kPairs>
+OMNIFLASH_DEVICE void begin_weights(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                    unsigned (&p)[kPairs]) {
   float rescale[2], sum[2];
   raise_offsets(factor, softmax, s, rescale);
   round_weights(factor, softmax, s, p, sum);
@@ -146,9 +147,9 @@ OMNIFLASH_DEVICE void begin_weights(float factor, SoftmaxRow (&softmax)[2], cons
 // The next ones, by the offsets that the rows have: nobody looks for a maximum. The sums, which are needed anyway, say whether a
 // weight became too large, or a row has seen no key yet; as rarely as that is, offsets are raised and scores weighed again.
 // Sums stay per lane until the end.
-template <int kWords>
-OMNIFLASH_DEVICE bool next_weights(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords], Weights& p,
-                                   float (&rescale)[2]) {
+template <int kWords, int kPairs>
+OMNIFLASH_DEVICE bool next_weights(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                   unsigned (&p)[kPairs], float (&rescale)[2]) {
   float sum[2];
   round_weights(factor, softmax, s, p, sum);
   bool is_fine = true;

@@ -152,7 +152,7 @@ impl HopperConfig {
         }
     }
 
-    /// Dynamic shared memory of a block: tiles of queries, then of keys, then of values, barriers and messages.
+    /// Dynamic shared memory of a block: tiles of queries, then of keys, then of values, output, barriers and messages.
     pub fn shared_memory_bytes(&self) -> usize {
         self.shared_memory_with(self.stages()) + self.output_columns() * 2 * self.block_m
     }
@@ -251,6 +251,10 @@ mod tests {
         assert_eq!((small.stages(), small.shared_memory_bytes()), (4, (224 << 10) + 2048));
         let wide = HopperConfig { head_dim: 256, value_dim: 256, block_n: 64, query_tiles: 1, ..config };
         assert_eq!((config.stages(), wide.stages()), (2, 2));
+        assert_eq!((config.output_columns(), wide.output_columns()), (0, 128));
+        assert_eq!(wide.shared_memory_bytes(), (224 << 10) + 2048);
+        let full = HopperConfig { head_dim: 192, value_dim: 192, ..wide };
+        assert_eq!((full.output_columns(), full.shared_memory_bytes()), (192, (192 << 10) + 2048));
         for wrong in [
             HopperConfig { block_m: 64, ..config },
             HopperConfig { block_n: 112, ..config },
