@@ -22,7 +22,11 @@ static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "a step of a product is
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
 
 using QueryTile = SlabTile<kBlockM, maximum(kHeadDim, kValueDim)>;
-using OutputTile = QueryTile;
+// The output leaves from the place of its Q, or, where that is the only one, in passes of so many columns from a place of
+// its own: the next Q then arrives under the last product.
+constexpr bool kHasOutputTile = kOutputColumns > 0;
+constexpr int kPassColumns = kHasOutputTile ? kOutputColumns : (kValueDim + kSlabColumns - 1) / kSlabColumns * kSlabColumns;
+using OutputTile = SlabTile<kBlockM, kPassColumns>;
 using KeyTile = SlabTile<kBlockN, kHeadDim>;
 using ValueTile = SlabTile<kBlockN, kValueDim>;
 constexpr int kHeadSlabs = KeyTile::kSlabs, kValueSlabs = ValueTile::kSlabs;
@@ -37,10 +41,17 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 // What a warpgroup may see of its first tile: all, or the first half of the keys.
 constexpr int kHalfTile = kHides && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
 
+// Whether tiles of keys are taken in halves: scores of the next half and the output of the one before are computed while one
+// becomes weights. It begins and ends slowly and takes registers, and a mask may branch, which nothing must meanwhile.
+constexpr bool kHasHalves = hides_nothing<MaskType> && is_identity<ScoreModType> && kConsumers == 2 && kBlockN == 128 &&
+                            kHeadDim <= 128 && kValueDim <= 128 && kQueryTiles == 2;
+constexpr int kHalfKeys = kBlockN / 2;
+
 // Whether warpgroups issue products in turn, so that one's softmax runs under another's products: worth it where there is
-// a mask (measured; products of 256 columns leave nothing to hide). With more slots they come apart by themselves, and
-// what one does between tiles of rows runs under the others' products too.
-constexpr bool kTakesTurns = kHides && kHeadDim <= 128 && kSlots == 2;
+// a mask, and for narrow heads, whose softmax takes as long as their products (measured; products of 256 columns leave
+// nothing to hide). With more slots they come apart by themselves, and what one does between tiles of rows runs under the
+// others' products too.
+constexpr bool kTakesTurns = (kHides || kHeadDim <= 64) && kHeadDim <= 128 && kSlots == 2 && !kHasHalves;
 
 // So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
 // them sooner, early enough that their keys arrive in time.
@@ -77,7 +88,8 @@ OMNIFLASH_CHECK_OFFSET(HopperParameters, q_batch_rows, kBatchRowsOffset);
 
 constexpr unsigned kKeyOffset = kQueryTiles * QueryTile::kBytes;
 constexpr unsigned kValueOffset = kKeyOffset + kSlots * KeyTile::kBytes;
-constexpr unsigned kBarrierOffset = kValueOffset + kSlots * ValueTile::kBytes;
+constexpr unsigned kOutputOffset = kValueOffset + kSlots * ValueTile::kBytes;
+constexpr unsigned kBarrierOffset = kOutputOffset + (kHasOutputTile ? OutputTile::kBytes : 0);
 constexpr int kBarriers = 2 * (kQueryTiles + 2 * kSlots + kMessages) + 1;
 constexpr unsigned kMessageOffset = (kBarrierOffset + 8 * kBarriers + 15) / 16 * 16;
 constexpr unsigned kMessageBytes = 48 + 16 * kConsumers;
@@ -93,6 +105,9 @@ struct SharedMemory {
   OMNIFLASH_DEVICE QueryTile query(int slot) const { return {address + slot * QueryTile::kBytes}; }
   OMNIFLASH_DEVICE KeyTile key(int slot) const { return {address + kKeyOffset + slot * KeyTile::kBytes}; }
   OMNIFLASH_DEVICE ValueTile value(int slot) const { return {address + kValueOffset + slot * ValueTile::kBytes}; }
+  OMNIFLASH_DEVICE OutputTile output(int slot) const {
+    return {kHasOutputTile ? address + kOutputOffset : query(slot).address};
+  }
   OMNIFLASH_DEVICE unsigned message(int slot) const { return address + kMessageOffset + slot * kMessageBytes; }
 
   OMNIFLASH_DEVICE unsigned barrier(int index) const { return address + kBarrierOffset + 8 * index; }

@@ -95,26 +95,37 @@ OMNIFLASH_DEVICE bool has_met_nonfinite(const RoundedOutput& words) {
   return false;
 }
 
-// Lays a warp's 16 rows in its place of shared memory, from `row` of the tile on, and sends them on their way.
+// Lays a warp's 16 rows in its place of shared memory, from `row` of the tile on, and sends them on their way. A pass waits
+// until the one before has left that place.
 OMNIFLASH_DEVICE void send_output(const WarpRows& rows, const HopperParameters& hopper, const OutputTile& tile, int row,
                                   const RoundedOutput& words) {
   const int lane = lane_index();
   unsigned to = tile.chunk(row + lane % 16, lane / 16);
   pin(to);  // or all eight addresses are kept in registers
 #pragma unroll
-  for (int step = 0; step < kValueDim / 16; ++step) {
-    store_matrices(OutputTile::further(to, 2 * step),
-                   {words[4 * step], words[4 * step + 1], words[4 * step + 2], words[4 * step + 3]});
-  }
-  fence_async_proxy();
-  __syncwarp();
-  if (lane == 0) {
-    const RowsOfSequence place = query_rows(rows.parameters, rows.sequence, hopper.out_batch_rows);
-    const int first = place.row(rows.rows.query(rows.first_row)), head_tile = rows.rows.first_head / rows.rows.heads;
+  for (int column = 0; column < kValueDim; column += kPassColumns) {
+    if (kHasOutputTile) {
+      if (lane == 0) wait_stores_read();
+      __syncwarp();
+    }
 #pragma unroll
-    for (int i = 0; i < kValueSlabs; ++i) {
-      const int at[5] = {i * kSlabColumns, 0, first, place.shift(), head_tile};
-      store_box(hopper.out, tile.slab(i) + row * kSlabRowBytes, at);
+    for (int step = 0; step < kPassColumns / 16; ++step) {
+      const int word = 4 * step + column / 4;
+      if (word >= kValueDim / 4) break;
+      store_matrices(OutputTile::further(to, 2 * step), {words[word], words[word + 1], words[word + 2], words[word + 3]});
+    }
+    fence_async_proxy();
+    __syncwarp();
+    if (lane == 0) {
+      const RowsOfSequence place = query_rows(rows.parameters, rows.sequence, hopper.out_batch_rows);
+      const int first = place.row(rows.rows.query(rows.first_row)), head_tile = rows.rows.first_head / rows.rows.heads;
+#pragma unroll
+      for (int i = 0; i < OutputTile::kSlabs; ++i) {
+        if (column + i * kSlabColumns >= kValueDim) break;
+        const int at[5] = {column + i * kSlabColumns, 0, first, place.shift(), head_tile};
+        store_box(hopper.out, tile.slab(i) + row * kSlabRowBytes, at);
+      }
+      commit_stores();
     }
   }
 }

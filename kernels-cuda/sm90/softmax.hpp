@@ -40,7 +40,7 @@ struct WarpRows {
 
 // Scale and score modification; of a whole tile every key exists.
 template <bool kIsWhole, int kWords>
-OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWords]) {
+OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int first_key, float (&s)[kWords]) {
   if constexpr (is_identity<ScoreModType>) {
     if constexpr (!kFolded) {
 #pragma unroll
@@ -52,7 +52,7 @@ OMNIFLASH_DEVICE void modify(const WarpRows& at_rows, int tile, float (&s)[kWord
       ScoreIndex at = at_rows.index(half);
 #pragma unroll
       for (int n = 0; n < kWords / 4; ++n) {
-        at.k = tile * kBlockN + 8 * n + lane_index() % 4 * 2;
+        at.k = first_key + 8 * n + lane_index() % 4 * 2;
         float &even = s[4 * n + 2 * half], &odd = s[4 * n + 2 * half + 1];
         even *= at_rows.scale();
         odd *= at_rows.scale();
@@ -75,7 +75,7 @@ OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, i
 
 // Hides what the mask hides, and keys past the end.
 template <class Mask, int kWords>
-OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, float (&s)[kWords]) {
+OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int first_key, float (&s)[kWords]) {
   const int kv_len = at_rows.sequence.kv_len, column = lane_index() % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -83,65 +83,86 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int tile, 
     if constexpr (has_bits<Mask> && !has_add<Mask>) {
 #pragma unroll
       for (int word = 0; word < kWords / 16; ++word) {
-        at.k = tile * kBlockN + 32 * word;
+        at.k = first_key + 32 * word;
         const unsigned bits = (band_bits(0, kv_len, at.k) & mask.bits(at)) >> column;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           if (!(bits >> (i / 2 * 8 + i % 2) & 1)) s[16 * word + 4 * (i / 2) + 2 * half + i % 2] = -kInfinity;
         }
       }
-    } else if (has_add<Mask> && (tile + 1) * kBlockN <= kv_len) {
-      mask_row(mask, at, tile * kBlockN + column, kNoLastKey, half, s);
+    } else if (has_add<Mask> && first_key + 2 * kWords <= kv_len) {
+      mask_row(mask, at, first_key + column, kNoLastKey, half, s);
     } else {
-      mask_row(mask, at, tile * kBlockN + column, kv_len - 1, half, s);
+      mask_row(mask, at, first_key + column, kv_len - 1, half, s);
     }
   }
 }
 
-// Takes the largest scores into the rows' offsets; false where no row of the warp needs that, as in most tiles: then the four
-// lanes of a row do not even speak of it. What was summed before has to be multiplied by `rescale`.
-//
-// The branch also says where a product is waited for: ptxas puts a wait that follows right behind it, not before the maxima.
+// A lane's weights of a row and a tile may sum to so much before the row's offset is raised: 16-bit floats hold such weights
+// with the same relative error as 1.
+constexpr float kMostWeight = 256.0f;
+
+// Scores become rounded weights by the offsets that the rows have. Weights of keys without scores are 0.
+template <int kWords, int kPairs>
+OMNIFLASH_DEVICE void round_weights(float factor, const SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                    unsigned (&p)[kPairs], float (&sum)[2]) {
+  const float offset[2] = {softmax[0].offset(factor), softmax[1].offset(factor)};
+  sum[0] = sum[1] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    if (i >= kWords / 2) {
+      p[i] = 0u;
+      continue;
+    }
+    const float even = exp2_of(s[2 * i], factor, offset[i % 2]), odd = exp2_of(s[2 * i + 1], factor, offset[i % 2]);
+    sum[i % 2] += even + odd;
+    p[i] = pack<Element>(even, odd);
+  }
+}
+
+// Raises the offsets of the rows to their largest scores. What was summed before has to be multiplied by `rescale`.
 template <int kWords>
-OMNIFLASH_DEVICE bool raise_offsets(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+OMNIFLASH_DEVICE void raise_offsets(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
                                     float (&rescale)[2]) {
-  float largest[2];  // of this lane's keys
-  bool is_fine = true;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float most = maximum(s[2 * half], s[2 * half + 1]);
 #pragma unroll
     for (int n = 1; n < kWords / 4; ++n) most = maximum(most, maximum(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
-    largest[half] = most;
-    is_fine = is_fine && (most - softmax[half].max) * factor <= kSlack;
-    rescale[half] = 1.0f;
-  }
-  if (!warp_any(!is_fine)) return false;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) rescale[half] = softmax[half].raise(quad_max(largest[half]), factor);
-  return true;
-}
-
-// Scores become weights; sums stay per thread until the end.
-template <int kWords>
-OMNIFLASH_DEVICE void exponentials(float factor, SoftmaxRow (&softmax)[2], float (&s)[kWords]) {
-  const float offset[2] = {softmax[0].offset(factor), softmax[1].offset(factor)};
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) s[i] = exp2_of(s[i], factor, offset[i / 2 % 2]);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float row_sum = s[2 * half] + s[2 * half + 1];
-#pragma unroll
-    for (int n = 1; n < kWords / 4; ++n) row_sum += s[4 * n + 2 * half] + s[4 * n + 2 * half + 1];
-    softmax[half].sum += row_sum;
+    rescale[half] = softmax[half].raise_to(quad_max(most), factor);
   }
 }
 
-// Weights of keys without scores are 0.
-template <int kWords>
-OMNIFLASH_DEVICE void round_weights(Weights& p, const float (&s)[kWords]) {
+// The first weights of some rows.
+template <int kWords, int kPairs>
+OMNIFLASH_DEVICE void begin_weights(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                    unsigned (&p)[kPairs]) {
+  float rescale[2], sum[2];
+  raise_offsets(factor, softmax, s, rescale);
+  round_weights(factor, softmax, s, p, sum);
 #pragma unroll
-  for (int i = 0; i < kBlockN / 4; ++i) p[i] = i < kWords / 2 ? pack<Element>(s[2 * i], s[2 * i + 1]) : 0u;
+  for (int half = 0; half < 2; ++half) softmax[half].sum += sum[half];
+}
+
+// The next ones, by the offsets that the rows have: nobody looks for a maximum. The sums, which are needed anyway, say whether a
+// weight became too large, or a row has seen no key yet; as rarely as that is, offsets are raised and scores weighed again.
+// Sums stay per lane until the end.
+template <int kWords, int kPairs>
+OMNIFLASH_DEVICE bool next_weights(float factor, SoftmaxRow (&softmax)[2], const float (&s)[kWords],
+                                   unsigned (&p)[kPairs], float (&rescale)[2]) {
+  float sum[2];
+  round_weights(factor, softmax, s, p, sum);
+  bool is_fine = true;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) is_fine = is_fine && softmax[half].max != -kInfinity && sum[half] <= kMostWeight;
+  const bool is_raised = warp_any(!is_fine);
+  if (is_raised) {
+    raise_offsets(factor, softmax, s, rescale);
+    round_weights(factor, softmax, s, p, sum);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) softmax[half].sum += sum[half];
+  return is_raised;
 }
 
 OMNIFLASH_DEVICE void rescale_output(Output& o, const float (&rescale)[2]) {

@@ -152,9 +152,9 @@ impl HopperConfig {
         }
     }
 
-    /// Dynamic shared memory of a block: tiles of queries, then of keys, then of values, barriers and messages.
+    /// Dynamic shared memory of a block: tiles of queries, then of keys, then of values, output, barriers and messages.
     pub fn shared_memory_bytes(&self) -> usize {
-        self.shared_memory_with(self.stages())
+        self.shared_memory_with(self.stages()) + self.output_columns() * 2 * self.block_m
     }
 
     fn shared_memory_with(&self, stages: usize) -> usize {
@@ -163,6 +163,17 @@ impl HopperConfig {
         self.query_tiles * self.block_m * head.max(value)
             + stages * self.block_n * (head + value)
             + REST_BYTES
+    }
+
+    /// Columns of the output that leave at a time from a place of their own, where there is one tile of queries and room
+    /// beside it; with 0 the output leaves from the place of its queries.
+    fn output_columns(&self) -> usize {
+        if self.query_tiles > 1 {
+            return 0;
+        }
+        let room = SHARED_MEMORY_BYTES.saturating_sub(self.shared_memory_with(self.stages()));
+        let slabs = room / (self.block_m * SLAB_ROW_BYTES);
+        SLAB_COLUMNS * slabs.min(self.value_dim.div_ceil(SLAB_COLUMNS))
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
@@ -186,6 +197,7 @@ impl HopperConfig {
             .with_constant("kConsumers", self.consumers() as i64)
             .with_constant("kQueryTiles", self.query_tiles as i64)
             .with_constant("kSlots", self.stages() as i64)
+            .with_constant("kOutputColumns", self.output_columns() as i64)
             .with_constant("kParameterBytes", size_of::<HopperParameters>() as i64)
             .with_constant("kCounterOffset", std::mem::offset_of!(HopperParameters, counter) as i64)
             .with_constant("kBatchRowsOffset", std::mem::offset_of!(HopperParameters, q_batch_rows) as i64)
@@ -239,6 +251,10 @@ mod tests {
         assert_eq!((small.stages(), small.shared_memory_bytes()), (4, (224 << 10) + 2048));
         let wide = HopperConfig { head_dim: 256, value_dim: 256, block_n: 64, query_tiles: 1, ..config };
         assert_eq!((config.stages(), wide.stages()), (2, 2));
+        assert_eq!((config.output_columns(), wide.output_columns()), (0, 128));
+        assert_eq!(wide.shared_memory_bytes(), (224 << 10) + 2048);
+        let full = HopperConfig { head_dim: 192, value_dim: 192, ..wide };
+        assert_eq!((full.output_columns(), full.shared_memory_bytes()), (192, (192 << 10) + 2048));
         for wrong in [
             HopperConfig { block_m: 64, ..config },
             HopperConfig { block_n: 112, ..config },

@@ -136,6 +136,9 @@ fn better_elsewhere(request: &Request<'_>, rows: usize, num_tiles: usize) -> Opt
     None
 }
 
+/// From so many keys on, tiles in halves make good what their first one costs.
+const FEWEST_KEYS_OF_HALVES: usize = 2048;
+
 /// The tile for these dimensions.
 fn default_tile(request: &Request<'_>) -> HopperConfig {
     let shape = request.shape;
@@ -158,6 +161,12 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
             // to a score between the products takes longer in smaller tiles, but for a slope (softcap 8 %, a bias 14 %,
             // an additive mask 10 %).
             let is_asked_long = request.mask_type.contains("Document");
+            // Without a mask, two warpgroups take tiles of 128 keys in halves, which begins slowly and then is faster.
+            let has_halves = request.mask_type == "NoMask" && request.score_mod_type == "Identity";
+            let keys = if shape.ragged_q { typical_rows(shape) } else { shape.seqlen_k };
+            if has_halves && keys >= FEWEST_KEYS_OF_HALVES {
+                return two;
+            }
             let is_modified = !matches!(request.score_mod_type, "Identity" | "Alibi")
                 || request.mask_type.contains("Additive");
             if !is_asked_long && !is_modified && occupies(request, &three, &two) { three } else { two }

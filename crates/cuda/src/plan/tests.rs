@@ -169,16 +169,19 @@ fn plans_for_ada_are_these() {
 }
 
 #[test]
-fn documents_and_modified_scores_take_wide_tiles() {
-    let shape = shape(1, (8192, 8192), (16, 16), 128, DType::BF16);
-    let tile_of = |mask_type, score_mod_type| {
-        let functors = (mask_type, score_mod_type);
+fn documents_modified_scores_and_long_sequences_without_a_mask_take_wide_tiles() {
+    let tile_of_length = |length, mask_type, score_mod_type| {
+        let (shape, functors) =
+            (shape(4, (length, length), (16, 16), 128, DType::BF16), (mask_type, score_mod_type));
         let choice = choose_functors(&shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
         match choice.kernel {
             KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
             kernel => panic!("{kernel:?}"),
         }
     };
+    let tile_of = |mask_type, score_mod_type| tile_of_length(8192, mask_type, score_mod_type);
+    assert_eq!(tile_of("NoMask", "Identity"), (128, 128));
+    assert_eq!(tile_of_length(1536, "NoMask", "Identity"), (192, 64));
     assert_eq!(tile_of("Causal", "Identity"), (192, 64));
     assert_eq!(tile_of("And<Causal, Document>", "Identity"), (128, 128));
     assert_eq!(tile_of("NoMask", "Softcap"), (128, 128));

@@ -27,6 +27,16 @@ struct SoftmaxRow {
     sum *= rescale;
     return rescale;
   }
+
+  // The same without slack: the offset becomes the largest score so far.
+  OMNIFLASH_DEVICE float raise_to(float piece_max, float factor) {
+    if (piece_max <= max) return 1.0f;
+    const float before = max;
+    max = piece_max;
+    const float rescale = exp2_of(before, factor, offset(factor));
+    sum *= rescale;
+    return rescale;
+  }
 };
 
 // What a finished row needs.
