@@ -42,13 +42,16 @@ template <class Element>
 struct HalfProduct {
   static constexpr bool kTakesCargo = true;
 
-  template <int kFragments, int kN, class Queries, class Keys, class Cargo = NoCargo>
+  // With kSums = 2 odd steps add to sums of their own, where nothing else fills the time until a sum can be added to again.
+  template <int kSums = 1, int kFragments, int kN, class Queries, class Keys, class Cargo = NoCargo>
   static OMNIFLASH_DEVICE void scores(float (&acc)[kFragments][kN][4], const Queries& q, int first_row,
                                       const Keys& k, const Cargo& cargo = {}) {
     const int lane = opaque(lane_index());
     const unsigned rows = rows_of_lane(q, lane, first_row), keys = keys_of_lane(k, lane);
+    float odd[kFragments][kN][4] = {};
 #pragma unroll
     for (int step = 0; step < Keys::kElements / 16; ++step) {
+      auto& sums = kSums == 2 && step % 2 == 1 ? odd : acc;
       unsigned a[kFragments][4];
 #pragma unroll
       for (int m = 0; m < kFragments; ++m) {
@@ -60,11 +63,17 @@ struct HalfProduct {
         load_matrices(b, Keys::right_of(keys, 2 * step) + 8 * n * Keys::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kFragments; ++m) {
-          multiply_add<Element>(acc[m][n], a[m], b[0], b[1]);
-          multiply_add<Element>(acc[m][n + 1], a[m], b[2], b[3]);
+          multiply_add<Element>(sums[m][n], a[m], b[0], b[1]);
+          multiply_add<Element>(sums[m][n + 1], a[m], b[2], b[3]);
         }
       }
       cargo(step, Keys::kElements / 16);
+    }
+    if constexpr (kSums == 2) {
+#pragma unroll
+      for (int i = 0; i < kFragments * kN * 4; ++i) {
+        acc[i / (kN * 4)][i / 4 % kN][i % 4] += odd[i / (kN * 4)][i / 4 % kN][i % 4];
+      }
     }
   }
 

@@ -13,6 +13,8 @@ namespace omniflash {
 using namespace instance;
 
 constexpr int kThreads = 32 * kWarps;
+// Left to itself, the compiler spares registers of narrow blocks in clusters and spills.
+constexpr int kResidentBlocks = kCluster > 1 && kWarps <= 4 ? 1 : 0;
 constexpr int kFragments = kBlockM / 16;
 constexpr int kSlice = 16, kBlockN = kSlice * kWarps;
 constexpr int kN = kSlice / 8, kV = kValueDim / 8;
@@ -24,6 +26,10 @@ constexpr int kSlicesOfTurn = kSlots % 2 == 0 ? 2 : 1, kTurnsAhead = kSlots / kS
 
 // Fewer tiles than this are not worth a block of their own.
 constexpr unsigned kLeastTiles = 2;
+
+// The blocks of a cluster take tiles in turns: what they begin with then depends on no length, so that its pages can be asked
+// for first of all. Only where there are no pages and few slots, each was faster with a run of its own.
+constexpr int kStep = Keys::kOneStride && kSlicesOfTurn == 1 ? 1 : kCluster;
 
 // Keys and values are read once. Where all of them are a few times what the second-level cache holds, it is told to keep
 // what others left there instead, which saves it writing that back; with more of them that costs more than it saves.

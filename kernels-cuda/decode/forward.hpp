@@ -14,12 +14,12 @@ OMNIFLASH_DEVICE void clear(Scores& s) {
 
 // This warp's keys of a segment. The queries come with the first copies. `meanwhile` is called while those are under way.
 template <class Copies, class Meanwhile>
-OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, Copies& copies, unsigned long long policy,
-                             Softmax& softmax, Output& o, const Meanwhile& meanwhile) {
-  typename Copies::Pipeline pipeline(copies, block, keys, tiles, policy);
+OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, const FirstPages<Keys>& pages, Copies& copies,
+                             unsigned long long policy, Softmax& softmax, Output& o, const Meanwhile& meanwhile) {
+  typename Copies::Pipeline pipeline(copies, block, keys, tiles, pages, policy);
   TileStatus status;
   Scores s;
-  int tile = tiles.next(tiles.begin, status), filled = 0;
+  int tile = tiles.next(tiles.begin, status, kStep), filled = 0;
   bool is_value = false;  // of a turn with one slice: whether it is one of values
 #pragma unroll 1
   while (true) {
@@ -36,7 +36,7 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
     const bool touched = status != TileStatus::Full, is_needed = num_valid > 0;
     if (is_needed && !is_value) {
       clear(s);
-      Product::scores(s, query_tile(), 0, KeySlice{slot_address(pipeline.slot)});
+      Copies::scores(s, KeySlice{slot_address(pipeline.slot)});
       modify(block, first_key, s);
       if (touched || num_valid < kSlice) hide(block, block.functors.mask, first_key, touched, s);
       online_softmax(block.factor, softmax, s, o);
@@ -53,7 +53,7 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
         }
         Product::values(o, s, values);
       }
-      tile = tiles.next(tile + 1, status);
+      tile = tiles.next(tile + kStep, status, kStep);
     }
     pipeline.release(touched || hides_by_score<ScoreModType> || num_valid < kSlice);
     if constexpr (kSlicesOfTurn == 1) is_value = !is_value;
@@ -64,8 +64,8 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
 // The tiles from..to of an item, the worker's first or a later one; in_parts() says where the parts of it lie, if they are
 // not all.
 template <class Copies, class InParts>
-OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_first, Copies& copies,
-                                  unsigned long long policy, const InParts& in_parts) {
+OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_first, const FirstPages<Keys>& pages,
+                                  Copies& copies, unsigned long long policy, const InParts& in_parts) {
   if constexpr (kCluster > 1) {
     // Others may send when all have begun, and have read what was sent before.
     if (is_first) {
@@ -73,6 +73,8 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
     } else {
       cluster_arrive();
     }
+  }
+  if constexpr (kStep < kCluster) {
     const int run = ceil_divide(to - from, kCluster);
     from = minimum(from + block_rank() * run, to);
     to = minimum(from + run, to);
@@ -81,6 +83,7 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
   Tiles tiles = block.key_tiles();
   tiles.end = minimum(tiles.end, to);
   tiles.begin = minimum(maximum(tiles.begin, from), tiles.end);
+  tiles.begin = first_of_block(tiles.begin);
 
   Output o = {};
   Softmax softmax;
@@ -90,7 +93,7 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
     softmax[i / 2][i % 2].sum = 0.0f;
   }
   Parts parts;
-  attend(block, keys, tiles, copies, policy, softmax, o, [&] { parts = in_parts(); });
+  attend(block, keys, tiles, pages, copies, policy, softmax, o, [&] { parts = in_parts(); });
   publish(block, softmax, o);
   if constexpr (kCluster > 1) cluster_wait();
   join_warps(block, parts);
@@ -108,16 +111,29 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
   barrier();  // the next segment copies over the sums
 }
 
+// What a worker of the line begins with if all sequences are as long as they can be: all that can be asked of the page table
+// before their lengths are known.
+OMNIFLASH_DEVICE FirstPages<Keys> guess_pages(const AttentionParameters& parameters, unsigned head_tiles, unsigned worker) {
+  const unsigned tiles = (parameters.seqlen_k + kBlockN - 1) / kBlockN, count = maximum(tiles, 1u) + kTilesOfItem;
+  const Line line(parameters.batch * head_tiles * count, parameters.num_workers);
+  const unsigned at = line.begin(worker), item = at / count;
+  if (item >= parameters.batch * head_tiles) return {};
+  return FirstPages<Keys>(parameters, item / head_tiles, first_of_block(at - item * count));
+}
+
 template <class Copies>
 OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
                              Copies& copies) {
   if constexpr (kWholeItems) {
-    const Sequence sequence(parameters, block_index_y());
+    const int batch = block_index_y();
+    const FirstPages<Keys> pages(parameters, batch, first_of_block(0));
+    const Sequence sequence(parameters, batch);
     const Block block(parameters, functors, sequence, block_index_x() / kCluster);
     const Extent extent(block);
     if (extent.count == 0) return;
     const unsigned long long policy = cache_policy(true);
-    run_segment(block, extent.begin, extent.begin + extent.count, true, copies, policy, [] { return Parts{1, 0, 0, 0, 0, 0}; });
+    run_segment(block, extent.begin, extent.begin + extent.count, true, pages, copies, policy,
+                [] { return Parts{1, 0, 0, 0, 0, 0}; });
     return;
   }
   const unsigned head_tiles =
@@ -127,6 +143,7 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
   const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
   unsigned total = 0, at = 0, end = 0, origin = 0;
   bool is_first = true;  // segment of this worker
+  const FirstPages<Keys> pages = is_line ? guess_pages(parameters, head_tiles, worker) : FirstPages<Keys>();
   unsigned long long policy = cache_policy(false);
   Line line;
   int first = is_line ? 0 : cut / head_tiles;
@@ -166,7 +183,8 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
         to = minimum(from + run, count);
       }
       const Block block(parameters, functors, extent.sequence, head_tile);
-      run_segment(block, extent.begin + from, extent.begin + to, is_first, copies, policy, [&] {
+      const FirstPages<Keys> known = is_first ? pages.of(extent.sequence.batch) : FirstPages<Keys>();
+      run_segment(block, extent.begin + from, extent.begin + to, is_first, known, copies, policy, [&] {
         return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
       });
       at = item + to;

@@ -55,6 +55,7 @@ struct LaneCopies {
   struct Pipeline;
   // Other writes to shared memory come before the copies that a thread makes after them.
   OMNIFLASH_DEVICE void order_writes() const {}
+  OMNIFLASH_DEVICE static void scores(Scores& s, const KeySlice& keys) { Product::scores(s, query_tile(), 0, keys); }
 };
 
 struct LaneCopies::Pipeline {
@@ -64,8 +65,9 @@ struct LaneCopies::Pipeline {
   Ahead ahead;
   int to_fill = 0, slot = 0;
 
-  OMNIFLASH_DEVICE Pipeline(LaneCopies&, const Block& block, const Keys& keys, const Tiles& tiles, unsigned long long policy)
-      : block(block), keys(keys), policy(policy), ahead(block, keys, tiles) {}
+  OMNIFLASH_DEVICE Pipeline(LaneCopies&, const Block& block, const Keys& keys, const Tiles& tiles,
+                            const FirstPages<Keys>& pages, unsigned long long policy)
+      : block(block), keys(keys), policy(policy), ahead(block, keys, tiles, pages) {}
 
   OMNIFLASH_DEVICE void copy(bool is_value) {
     if (ahead.is_any()) {
@@ -74,7 +76,7 @@ struct LaneCopies::Pipeline {
       } else {
         fill_turn<true>(is_value);
       }
-      if (kSlicesOfTurn == 2 || is_value) ahead.advance(ahead.tile + 1);
+      if (kSlicesOfTurn == 2 || is_value) ahead.advance(ahead.tile + kStep);
     }
     to_fill = next_turn(to_fill);
   }

@@ -142,6 +142,29 @@ fn clusters_share_items_whole_or_in_a_line() {
 }
 
 #[test]
+fn pages_are_asked_for_before_lengths_are_known() {
+    // Sequences are shorter than they can be, so that what a worker of the line asked for is another's; a window begins with a
+    // later tile, and a cluster has more of them than a warp has lanes.
+    let window = Mask::SlidingWindow { left: 600, right: 0 };
+    let config = DecodeConfig { paged: true, cluster: 2, slots: 4, ..config(DType::BF16, 32, 32, 4) };
+    for mask in [Mask::None, window] {
+        let base =
+            Case { pack_groups: true, ..Case::<bf16>::new(3, 1, 4300, 4, 2, 32, 32).masked(mask.clone()) };
+        let whole = DecodeConfig { whole_items: true, ..config };
+        let line = DecodeConfig { warps: 8, ..config };
+        for (config, workers) in [(whole, 0), (line, 4), (line, 7)] {
+            let kernel = module(&config, &mask, &ScoreMod::Identity, 4);
+            for page_size in [16, 48] {
+                let kv_form = KvForm::Paged(page_size);
+                check_decode(&kernel, &config, &Case { kv_form, ..base.clone() }, workers);
+                let short = Case { seqlen_k: 1, kv_form, ..base.clone() };
+                check_decode(&kernel, &config, &short, workers);
+            }
+        }
+    }
+}
+
+#[test]
 fn page_tables_are_read_for_many_tiles_at_a_time() {
     // A run has more tiles than a warp's lanes hold twice, and a window begins among them.
     let window = Mask::SlidingWindow { left: 8800, right: 0 };

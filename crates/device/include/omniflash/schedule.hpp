@@ -99,9 +99,9 @@ struct KeyTiles {
     return status;
   }
 
-  // The first tile from `tile` on that is not skipped, `end` if there is none, and its status.
-  OMNIFLASH_DEVICE int next(int tile, TileStatus& status_of_next) {
-    for (; tile < end; ++tile) {
+  // The first of every `step`-th tile from `tile` on that is not skipped, `end` or more if there is none, and its status.
+  OMNIFLASH_DEVICE int next(int tile, TileStatus& status_of_next, int step = 1) {
+    for (; tile < end; tile += step) {
       status_of_next = status(tile);
       if (status_of_next != TileStatus::Skip) break;
     }
