@@ -7,7 +7,7 @@
 #include "decode/boxes.hpp"
 #include "decode/forward.hpp"
 
-OMNIFLASH_KERNEL(omniflash::kThreads) OMNIFLASH_CLUSTER(omniflash::instance::kCluster)
+OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, omniflash::kResidentBlocks) OMNIFLASH_CLUSTER(omniflash::instance::kCluster)
 omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors,
                  OMNIFLASH_PARAMETER omniflash::KeyMaps maps) {

@@ -28,7 +28,7 @@
 #include "decode/forward.hpp"
 #include "decode/lanes.hpp"
 
-OMNIFLASH_KERNEL(omniflash::kThreads) OMNIFLASH_CLUSTER(omniflash::instance::kCluster)
+OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, omniflash::kResidentBlocks) OMNIFLASH_CLUSTER(omniflash::instance::kCluster)
 omniflash_decode(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                  OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors) {
   omniflash::LaneCopies copies;

@@ -15,6 +15,8 @@
 #if OMNIFLASH_CUDA
 #define OMNIFLASH_DEVICE __device__ __forceinline__
 #define OMNIFLASH_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// The same whose registers are to suffice for so many blocks a multiprocessor; 0 leaves that to the compiler.
+#define OMNIFLASH_RESIDENT_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define OMNIFLASH_SHARED __shared__
 #elif OMNIFLASH_HIP
 // Attributes, not the words of a header that may not be there. clang ignores __launch_bounds__ for AMD, and would leave
@@ -26,6 +28,7 @@
 #else
 #define OMNIFLASH_DEVICE inline
 #define OMNIFLASH_KERNEL(threads) extern "C" void
+#define OMNIFLASH_RESIDENT_KERNEL(threads, blocks) OMNIFLASH_KERNEL(threads)
 #define OMNIFLASH_SHARED static
 #endif
 
