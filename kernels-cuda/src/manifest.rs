@@ -312,7 +312,8 @@ impl DecodeEntry {
                 };
                 let default = DecodeConfig { paged, vector_loads: self.vector_loads, ..default };
                 // As plans choose there, for all strides and pages but rare ones.
-                let is_boxed = architecture.name == CLUSTER_ARCH && (head_dim, value_dim) == (128, 128);
+                let is_boxed = architecture.name == CLUSTER_ARCH
+                    && [(64, 64), (128, 128)].contains(&(head_dim, value_dim));
                 let boxed = default.with_boxes().filter(|_| is_boxed);
                 let default =
                     boxed.and_then(|boxed| boxed.narrow(architecture.shared_memory)).unwrap_or(default);

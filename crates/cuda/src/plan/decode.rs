@@ -140,11 +140,11 @@ fn tile(request: &Request<'_>, seqlen_q: usize) -> Option<(DecodeConfig, usize)>
     })
 }
 
-/// The tile whose keys the copy engine brings, where that was faster than lanes: at 64 columns it was not, at 256 the
-/// addresses of permuted rows do not fit the registers.
+/// The tile whose keys the copy engine brings, where that was faster than lanes: at 256 columns the addresses of permuted
+/// rows do not fit the registers.
 fn boxed(request: &Request<'_>, config: DecodeConfig) -> Option<DecodeConfig> {
     let can_box = request.facts.compute_capability.0 == 9 && request.hopper.has_key_boxes;
-    let is_measured = config.head_dim == 128 && config.value_dim == 128;
+    let is_measured = [64, 128].contains(&config.head_dim) && config.value_dim == config.head_dim;
     config.with_boxes().filter(|_| can_box && is_measured)?.narrow(request.facts.shared_memory_bytes)
 }
 
