@@ -47,7 +47,7 @@ fn every_case_agrees_with_the_reference() {
 }
 
 /// Cases for every form of the decode kernel, with what its name has on an H100 or H200.
-fn decode_forms() -> [(&'static str, Case); 13] {
+fn decode_forms() -> [(&'static str, Case); 14] {
     let base = Case {
         dims: (128, 128),
         heads: (8, 2),
@@ -67,7 +67,8 @@ fn decode_forms() -> [(&'static str, Case); 13] {
         ("w8s6-strided-line2-boxes", Case { batch: 4, seqlen: (4, 9000), ..dense }),
         ("m32n128w8s6-paged-line2-boxes", Case { batch: 8, seqlen: (8, 2500), ..base }),
         ("w8s6-paged-boxes", Case { batch: 64, seqlen: (1, 500), ..base }),
-        ("w8s12-paged-causal", Case { batch: 64, seqlen: (3, 900), dims: (64, 64), ..base }),
+        ("w8s12-paged-boxes", Case { batch: 64, seqlen: (3, 900), dims: (64, 64), ..base }),
+        ("w8s12-paged-causal", Case { batch: 64, seqlen: (3, 900), dims: (64, 64), ..odd_pages }),
         ("w4s6-paged-item2-boxes", Case { batch: 90, seqlen: (1, 600), ..base }),
         ("w4s6-paged-item2-causal", Case { batch: 90, seqlen: (1, 600), ..odd_pages }),
         ("w4s6-strided-cluster8-causal", Case { batch: 4, seqlen: (2, 1500), dims: (256, 256), ..dense }),
