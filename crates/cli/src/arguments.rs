@@ -213,6 +213,9 @@ pub(crate) struct BenchArguments {
     /// Append the JSON lines to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// At the end draw all of that file as an HTML page, as `omniflash report` does
+    #[arg(long, value_name = "HTML", requires = "out")]
+    pub(crate) page: Option<PathBuf>,
     /// The JSON lines of an earlier run; exit code 1 when a case is slower than it was
     #[arg(long, value_name = "FILE")]
     pub(crate) compare: Option<PathBuf>,

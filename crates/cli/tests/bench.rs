@@ -55,7 +55,9 @@ fn a_case_slower_than_before_is_told_and_fails() {
         arguments.extend(more);
         run(arguments)
     };
-    assert_eq!(bench(&[]).status.code(), Some(0));
+    let page = folder.path("page.html");
+    assert_eq!(bench(&["--page", page.to_str().unwrap()]).status.code(), Some(0));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("overhead_call"));
     let baseline = folder.path("baseline");
     let scale = |factor: f64| {
         let scaled = json_lines(&std::fs::read_to_string(&lines).unwrap()).into_iter().map(|mut line| {
@@ -82,6 +84,7 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
     assert!(fails(["bench", "--case", "nothing"]).contains("expected a part of one of"));
     assert!(fails(["bench", "--backend", "abacus"]).contains("abacus"));
     assert!(fails(["bench", "--threshold", "5"]).contains("--compare"));
+    assert!(fails(["bench", "--page", "page.html"]).contains("--out"));
     assert!(fails(["bench", "overhead", "--compare", "/nowhere"]).contains("cannot read /nowhere"));
 }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::Verdict;
 use crate::arguments::{BenchArguments, SingleCaseArguments};
 use crate::results::Record;
-use crate::terminal;
+use crate::{report, terminal};
 
 mod clock;
 mod compare;
@@ -79,6 +79,9 @@ fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
         if !bench.as_json {
             table::print_peers(&taken)?;
         }
+    }
+    if let (Some(page), Some(lines)) = (&arguments.page, &arguments.out) {
+        terminal::print_note(report::write_page(std::slice::from_ref(lines), page)?)?;
     }
     match &bench.baseline {
         Some(baseline) if baseline.conclude(&bench.records, !bench.as_json)? => Ok(Verdict::OutOfTolerance),

@@ -6,7 +6,7 @@ mod kernels;
 mod page;
 mod readme;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -21,15 +21,18 @@ pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<Verdict> {
         return readme::run(path, &arguments.files, arguments.check);
     }
     anyhow::ensure!(!arguments.files.is_empty(), "FILES are missing: the JSON lines of `omniflash bench`");
-    let files = read(&arguments.files)?;
-    if let Some(path) = &arguments.out {
-        let html = page::html(&files)?;
-        std::fs::write(path, &html).with_context(|| format!("cannot write {}", path.display()))?;
-        terminal::print_line(format_args!("{}: {} KiB", path.display(), html.len() / 1024))?;
-        return Ok(Verdict::Passed);
+    match &arguments.out {
+        Some(path) => terminal::print_line(write_page(&arguments.files, path)?)?,
+        None => read(&arguments.files)?.iter().try_for_each(print)?,
     }
-    files.iter().try_for_each(print)?;
     Ok(Verdict::Passed)
+}
+
+/// Writes the page of these files, and says how large it is.
+pub(crate) fn write_page(files: &[PathBuf], path: &Path) -> anyhow::Result<String> {
+    let html = page::html(&read(files)?)?;
+    std::fs::write(path, &html).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(format!("{}: {} KiB", path.display(), html.len() / 1024))
 }
 
 /// The files, a part for each device.
