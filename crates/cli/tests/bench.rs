@@ -100,17 +100,19 @@ if [ "$2" = --list ]; then
   echo '{"system": "here", "absent": null}'
   echo '{"system": "gone", "absent": "No module named gone"}'
 else
-  case "$*" in *"--systems here --ext omniflash-cpu="*"--time-limit "*) ;; *) echo "$*" >&2; exit 3;; esac
+  case "$*" in *"--systems here --ext omniflash-cpu="*"--cases dec4k --time-limit "*) ;; *) echo "$*" >&2; exit 3;; esac
   echo '{"system": "here", "case": "dec4k", "dtype": "bf16", "ms": 2.0, "gbps": 8.4}'
 fi
 "#,
     );
     std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let bench = |python: &str| {
+    let bench = |group: &str, python: &str| {
         let mut command = omniflash();
         command.args([
             "bench",
-            "overhead",
+            group,
+            "--case",
+            "KV4096",
             "--backend",
             "cpu",
             "--budget",
@@ -123,7 +125,7 @@ fi
         ]);
         command.output().unwrap()
     };
-    let output = bench(python.to_str().unwrap());
+    let output = bench("decode", python.to_str().unwrap());
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && notes.contains("gone is absent: No module named gone"), "{notes}");
     let lines = json_lines(&String::from_utf8(output.stdout).unwrap());
@@ -131,8 +133,12 @@ fi
     assert_eq!((&peer["system"], &peer["case"]), (&"here".into(), &"dec_B1_H32_8_D128_KV4096".into()));
     assert_eq!(peer["dtype"], "bfloat16");
     assert!((peer["tbps"].as_f64().unwrap() - 0.0084).abs() < 1e-12, "{peer}");
+    // What is not measured of ours is not measured of others.
+    let output = bench("paged", python.to_str().unwrap());
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && notes.contains("none of the chosen cases"), "{notes}");
     // A Python that is not there is a peer that is not there.
-    let output = bench("/nowhere/python");
+    let output = bench("decode", "/nowhere/python");
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && notes.contains("the peers of cpu are absent"), "{notes}");
 }

@@ -10,8 +10,9 @@ use anyhow::Context;
 use omniflash::{Backend, DeviceId};
 use serde::Deserialize;
 
+use super::Group;
 use crate::arguments::BenchArguments;
-use crate::results::Record;
+use crate::results::{Record, SHORT};
 use crate::terminal;
 
 /// A Python that has the peers' packages, named by the environment.
@@ -71,9 +72,15 @@ pub(super) fn run(
                 for Listed { system, absent } in absent {
                     note(format_args!("{system} is absent: {}", absent.unwrap_or_default()))?;
                 }
-                if !present.is_empty() {
+                let cases = cases(arguments, &**backend);
+                if cases.as_ref().is_some_and(String::is_empty) {
+                    note(format_args!("{}: peers have none of the chosen cases", backend.info().name))?;
+                } else if !present.is_empty() {
                     let names: Vec<String> = present.into_iter().map(|listed| listed.system).collect();
                     let mut command = command(arguments, &**backend, &python, &script, &names)?;
+                    if let Some(cases) = cases {
+                        command.args(["--cases", &cases]);
+                    }
                     if let Some(limit) = limit {
                         command.args(["--time-limit", &limit.as_secs_f64().to_string()]);
                     }
@@ -111,6 +118,28 @@ fn list(python: &Path, script: &Path) -> anyhow::Result<Vec<Listed>> {
     lines
         .lines()
         .map(|line| serde_json::from_str(line).with_context(|| format!("its answer is {line}")))
+        .collect()
+}
+
+/// What the script of a backend's peers is told of cases: names of its own on a CPU, a regular expression on a GPU; none
+/// for all of them.
+fn cases(arguments: &BenchArguments, backend: &dyn Backend) -> Option<String> {
+    if backend.info().device != DeviceId::Cpu {
+        return arguments.case.as_ref().map(|text| escaped(text));
+    }
+    let group_of = |name: &str| if name.starts_with("dec_") { Group::Decode } else { Group::Prefill };
+    let is_chosen = |name: &str| {
+        (arguments.groups.is_empty() || arguments.groups.contains(&group_of(name)))
+            && arguments.case.as_ref().is_none_or(|text| name.contains(text))
+    };
+    let chosen = SHORT.iter().filter(|(_, name)| is_chosen(name)).map(|(short, _)| *short);
+    Some(chosen.collect::<Vec<_>>().join(","))
+}
+
+/// A text as a regular expression that finds it.
+fn escaped(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| (!c.is_alphanumeric() && c != '_').then_some('\\').into_iter().chain([c]))
         .collect()
 }
 
@@ -193,6 +222,11 @@ mod tests {
     #[test]
     fn a_path_is_one_word_of_a_shell() {
         assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+
+    #[test]
+    fn a_text_is_found_by_its_regular_expression() {
+        assert_eq!(escaped("dec_B1+.*"), r"dec_B1\+\.\*");
     }
 
     #[test]

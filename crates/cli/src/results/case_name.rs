@@ -1,7 +1,7 @@
 //! What a case's name says.
 
 /// The short names of `benches/peers/cpu`, and those that all other systems give the same cases.
-const SHORT: [(&str, &str); 11] = [
+pub(crate) const SHORT: [(&str, &str); 11] = [
     ("p512_d64", "B1_S512_H8_8_D64_full"),
     ("p512_d64_c", "B1_S512_H8_8_D64_causal"),
     ("p2048_d64", "B1_S2048_H8_8_D64_full"),

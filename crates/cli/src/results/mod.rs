@@ -4,6 +4,6 @@ mod case_name;
 mod file;
 mod record;
 
-pub(crate) use case_name::CaseName;
+pub(crate) use case_name::{CaseName, SHORT};
 pub(crate) use file::{KernelResources, Results, Verification};
 pub(crate) use record::{Key, Record, rounded};
