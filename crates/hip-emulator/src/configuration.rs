@@ -8,7 +8,7 @@ pub(crate) const CHECKS: &str = "OMNIFLASH_EMULATOR_CHECKS";
 pub(crate) const SEED: &str = "OMNIFLASH_EMULATOR_SEED";
 pub(crate) const THREADS: &str = "OMNIFLASH_EMULATOR_THREADS";
 pub(crate) const FAIL: &str = "OMNIFLASH_EMULATOR_FAIL";
-pub(crate) const OBJDUMP: &str = "OMNIFLASH_EMULATOR_OBJDUMP";
+pub(crate) const LLVM: &str = "OMNIFLASH_EMULATOR_LLVM";
 pub(crate) const CLANG: &str = "OMNIFLASH_EMULATOR_CLANG";
 pub(crate) const QUIET: &str = "OMNIFLASH_EMULATOR_QUIET";
 

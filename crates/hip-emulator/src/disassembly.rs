@@ -1,11 +1,18 @@
-//! Turns a code object into lines of assembly with `llvm-objdump` and splits each line.
+//! Turns a code object into lines of assembly by LLVM's disassembler, which is in the library that clang is linked with.
 //!
 //! LLVM knows every encoding (literals, DPP, SDWA, VOPD, true 16-bit registers), so the text is the decoder.
 
-use std::io::Write as _;
-use std::process::Command;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr;
+use std::sync::LazyLock;
 
+use libloading::{Library, Symbol};
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object as _, ObjectSection as _, SectionKind};
+
+use crate::configuration::LLVM;
 use crate::fault::LoadError;
+use crate::target::Target;
 
 /// One instruction as the disassembler prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,34 +24,160 @@ pub(crate) struct Line {
     pub(crate) text: String,
 }
 
-/// Runs the disassembler on an ELF file.
-pub(crate) fn disassemble(file: &[u8]) -> Result<Vec<Line>, LoadError> {
-    let program = std::env::var(crate::configuration::OBJDUMP).unwrap_or_else(|_| "llvm-objdump-22".into());
-    let failure = |reason: String| LoadError::Disassembler { program: program.clone(), reason };
-    let mut object = tempfile::Builder::new().suffix(".co").tempfile().map_err(|e| failure(e.to_string()))?;
-    object.write_all(file).and_then(|()| object.flush()).map_err(|e| failure(e.to_string()))?;
-    let output = Command::new(&program).arg("-d").arg(object.path()).output();
-    let output = output.map_err(|e| failure(e.to_string()))?;
-    if !output.status.success() {
-        return Err(failure(String::from_utf8_lossy(&output.stderr).trim().to_string()));
+/// What the library is called.
+const NAMES: [&str; 3] = ["libLLVM.so.22.1", "libLLVM-22.so.1", "libLLVM-22.so"];
+
+/// Padding behind a kernel's last instruction, never executed.
+const PADDING: &str = "s_code_end";
+
+/// Room for the longest text of an instruction.
+const TEXT_BYTES: usize = 512;
+
+type Create = unsafe extern "C" fn(
+    triple: *const c_char,
+    cpu: *const c_char,
+    info: *mut c_void,
+    tag: c_int,
+    operand: *const c_void,
+    symbol: *const c_void,
+) -> *mut c_void;
+type Disassemble = unsafe extern "C" fn(
+    context: *mut c_void,
+    code: *const u8,
+    bytes: u64,
+    address: u64,
+    text: *mut c_char,
+    text_bytes: usize,
+) -> usize;
+type Dispose = unsafe extern "C" fn(context: *mut c_void);
+
+/// The functions of `llvm-c/Disassembler.h`.
+struct Llvm {
+    create: Symbol<'static, Create>,
+    disassemble: Symbol<'static, Disassemble>,
+    dispose: Symbol<'static, Dispose>,
+}
+
+/// Loaded when the first module is.
+static LOADED: LazyLock<Result<Llvm, String>> = LazyLock::new(|| {
+    if let Ok(path) = std::env::var(LLVM) {
+        return Llvm::load(&path);
     }
-    Ok(parse(&String::from_utf8_lossy(&output.stdout)))
+    let mut reasons = Vec::new();
+    for name in NAMES {
+        match Llvm::load(name) {
+            Ok(llvm) => return Ok(llvm),
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    Err(reasons.join("; "))
+});
+
+impl Llvm {
+    fn load(path: &str) -> Result<Self, String> {
+        // SAFETY: LLVM's initialisers register its options and targets and need nothing of the process.
+        let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
+        // Its symbols are used until the process ends.
+        let library: &'static Library = Box::leak(Box::new(library));
+        for part in ["TargetInfo", "TargetMC", "Disassembler"] {
+            let name = format!("LLVMInitializeAMDGPU{part}");
+            // SAFETY: `llvm-c/Target.h` declares these functions without arguments and results.
+            let initialize = unsafe { library.get::<unsafe extern "C" fn()>(&name) };
+            let initialize = initialize.map_err(|error| error.to_string())?;
+            // SAFETY: registering a target again does nothing, and `LOADED` lets one thread in.
+            unsafe { initialize() };
+        }
+        // SAFETY: the type that `llvm-c/Disassembler.h` declares.
+        let create = unsafe { library.get::<Create>("LLVMCreateDisasmCPU") };
+        // SAFETY: as above.
+        let disassemble = unsafe { library.get::<Disassemble>("LLVMDisasmInstruction") };
+        // SAFETY: as above.
+        let dispose = unsafe { library.get::<Dispose>("LLVMDisasmDispose") };
+        let text = |error: libloading::Error| error.to_string();
+        Ok(Llvm {
+            create: create.map_err(text)?,
+            disassemble: disassemble.map_err(text)?,
+            dispose: dispose.map_err(text)?,
+        })
+    }
 }
 
-/// The instruction lines of a listing: `\t<text> // <address>: <words> [<label>]`.
-pub(crate) fn parse(listing: &str) -> Vec<Line> {
-    listing.lines().filter_map(parse_line).collect()
+/// Why no module can be loaded on this machine, if none can.
+pub(crate) fn absence() -> Option<&'static str> {
+    LOADED.as_ref().err().map(String::as_str)
 }
 
-fn parse_line(line: &str) -> Option<Line> {
-    let (text, comment) = line.strip_prefix('\t')?.split_once("//")?;
-    let (address, words) = comment.split_once(':')?;
-    let address = u64::from_str_radix(address.trim(), 16).ok()?;
-    let is_word = |word: &&str| word.len() == 8 && word.bytes().all(|b| b.is_ascii_hexdigit());
-    let bytes = 4 * words.split_whitespace().take_while(is_word).count() as u64;
-    let text = text.trim().to_string();
-    // Padding behind a kernel's last instruction, never executed.
-    if text == "s_code_end" { None } else { Some(Line { address, bytes, text }) }
+/// The disassembler for one processor.
+struct Disassembler {
+    llvm: &'static Llvm,
+    context: *mut c_void,
+}
+
+impl Disassembler {
+    fn new(llvm: &'static Llvm, target: Target) -> Option<Self> {
+        let cpu = CString::new(target.name()).ok()?;
+        // SAFETY: both names end in a zero; the callbacks and what they would be given may be null.
+        let context = unsafe {
+            (llvm.create)(
+                c"amdgcn-amd-amdhsa".as_ptr(),
+                cpu.as_ptr(),
+                ptr::null_mut(),
+                0,
+                ptr::null(),
+                ptr::null(),
+            )
+        };
+        (!context.is_null()).then_some(Disassembler { llvm, context })
+    }
+
+    /// The text and the length of the first instruction; none where there is no instruction.
+    fn first(&self, code: &[u8], address: u64) -> Option<(String, usize)> {
+        let mut text = [0u8; TEXT_BYTES];
+        // SAFETY: the context is live, and both buffers have the lengths that are given.
+        let bytes = unsafe {
+            (self.llvm.disassemble)(
+                self.context,
+                code.as_ptr(),
+                code.len() as u64,
+                address,
+                text.as_mut_ptr().cast(),
+                text.len(),
+            )
+        };
+        let text = CStr::from_bytes_until_nul(&text).ok()?.to_string_lossy().trim().to_owned();
+        (bytes > 0).then_some((text, bytes))
+    }
+}
+
+impl Drop for Disassembler {
+    fn drop(&mut self) {
+        // SAFETY: made by `create` and not disposed of before.
+        unsafe { (self.llvm.dispose)(self.context) };
+    }
+}
+
+/// The instructions of an ELF file's code.
+pub(crate) fn disassemble(file: &[u8], target: Target) -> Result<Vec<Line>, LoadError> {
+    let failure = |reason: &str| LoadError::Disassembler { reason: reason.to_owned() };
+    let llvm = LOADED.as_ref().map_err(|reason| failure(reason))?;
+    let disassembler = Disassembler::new(llvm, target)
+        .ok_or_else(|| failure(&format!("LLVM has no disassembler for {target}")))?;
+    let malformed = |error: object::Error| LoadError::Malformed(error.to_string());
+    let elf = ElfFile64::<Endianness>::parse(file).map_err(malformed)?;
+    let mut lines = Vec::new();
+    for section in elf.sections().filter(|section| section.kind() == SectionKind::Text) {
+        let (mut code, mut address) = (section.data().map_err(malformed)?, section.address());
+        while !code.is_empty() {
+            let (text, bytes) = disassembler
+                .first(code, address)
+                .unwrap_or_else(|| ("no instruction".into(), code.len().min(size_of::<u32>())));
+            if text != PADDING {
+                lines.push(Line { address, bytes: bytes as u64, text });
+            }
+            (code, address) = (&code[bytes.min(code.len())..], address + bytes as u64);
+        }
+    }
+    Ok(lines)
 }
 
 #[cfg(test)]
@@ -52,14 +185,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_line_gives_its_address_length_and_text() {
-        let listing = "\nfile.co:\tfile format elf64-amdgpu\n\n0000000000001700 <k>:\n\
-            \tv_mul_f32_e32 v2, 0x4f7ffffe, v2                           // 0000000017F0: 0A0404FF 4F7FFFFE\n\
-            \ts_cbranch_scc1 65505  // 0000000017F8: BF85FFE1 <k+0x10>\n\ts_code_end // 0000000017FC: BF9F0000\n";
-        let lines = parse(listing);
-        assert_eq!(lines.len(), 2);
-        assert_eq!((lines[0].address, lines[0].bytes), (0x17f0, 8));
-        assert_eq!(lines[0].text, "v_mul_f32_e32 v2, 0x4f7ffffe, v2");
-        assert_eq!(lines[1].bytes, 4);
+    fn an_instruction_is_read_with_its_literal_and_what_is_none_is_not() {
+        let Ok(llvm) = LOADED.as_ref() else { panic!("{:?}", absence()) };
+        let disassembler = Disassembler::new(llvm, Target::Gfx942).unwrap();
+        let code = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let first = |words: &[u32]| disassembler.first(&code(words), 0x17f0);
+        let with_literal = Some(("v_mul_f32_e32 v2, 0x4f7ffffe, v2".to_owned(), 8));
+        assert_eq!(first(&[0x0a04_04ff, 0x4f7f_fffe, 0xbf85_ffe1]), with_literal);
+        assert_eq!(first(&[0xbf85_ffe1]), Some(("s_cbranch_scc1 65505".to_owned(), 4)));
+        assert_eq!(first(&[0xffff_ffff]), None);
     }
 }

@@ -15,12 +15,10 @@ pub enum LoadError {
         /// The device it was given to.
         device: crate::Target,
     },
-    /// The disassembler could not be run.
-    #[error("{program}: {reason}")]
+    /// LLVM's disassembler could not be loaded.
+    #[error("LLVM's disassembler: {reason}")]
     Disassembler {
-        /// The program that was started.
-        program: String,
-        /// What it or the system said.
+        /// What the system or LLVM said.
         reason: String,
     },
 }

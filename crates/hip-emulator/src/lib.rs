@@ -1,7 +1,7 @@
 //! Runs AMD GPU code objects on a CPU behind the HIP C API, so that a HIP backend, its loader and its kernels are
 //! tested end to end on a machine without an AMD card. Test only.
 //!
-//! A module is disassembled by `llvm-objdump` once, decoded into typed instructions and executed wave by wave: the very
+//! A module is disassembled by LLVM once, decoded into typed instructions and executed wave by wave: the very
 //! machine code that a device would run, for gfx90a, gfx942, gfx950, gfx1100, gfx1200 and gfx1201. Workgroups run on
 //! several threads; waves and streams take turns in an order drawn from a seed.
 //!
@@ -26,7 +26,7 @@
 //! | `OMNIFLASH_EMULATOR_SEED` | order of waves and streams | 0 |
 //! | `OMNIFLASH_EMULATOR_THREADS` | threads that execute workgroups | all cores |
 //! | `OMNIFLASH_EMULATOR_FAIL` | faults to inject: `hipMalloc:3`, `hipMemcpy:*`, `hipFree:1=719` | none |
-//! | `OMNIFLASH_EMULATOR_OBJDUMP` | the disassembler | `llvm-objdump-22` |
+//! | `OMNIFLASH_EMULATOR_LLVM` | LLVM's library, whose disassembler is used | `libLLVM.so.22.1` |
 //! | `OMNIFLASH_EMULATOR_CLANG` | what hipRTC's functions compile with | `clang-22` |
 //! | `OMNIFLASH_EMULATOR_QUIET` | set: faults are not printed to stderr | unset |
 //!

@@ -66,18 +66,14 @@ impl Code {
 
     fn decode(image: &[u8], device: Target) -> Result<Code, LoadError> {
         let object = CodeObject::parse(image, device)?;
-        let lines = disassembly::disassemble(&object.file)?;
+        let lines = disassembly::disassemble(&object.file, device)?;
         let instructions: Vec<Instruction> = lines
             .into_iter()
             .map(|line| Instruction::decode(line.address, line.bytes, line.text, device))
             .collect();
         let index_of = instructions.iter().enumerate().map(|(index, i)| (i.address, index)).collect();
-        let highest = instructions
-            .iter()
-            .flat_map(|instruction| &instruction.touched.vector)
-            .map(|&(register, count)| usize::from(register + count))
-            .max()
-            .unwrap_or(0);
+        let highest =
+            instructions.iter().map(|instruction| instruction.touched.vector_registers()).max().unwrap_or(0);
         // A load's own destination is not among the registers that it must wait for.
         let declared =
             object.kernels.values().map(|kernel| kernel.metadata.vgprs as usize).max().unwrap_or(0);

@@ -14,6 +14,32 @@ pub(crate) const LANES: usize = 64;
 /// One vector register.
 pub(crate) type Lanes = [u32; LANES];
 
+/// All ones in the lanes whose bit is set, for each byte of a lane mask.
+static SPREAD: [[u32; 8]; 256] = {
+    let mut spread = [[0; 8]; 256];
+    let mut at = 0;
+    while at < 8 * 256 {
+        if (at / 8) >> (at % 8) & 1 == 1 {
+            spread[at / 8][at % 8] = u32::MAX;
+        }
+        at += 1;
+    }
+    spread
+};
+
+/// The lanes of `new` whose bit is set in `mask`, and those of `old` elsewhere.
+#[inline]
+pub(crate) fn select(mask: u64, new: &Lanes, old: &mut Lanes) {
+    let (new, _) = new.as_chunks::<8>();
+    let (old, _) = old.as_chunks_mut::<8>();
+    for ((new, old), byte) in new.iter().zip(old).zip(mask.to_le_bytes()) {
+        let spread = &SPREAD[usize::from(byte)];
+        for lane in 0..8 {
+            old[lane] ^= (old[lane] ^ new[lane]) & spread[lane];
+        }
+    }
+}
+
 /// A signalling NaN that reads as nonsense in every type.
 const POISON: u32 = 0xffc0_dead;
 
@@ -94,11 +120,13 @@ impl Wave {
         self.mode = 0xf0;
     }
 
+    #[inline]
     pub(crate) fn size(&self) -> usize {
         self.target.wave_size()
     }
 
     /// The lanes that exist.
+    #[inline]
     pub(crate) fn full_mask(&self) -> u64 {
         if self.size() == 64 { u64::MAX } else { u64::from(u32::MAX) }
     }
@@ -178,14 +206,11 @@ impl Wave {
     #[inline]
     pub(crate) fn set_vector(&mut self, register: u16, values: &Lanes, active: u64, written: u64) {
         let at = usize::from(register);
-        let lanes = &mut self.vector[at];
-        if active == u64::MAX {
-            *lanes = *values;
+        // Lanes that a wave32 does not have may hold anything.
+        if active == self.full_mask() {
+            self.vector[at] = *values;
         } else {
-            for lane in 0..LANES {
-                let keep = ((active >> lane & 1) as u32).wrapping_sub(1);
-                lanes[lane] = lanes[lane] & keep | values[lane] & !keep;
-            }
+            select(active, values, &mut self.vector[at]);
         }
         let mask = &mut self.vector_written[at];
         *mask = *mask & !active | written & active;

@@ -15,9 +15,38 @@ pub(crate) fn extra_cycles(addresses: &[u32; 64], active: u64, bytes: u32, banks
         if active >> first == 0 {
             break;
         }
-        extra += group_cycles(addresses, active, lanes, dwords as u32, banks).saturating_sub(1);
+        if !is_free(addresses, active, lanes.clone(), dwords, banks) {
+            extra += group_cycles(addresses, active, lanes, dwords as u32, banks).saturating_sub(1);
+        }
     }
     extra
+}
+
+/// Whether no bank is asked twice, but for neighbours that ask for the same: so for most groups, and seen by a mask of banks.
+fn is_free(
+    addresses: &[u32; 64],
+    active: u64,
+    lanes: std::ops::Range<usize>,
+    dwords: usize,
+    banks: usize,
+) -> bool {
+    let (all, one) = (u64::MAX >> (64 - banks), u64::MAX >> (64 - dwords));
+    let (mut asked, mut previous) = (0, None);
+    for lane in lanes {
+        let dword = addresses[lane] / 4;
+        if active >> lane & 1 == 0 || previous == Some(dword) {
+            continue;
+        }
+        previous = Some(dword);
+        let bank = dword as usize & (banks - 1);
+        // What passes the last bank comes to the first again.
+        let asks = (one << bank | one.checked_shr((banks - bank) as u32).unwrap_or(0)) & all;
+        if asked & asks != 0 {
+            return false;
+        }
+        asked |= asks;
+    }
+    true
 }
 
 fn group_cycles(
@@ -27,7 +56,7 @@ fn group_cycles(
     dwords: u32,
     banks: usize,
 ) -> u64 {
-    // Most accesses are free of conflicts: each bank is then asked for one dword, kept in `owner`.
+    // A bank is mostly asked for one dword, kept in `owner`.
     let mut owner = [0; 64];
     let mut asked = 0u64;
     let mut others: Vec<u32> = Vec::new();

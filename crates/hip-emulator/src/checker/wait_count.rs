@@ -50,8 +50,7 @@ struct Entry {
 pub(crate) struct Outstanding {
     family: Family,
     queues: [VecDeque<Entry>; 4],
-    /// One bit a vector register, accumulators from bit 256.
-    vector: [u64; 2 * ACCUMULATORS as usize / 64],
+    vector: VectorBits,
     scalar: u128,
     has_registers: bool,
     spare: Vec<Vec<(u32, u32)>>,
@@ -176,22 +175,21 @@ impl Outstanding {
                 "s{register} is used before its load has been waited for"
             )));
         }
-        for &(first, count) in &touched.vector {
-            for register in first..first + count {
-                if self.vector[usize::from(register) / 64] >> (register % 64) & 1 == 1 {
-                    let name = if register < ACCUMULATORS { 'v' } else { 'a' };
-                    let number = register % ACCUMULATORS;
-                    return Err(Violation::MissingWait(format!(
-                        "{name}{number} is used before its load has been waited for"
-                    )));
-                }
-            }
-        }
-        Ok(())
+        let vector: VectorBits = std::array::from_fn(|word| self.vector[word] & touched.vector[word]);
+        let Some(word) = vector.iter().position(|&bits| bits != 0) else { return Ok(()) };
+        let register = (64 * word) as u32 + vector[word].trailing_zeros();
+        let (name, accumulators) = (if word < 4 { 'v' } else { 'a' }, u32::from(ACCUMULATORS));
+        Err(Violation::MissingWait(format!(
+            "{name}{} is used before its load has been waited for",
+            register % accumulators
+        )))
     }
 }
 
-fn mark(bits: &mut [u64; 8], register: u16, count: u16) {
+/// One bit a vector register, accumulators from bit 256.
+type VectorBits = [u64; 2 * ACCUMULATORS as usize / 64];
+
+fn mark(bits: &mut VectorBits, register: u16, count: u16) {
     for register in register..register + count {
         bits[usize::from(register) / 64] |= 1 << (register % 64);
     }
@@ -204,15 +202,21 @@ fn scalar_bits(register: u16, count: u16) -> u128 {
 /// The registers that an instruction reads or writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Touched {
-    pub(crate) vector: Vec<(u16, u16)>,
-    pub(crate) scalar: u128,
+    vector: VectorBits,
+    scalar: u128,
 }
 
 impl Touched {
+    /// The vector registers that a wave needs for it: one more than the highest.
+    pub(crate) fn vector_registers(&self) -> usize {
+        let highest = self.vector.iter().rposition(|&bits| bits != 0);
+        highest.map_or(0, |word| 64 * (word + 1) - self.vector[word].leading_zeros() as usize)
+    }
+
     /// Adds an operand's registers.
     pub(crate) fn add(&mut self, operand: &Operand) {
         match operand.place {
-            Place::Vector(register) => self.vector.push((register, operand.registers)),
+            Place::Vector(register) => mark(&mut self.vector, register, operand.registers),
             Place::Scalar(register) => self.scalar |= scalar_bits(register, operand.registers),
             _ => {}
         }
@@ -224,7 +228,9 @@ mod tests {
     use super::*;
 
     fn touches(register: u16) -> Touched {
-        Touched { vector: vec![(register, 1)], scalar: 0 }
+        let mut touched = Touched::default();
+        mark(&mut touched.vector, register, 1);
+        touched
     }
 
     #[test]
@@ -257,7 +263,7 @@ mod tests {
         let mut outstanding = Outstanding::new(Target::Gfx942);
         outstanding.issue_scalar(0, 4);
         outstanding.issue_scalar(8, 2);
-        let touched = Touched { vector: vec![], scalar: 1 << 2 };
+        let touched = Touched { scalar: 1 << 2, ..Touched::default() };
         outstanding.wait(Counter::Scalar, 1, |_| ());
         assert!(outstanding.check(&touched).is_err());
         outstanding.wait(Counter::Lds, 0, |_| ());

@@ -9,6 +9,7 @@ use super::memory::text_of;
 use super::runtime::{self, with};
 use crate::configuration::Configuration;
 use crate::counters::Counters;
+use crate::disassembly;
 use crate::target::Target;
 
 /// What kernels of the C API did on a device since the last reset; zeros for a device that does not exist.
@@ -24,21 +25,31 @@ pub fn set_devices(targets: &[Target], configuration: Configuration) {
 
 /// Changes how the process's devices execute kernels.
 pub fn set_configuration(configuration: Configuration) {
-    // Without a device there is nothing to configure.
-    let _ = with(|runtime| {
-        runtime.devices.iter_mut().for_each(|device| device.configure(configuration));
-        Ok(())
-    });
+    reconfigure(|_| configuration);
+}
+
+/// Whether modules can be loaded: 0 where LLVM's library, which disassembles them, is not found.
+#[unsafe(no_mangle)]
+pub extern "C" fn omniflash_emulator_loads_modules() -> c_int {
+    c_int::from(disassembly::absence().is_none())
 }
 
 /// Draws the order of waves from another seed, from the next launch on.
 #[unsafe(no_mangle)]
 pub extern "C" fn omniflash_emulator_set_seed(seed: u64) {
-    // Without a device there is no order.
+    reconfigure(|before| Configuration { seed, ..before });
+}
+
+/// Executes workgroups by so many threads, from the next launch on.
+#[unsafe(no_mangle)]
+pub extern "C" fn omniflash_emulator_set_threads(threads: usize) {
+    reconfigure(|before| Configuration { threads: threads.max(1), ..before });
+}
+
+fn reconfigure(change: impl Fn(Configuration) -> Configuration) {
+    // Without a device there is nothing to configure.
     let _ = with(|runtime| {
-        for device in &mut runtime.devices {
-            device.configure(Configuration { seed, ..device.configuration() });
-        }
+        runtime.devices.iter_mut().for_each(|device| device.configure(change(device.configuration())));
         Ok(())
     });
 }

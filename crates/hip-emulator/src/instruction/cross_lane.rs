@@ -110,7 +110,7 @@ impl CrossLane {
     #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave, context: &Context<'_>) -> Result<(), Violation> {
         let active = wave.exec();
-        let mut buffer = [0; LANES];
+        let mut buffer = None;
         match self {
             CrossLane::ReadFirstLane { destination, source } => {
                 // With no active lane the hardware reads lane 0.
@@ -124,9 +124,8 @@ impl CrossLane {
             CrossLane::WriteLane { destination, value, lane } => {
                 let lane = self::lane(wave, lane, context)?;
                 let (value, known) = wave.uniform(value, Kind::B32);
-                buffer[lane] = value as u32;
                 let written = if known == u64::MAX { u64::MAX } else { 0 };
-                wave.set_vector(*destination, &buffer, 1 << lane, written);
+                wave.set_vector(*destination, &[value as u32; LANES], 1 << lane, written);
             }
             CrossLane::PermuteRow { destination, source, selectors, is_crossed, fetches_inactive } => {
                 let [(low, known_low), (high, known_high)] = selectors.map(|s| wave.uniform(&s, Kind::B32));
@@ -161,7 +160,7 @@ impl CrossLane {
                 wave.set_vector(*second, &old_a, active, known_a);
             }
             CrossLane::MaskBelow { destination, mask, base, is_high } => {
-                let mut second = [0; LANES];
+                let mut second = None;
                 let (masks, known_mask) = mask.words(wave, &mut buffer);
                 let (bases, known_base) = base.words(wave, &mut second);
                 let mut result = [0; LANES];
@@ -177,7 +176,7 @@ impl CrossLane {
     }
 }
 
-fn read_lane(wave: &mut Wave, destination: u16, source: &Source, lane: usize, buffer: &mut Lanes) {
+fn read_lane(wave: &mut Wave, destination: u16, source: &Source, lane: usize, buffer: &mut Option<Lanes>) {
     let (values, written) = source.words(wave, buffer);
     let (value, is_known) = (values[lane], written >> lane & 1 == 1);
     wave.scalar[usize::from(destination)] = value;
@@ -198,7 +197,7 @@ fn gather(
     source: &Source,
     size: usize,
     from: impl Fn(usize) -> Option<usize>,
-    buffer: &mut Lanes,
+    buffer: &mut Option<Lanes>,
 ) -> (Lanes, u64) {
     let (values, written) = source.words(wave, buffer);
     let (mut moved, mut known) = ([0; LANES], 0);

@@ -5,8 +5,11 @@ use half::f16;
 use super::operand::Kind;
 use crate::wave::Lanes;
 
-type Portable = fn(&Lanes, &Lanes, &Lanes, &mut Lanes);
-type Fast = unsafe fn(&Lanes, &Lanes, &Lanes, &mut Lanes);
+/// The lanes of a wave32, or half of a wave64.
+pub(crate) const HALF: usize = 32;
+
+type Portable = fn(&[u32; HALF], &[u32; HALF], &[u32; HALF], &mut [u32; HALF]);
+type Fast = unsafe fn(&[u32; HALF], &[u32; HALF], &[u32; HALF], &mut [u32; HALF]);
 
 /// A function of up to three vector registers.
 #[derive(Clone, Copy)]
@@ -21,10 +24,15 @@ impl LaneFunction {
         LaneFunction { chosen: if has_fast_vectors() { fast } else { portable } }
     }
 
+    /// Computes the lanes that a wave of `size` lanes has.
     #[inline(always)]
-    pub(crate) fn call(self, a: &Lanes, b: &Lanes, c: &Lanes, result: &mut Lanes) {
-        // SAFETY: `new` chose a function whose target features this CPU has.
-        unsafe { (self.chosen)(a, b, c, result) }
+    pub(crate) fn call(self, size: usize, a: &Lanes, b: &Lanes, c: &Lanes, result: &mut Lanes) {
+        let (sources, result) = ([a, b, c].map(|lanes| lanes.as_chunks().0), result.as_chunks_mut().0);
+        for half in 0..size / HALF {
+            let [a, b, c] = sources.map(|halves| &halves[half]);
+            // SAFETY: `new` chose a function whose target features this CPU has.
+            unsafe { (self.chosen)(a, b, c, &mut result[half]) }
+        }
     }
 }
 
@@ -156,19 +164,19 @@ macro_rules! lanes {
         })
     };
     (@build [$($t:ty),+], $r:ty, $each:expr) => {{
-        use $crate::wave::Lanes;
+        type Half = [u32; $crate::instruction::lane_function::HALF];
         #[inline(always)]
-        fn every(a: &Lanes, b: &Lanes, c: &Lanes, result: &mut Lanes) {
+        fn every(a: &Half, b: &Half, c: &Half, result: &mut Half) {
             let each = $each;
-            for lane in 0..$crate::wave::LANES {
+            for lane in 0..$crate::instruction::lane_function::HALF {
                 result[lane] = each(a[lane], b[lane], c[lane]);
             }
         }
-        fn portable(a: &Lanes, b: &Lanes, c: &Lanes, result: &mut Lanes) {
+        fn portable(a: &Half, b: &Half, c: &Half, result: &mut Half) {
             every(a, b, c, result);
         }
         #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma,f16c"))]
-        fn fast(a: &Lanes, b: &Lanes, c: &Lanes, result: &mut Lanes) {
+        fn fast(a: &Half, b: &Half, c: &Half, result: &mut Half) {
             every(a, b, c, result);
         }
         // SAFETY: `fast` enables exactly the features that `new` allows.

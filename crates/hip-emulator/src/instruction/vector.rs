@@ -9,7 +9,7 @@ use super::{Operation, vop1, vop2, vop3};
 use crate::counters::Class;
 use crate::fault::Violation;
 use crate::target::{Family, Target};
-use crate::wave::{LANES, Lanes, Wave};
+use crate::wave::{LANES, Lanes, Wave, select};
 
 /// What an entry of the tables in `vop1`, `vop2` and `vop3` computes.
 #[derive(Clone, Copy)]
@@ -98,19 +98,15 @@ impl Source {
         (self.select.of(word) & !self.clear) ^ self.flip
     }
 
-    /// The values of all lanes and which of them are initialised; `buffer` is used unless the register serves as it is.
+    /// The values of all lanes and which of them are initialised; `buffer` is filled unless the register serves as it is.
     #[inline]
-    pub(crate) fn words<'w>(&self, wave: &'w Wave, buffer: &'w mut Lanes) -> (&'w Lanes, u64) {
+    pub(crate) fn words<'w>(&self, wave: &'w Wave, buffer: &'w mut Option<Lanes>) -> (&'w Lanes, u64) {
         if let Place::Vector(register) = self.operand.place {
             let at = usize::from(register);
             let lanes = &wave.vector[at];
-            if self.is_plain {
-                return (lanes, wave.vector_written[at]);
-            }
-            for (out, &word) in buffer.iter_mut().zip(lanes) {
-                *out = self.modify(word);
-            }
-            return (buffer, wave.vector_written[at]);
+            let lanes =
+                if self.is_plain { lanes } else { buffer.insert(lanes.map(|word| self.modify(word))) };
+            return (lanes, wave.vector_written[at]);
         }
         let (value, known) = wave.uniform(&self.operand, self.kind);
         // Constants are not selected from: they have the operand's width already.
@@ -118,8 +114,7 @@ impl Source {
             Place::Scalar(_) => self.modify(value as u32),
             _ => (value as u32 & !self.clear) ^ self.flip,
         };
-        buffer.fill(value);
-        (buffer, if known == u64::MAX { u64::MAX } else { 0 })
+        (buffer.insert([value; LANES]), if known == u64::MAX { u64::MAX } else { 0 })
     }
 
     /// The 64-bit (or zero-extended 32-bit) values of all lanes.
@@ -295,13 +290,13 @@ impl Vector {
     #[inline(never)]
     pub(crate) fn execute(&self, wave: &mut Wave) -> Result<(), Violation> {
         let active = wave.exec();
-        let mut result = [0; LANES];
         if matches!(self.function, Function::Wide(_) | Function::WideWithVcc(_) | Function::WideCarry(_)) {
             self.execute_wide(wave, active);
             return Ok(());
         }
+        let mut result = [0; LANES];
         let (written, enabled, carries) = self.evaluate(wave, active, &mut result);
-        self.store(wave, result, enabled, written);
+        self.store(wave, &mut result, enabled, written);
         if let Some(register) = self.carry {
             wave.set_lane_mask(register, carries.0 & active, carries.1 | !active);
         }
@@ -311,36 +306,33 @@ impl Vector {
     /// Computes all lanes: which are initialised, which are written, and the carries with their initialised bits.
     #[inline(never)]
     pub(crate) fn evaluate(&self, wave: &Wave, active: u64, result: &mut Lanes) -> (u64, u64, (u64, u64)) {
-        let mut buffers = [[0; LANES]; 3];
-        let [first, second, third] = &mut buffers;
-        let mut moved = [0; LANES];
+        let (mut first, mut second, mut third, mut moved) = (None, None, None, None);
         let mut enabled = active;
-        let (mut a, mut known_a) = self.sources[0].words(wave, first);
+        let (mut a, mut known_a) = self.sources[0].words(wave, &mut first);
         if let Some(dpp) = &self.dpp {
-            (known_a, enabled) = dpp.apply(a, known_a, active, wave.size(), &mut moved);
-            a = &moved;
+            let moved = moved.insert([0; LANES]);
+            (known_a, enabled) = dpp.apply(a, known_a, active, wave.size(), moved);
+            a = moved;
         }
         let unused = (&ZERO, u64::MAX);
-        let (b, known_b) = if self.count > 1 { self.sources[1].words(wave, second) } else { unused };
-        let (c, known_c) = if self.count > 2 { self.sources[2].words(wave, third) } else { unused };
+        let (b, known_b) = if self.count > 1 { self.sources[1].words(wave, &mut second) } else { unused };
+        let (c, known_c) = if self.count > 2 { self.sources[2].words(wave, &mut third) } else { unused };
         let known = known_a & known_b & known_c;
         match self.function {
             Function::Words(function) => {
-                function.call(a, b, c, result);
+                function.call(wave.size(), a, b, c, result);
                 (known, enabled, (0, 0))
             }
             Function::Select => {
                 let (mask, known_mask) = self.mask(wave);
-                for lane in 0..LANES {
-                    let take_b = 0u32.wrapping_sub((mask >> lane & 1) as u32);
-                    result[lane] = a[lane] & !take_b | b[lane] & take_b;
-                }
+                *result = *a;
+                select(mask, b, result);
                 (known_mask & (mask & known_b | !mask & known_a), enabled, (0, 0))
             }
             Function::Carry(function) => {
                 let (mask, known_mask) = self.mask(wave);
                 let mut carries = 0;
-                for lane in 0..LANES {
+                for lane in 0..wave.size() {
                     let (value, carry) = function(a[lane], b[lane], (mask >> lane & 1) as u32);
                     result[lane] = value;
                     carries |= u64::from(carry) << lane;
@@ -377,9 +369,9 @@ impl Vector {
     }
 
     /// Writes a 32- or 16-bit result.
-    pub(crate) fn store(&self, wave: &mut Wave, mut result: Lanes, enabled: u64, written: u64) {
+    pub(crate) fn store(&self, wave: &mut Wave, result: &mut Lanes, enabled: u64, written: u64) {
         if self.output != Output::default() {
-            for word in &mut result {
+            for word in result.iter_mut() {
                 *word = self.output.apply(*word, self.kind);
             }
         }
@@ -402,7 +394,7 @@ impl Vector {
                 }
             }
         }
-        wave.set_vector(self.destination, &result, enabled, written);
+        wave.set_vector(self.destination, result, enabled, written);
     }
 
     /// The lanes in which the low word of an integer multiply-add is initialised: it does not depend on the high word of
@@ -441,13 +433,13 @@ impl Vector {
         if self.kind == Kind::F64 {
             values = values.map(|value| self.output.apply_wide(value));
         }
-        let (low, high) = (values.map(|value| value as u32), values.map(|value| (value >> 32) as u32));
+        let (mut low, high) = (values.map(|value| value as u32), values.map(|value| (value >> 32) as u32));
         let known = known & known_mask;
         if self.kind.is_wide() {
             wave.set_vector(self.destination, &low, active, known | self.low_words_written(wave));
             wave.set_vector(self.destination + 1, &high, active, known);
         } else {
-            self.store(wave, low, active, known);
+            self.store(wave, &mut low, active, known);
         }
         if let Some(register) = self.carry {
             wave.set_lane_mask(register, carries & active, known | !active);

@@ -192,7 +192,7 @@ impl Compare {
     }
 
     fn compare_words(&self, wave: &Wave) -> (u64, u64) {
-        let (mut first, mut second) = ([0; LANES], [0; LANES]);
+        let (mut first, mut second) = (None, None);
         let (a, known_a) = self.sources[0].words(wave, &mut first);
         let (b, known_b) = self.sources[1].words(wave, &mut second);
         let relation = self.relation;

@@ -41,8 +41,8 @@ pub(crate) fn execute(pair: &[Vector; 2], wave: &mut Wave) -> Result<(), Violati
     let [first, second] = &mut results;
     let (written_first, enabled_first, _) = pair[0].evaluate(wave, active, first);
     let (written_second, enabled_second, _) = pair[1].evaluate(wave, active, second);
-    pair[0].store(wave, *first, enabled_first, written_first);
-    pair[1].store(wave, *second, enabled_second, written_second);
+    pair[0].store(wave, first, enabled_first, written_first);
+    pair[1].store(wave, second, enabled_second, written_second);
     Ok(())
 }
 

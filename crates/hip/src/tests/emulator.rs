@@ -36,12 +36,11 @@ impl Emulator {
             println!("skipped: {reason}");
             return None;
         }
-        let objdump = std::env::var("OMNIFLASH_EMULATOR_OBJDUMP").unwrap_or("llvm-objdump-22".into());
-        if std::process::Command::new(&objdump).arg("--version").output().is_err() {
-            println!("skipped: {objdump} does not run");
+        let emulator = Emulator::without_kernels();
+        if !emulator.loads_modules() {
+            println!("skipped: the emulator does not find LLVM's library");
             return None;
         }
-        let emulator = Emulator::without_kernels();
         emulator.set_devices(devices);
         Some(emulator)
     }
@@ -80,6 +79,16 @@ impl Emulator {
             unsafe { self.library.get::<unsafe extern "C" fn(*const c_char) -> c_int>(function) }.unwrap();
         // SAFETY: a zero-terminated string.
         assert_eq!(unsafe { function(text.as_ptr()) }, 0);
+    }
+
+    /// Whether it finds what it disassembles kernels by.
+    fn loads_modules(&self) -> bool {
+        type LoadsModules = unsafe extern "C" fn() -> c_int;
+        // SAFETY: the function's type.
+        let function =
+            unsafe { self.library.get::<LoadsModules>("omniflash_emulator_loads_modules") }.unwrap();
+        // SAFETY: it takes nothing.
+        unsafe { function() != 0 }
     }
 
     /// Allocations of a device that were not freed, and their bytes; images of modules are among them.
