@@ -225,6 +225,11 @@ pub fn run_all(backends: &[&dyn Backend], filter: &Filter, expectations: &[Expec
 
 /// Which cases run where, in which order, by how many threads.
 pub trait Schedule: Sync {
+    /// The forms in which a case runs, each under a name of its own: itself, unless a schedule has shorter ones too.
+    fn forms(&self, spec: Spec) -> Vec<Spec> {
+        vec![spec]
+    }
+
     /// Whether a backend, by its index, runs a case.
     fn is_chosen(&self, spec: &Spec, backend: usize) -> bool;
 
@@ -269,7 +274,9 @@ pub fn run_scheduled(
 ) -> Vec<Summary> {
     let (rows, specs): (Vec<usize>, Vec<Spec>) = (0..)
         .zip(TABLE)
-        .flat_map(|(row, of)| filter.select(of).into_iter().map(move |spec| (row, spec)))
+        .flat_map(|(row, of)| {
+            filter.select(of).into_iter().flat_map(|spec| schedule.forms(spec)).map(move |spec| (row, spec))
+        })
         .filter(|(_, spec)| (0..backends.len()).any(|at| schedule.is_chosen(spec, at)))
         .unzip();
     let groups = schedule.groups(&specs);

@@ -153,6 +153,18 @@ impl MaskSpec {
         MaskSpec::Or(Box::new(self), Box::new(other.into()))
     }
 
+    /// Whether lengths of parts of a sequence belong to it.
+    fn names_positions(&self) -> bool {
+        match self {
+            MaskSpec::PrefixLm(_) | MaskSpec::Document(_) => true,
+            MaskSpec::Plain(_) | MaskSpec::Dense { .. } => false,
+            MaskSpec::And(one, other) | MaskSpec::Or(one, other) => {
+                one.names_positions() || other.names_positions()
+            }
+            MaskSpec::Not(mask) => mask.names_positions(),
+        }
+    }
+
     /// Visible where this hides.
     pub fn negated(self) -> Self {
         MaskSpec::Not(Box::new(self))
@@ -528,6 +540,41 @@ impl Spec {
         let scores: u64 =
             self.q_lengths().iter().zip(self.kv_lengths()).map(|(&q, kv)| q as u64 * kv as u64).sum();
         scores * self.num_heads as u64 * (self.head_dim + self.value_dim) as u64
+    }
+
+    /// The same question with less to compute: one group of heads in place of several, or half of the positions of every
+    /// sequence. None where no fewer ask the same: documents, prefixes, shared pages, positions and keys that are named.
+    pub fn shorter(&self) -> Option<Spec> {
+        let mut shorter = self.clone();
+        if self.num_kv_heads > 1 {
+            shorter.num_heads /= self.num_kv_heads;
+            shorter.num_kv_heads = 1;
+            return Some(shorter);
+        }
+        let is_named = self.query_start.is_some() || !self.pokes.is_empty() || self.twin.is_some();
+        if is_named || self.mask.as_ref().is_some_and(MaskSpec::names_positions) {
+            return None;
+        }
+        let half = |length: &mut usize| *length = length.div_ceil(2);
+        let halves = |lengths: &mut Vec<usize>| lengths.iter_mut().for_each(half);
+        match &mut shorter.query {
+            QuerySpec::Padded { seqlen, lengths } => {
+                half(seqlen);
+                lengths.iter_mut().for_each(halves);
+            }
+            QuerySpec::Ragged { lengths, .. } => halves(lengths),
+        }
+        match &mut shorter.keys {
+            KeySpec::Dense { seqlen, lengths } => {
+                half(seqlen);
+                lengths.iter_mut().for_each(halves);
+            }
+            KeySpec::Paged { shared_pages: 1.., .. } => return None,
+            KeySpec::Ragged { lengths, .. }
+            | KeySpec::Continuous { lengths, .. }
+            | KeySpec::Paged { lengths, .. } => halves(lengths),
+        }
+        (shorter.cost() < self.cost()).then_some(shorter)
     }
 
     /// Makes the memories and fills them.

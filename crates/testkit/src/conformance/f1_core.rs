@@ -51,7 +51,9 @@ pub(super) fn cases() -> Vec<Spec> {
     for (i, (seqlen_q, seqlen_k)) in PAIRS.into_iter().enumerate() {
         for (j, head_dim) in HEAD_DIMS.into_iter().enumerate() {
             for causal in [false, true] {
-                let dtype = DTYPES[(i + j + usize::from(causal)) % 3];
+                // A few queries alone meet one type each: row f7 has them in all.
+                let turn = if seqlen_q < 4 { 0 } else { i };
+                let dtype = DTYPES[(turn + j + usize::from(causal)) % 3];
                 let heads = HEADS[(i + 2 * j + usize::from(causal)) % 3];
                 let batch = if seqlen_q * seqlen_k < 20_000 { 2 } else { 1 };
                 cases.push(case(batch, seqlen_q, seqlen_k, heads, head_dim, dtype, causal));

@@ -145,14 +145,14 @@ fn packed() -> Vec<Spec> {
     let mut cases = Vec::new();
     for (i, (name, mask)) in masks.into_iter().enumerate() {
         let (dtype, seqlen_k) = ([DType::BF16, DType::F16, DType::F32][(i + i % 2) % 3], [1800, 1797][i % 2]);
-        let named = base(format!("packed_{name}_K{seqlen_k}"), dtype).dim(32);
+        let named = base(format!("packed_{name}_K{seqlen_k}"), dtype).dim(16);
         cases.push(named.dense(2, 150, seqlen_k).mask(mask));
     }
     let nan_after: fn(usize, usize, usize, usize) -> f32 =
         |_, _, row, key| if key > row + 40 { f32::NAN } else { 0.25 };
     let nans = mask(DType::BF16, shared, nan_after).and(Mask::Causal);
     cases.push(base("few_nan_and_causal", DType::BF16).dense(2, 35, 75).mask(nans));
-    let lengths = |name: &str| base(format!("packed_{name}"), DType::BF16).dim(32);
+    let lengths = |name: &str| base(format!("packed_{name}"), DType::BF16).dim(16);
     let (bools, floats) = (mask(DType::Bool, by_sequence, blocks), mask(DType::BF16, by_sequence, blocks));
     cases.push(lengths("bool_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 400]).mask(bools.clone()));
     cases.push(lengths("bool_start").dense(2, 150, 1800).mask(bools).query_start(&[-400, 77]));
@@ -200,7 +200,7 @@ fn trees() -> Vec<Spec> {
     ];
     let mut cases = Vec::new();
     for (i, (name, tree)) in trees.into_iter().enumerate() {
-        for (seqlen_q, seqlen_k) in [(66, 66), (20, 140)] {
+        for (seqlen_q, seqlen_k) in [(66, 66), (70, 140)] {
             let dtype = [DType::F32, DType::BF16, DType::F16][i % 3];
             cases.push(
                 base(format!("tree_{name}_S{seqlen_q}"), dtype)
@@ -293,9 +293,10 @@ fn positions() -> Vec<Spec> {
         ("document", MaskSpec::Document(vec![vec![30, 30], vec![10]])),
     ];
     let mut cases = Vec::new();
-    for (i, (start_name, starts)) in starts.into_iter().enumerate() {
+    for (start_name, starts) in starts {
         for (j, (mask_name, mask)) in masks.iter().enumerate() {
-            let dtype = [DType::F32, DType::BF16, DType::F16][(i + j) % 3];
+            // Positions are counted alike for every type: a mask keeps one, so that fewer kernels are compiled.
+            let dtype = [DType::F32, DType::BF16, DType::F16][j % 3];
             let named = |form: &str| base(format!("start_{start_name}_{mask_name}_{form}"), dtype);
             cases.push(named("prefill").dense(2, 50, 80).mask(mask.clone()).query_start(starts));
             cases.push(named("decode").dense(2, 1, 80).mask(mask.clone()).query_start(starts));

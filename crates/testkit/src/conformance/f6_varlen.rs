@@ -20,8 +20,8 @@ fn base(name: impl AsRef<str>, dtype: DType) -> Spec {
 
 /// Both forms of queries with all forms of keys.
 fn every_form() -> Vec<Spec> {
-    let q_lengths = [7, 0, 40, 1, 33];
-    let kv_lengths = [50, 9, 40, 120, 0];
+    let q_lengths = [7, 0, 32, 1, 25];
+    let kv_lengths = [50, 9, 32, 120, 0];
     let masks: [(&str, MaskSpec); 3] = [
         ("full", Mask::None.into()),
         ("causal", Mask::Causal.into()),
@@ -35,7 +35,7 @@ fn every_form() -> Vec<Spec> {
                     let index_dtype = [DType::I32, DType::U32][(i + j + l) % 2];
                     let spec = base(format!("{query}_{keys}_{mask_name}"), dtype).index_dtype(index_dtype);
                     let spec = match query {
-                        "padded" => spec.q_padded(44, &q_lengths),
+                        "padded" => spec.q_padded(32, &q_lengths),
                         _ => spec.q_ragged(&q_lengths),
                     };
                     let spec = match keys {

@@ -47,3 +47,24 @@ fn the_table_is_affordable() {
     let total: u64 = TABLE.iter().flat_map(|row| (row.cases)()).map(|spec| spec.cost()).sum();
     assert!(total < 20_000_000_000, "{total} multiplications");
 }
+
+#[test]
+fn a_shorter_case_asks_the_same_of_fewer_positions_or_heads() {
+    let dense = Spec::new("dense").heads(6, 2).dense(2, 65, 40);
+    let heads = dense.shorter().unwrap();
+    assert_eq!((heads.num_heads, heads.num_kv_heads, heads.q_lengths()), (3, 1, vec![65, 65]));
+    let halves = heads.shorter().unwrap();
+    assert_eq!((halves.q_lengths(), halves.kv_lengths()), (vec![33, 33], vec![20, 20]));
+    let paged = Spec::new("paged").heads(4, 1).q_ragged(&[9, 1]).paged(16, &[100, 0]).shorter().unwrap();
+    assert_eq!((paged.q_lengths(), paged.kv_lengths()), (vec![5, 1], vec![50, 0]));
+    assert!(halves.query_start(&[3, 4]).shorter().is_none(), "positions would not fit the lengths");
+    for spec in TABLE
+        .iter()
+        .flat_map(|row| (row.cases)())
+        .filter(|spec| (8_000_000..12_000_000).contains(&spec.cost()))
+    {
+        let Some(shorter) = spec.shorter() else { continue };
+        assert!(shorter.cost() < spec.cost(), "{}", spec.name);
+        Oracle::new(&shorter.build()).unwrap_or_else(|error| panic!("{}: {error}", spec.name));
+    }
+}
