@@ -13,8 +13,8 @@ namespace omniflash {
 using namespace instance;
 
 constexpr int kThreads = 32 * kWarps;
-// Left to itself, the compiler spares registers of narrow blocks in clusters and spills.
-constexpr int kResidentBlocks = kCluster > 1 && kWarps <= 4 ? 1 : 0;
+// Left to itself, the compiler spares registers of narrow blocks in clusters, and where boxes come, and spills.
+constexpr int kResidentBlocks = kBoxes || (kCluster > 1 && kWarps <= 4) ? 1 : 0;
 constexpr int kFragments = kBlockM / 16;
 constexpr int kSlice = 16, kBlockN = kSlice * kWarps;
 constexpr int kN = kSlice / 8, kV = kValueDim / 8;
@@ -28,8 +28,8 @@ constexpr int kSlicesOfTurn = kSlots % 2 == 0 ? 2 : 1, kTurnsAhead = kSlots / kS
 constexpr unsigned kLeastTiles = 2;
 
 // The blocks of a cluster take tiles in turns: what they begin with then depends on no length, so that its pages can be asked
-// for first of all. Only where there are no pages and few slots, each was faster with a run of its own.
-constexpr int kStep = Keys::kOneStride && kSlicesOfTurn == 1 ? 1 : kCluster;
+// for first of all. Only where lanes copy to few slots, and there are no pages, each was faster with a run of its own.
+constexpr int kStep = Keys::kOneStride && kSlicesOfTurn == 1 && !kBoxes ? 1 : kCluster;
 
 // Keys and values are read once. Where all of them are a few times what the second-level cache holds, it is told to keep
 // what others left there instead, which saves it writing that back; with more of them that costs more than it saves.
@@ -88,7 +88,7 @@ OMNIFLASH_DEVICE int warp_index() { return thread_index() / 32; }
 OMNIFLASH_DEVICE int block_rank() { return block_index_x() % kCluster; }
 OMNIFLASH_DEVICE Queries query_tile() { return {shared_memory()}; }
 OMNIFLASH_DEVICE unsigned slot_address(int slot) {
-  return shared_memory() + kQueryBytes + (warp_index() * kSlots + slot) * kSlotBytes;
+  return shared_memory() + kQueryBytes + (slot * kWarps + warp_index()) * kSlotBytes;
 }
 
 OMNIFLASH_DEVICE unsigned sum_address(int warp, int row, int column) {
@@ -108,6 +108,12 @@ OMNIFLASH_DEVICE unsigned received_state(int part, int row) {
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 
 using Tiles = KeyTiles<MaskType>;
+
+// Which key head the heads of a tile share.
+OMNIFLASH_DEVICE int key_head_of(const AttentionParameters& parameters, int head_tile) {
+  const int heads = parameters.heads_per_tile, group = parameters.group_size;
+  return heads == group ? head_tile : head_tile * heads / group;
+}
 
 // What one block works on: all rows of a sequence that share a key head.
 struct Block {
@@ -135,10 +141,7 @@ struct Block {
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
   }
 
-  OMNIFLASH_DEVICE int key_head() const {
-    const int group = parameters.group_size;
-    return rows.heads == group ? head_tile : rows.first_head / group;
-  }
+  OMNIFLASH_DEVICE int key_head() const { return key_head_of(parameters, head_tile); }
   // Longer sequences are another launch's.
   OMNIFLASH_DEVICE bool is_ours() const { return rows.num_rows > 0 && rows.num_rows <= kBlockM; }
   OMNIFLASH_DEVICE Tiles key_tiles() const {

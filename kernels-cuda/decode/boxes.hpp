@@ -14,7 +14,10 @@ struct KeyMaps {
   TensorMap k, v;
 };
 
-// Where the slices of a warp lie in the maps: the row of the first key, in what the fourth axis counts.
+// Where a slice lies in the maps: the row of its first key, in what the fourth axis counts.
+struct Place {
+  int row, outer;
+};
 template <class Keys>
 struct Places;
 
@@ -22,38 +25,56 @@ template <>
 struct Places<StridedKeys> {
   int first, outer;
 
-  OMNIFLASH_DEVICE Places(const AttentionParameters& parameters, const Sequence& sequence) : first(0), outer(sequence.batch) {
+  // Of the sequence that is named.
+  OMNIFLASH_DEVICE Places(const AttentionParameters& parameters, const Start& start) : first(0), outer(start.batch) {
     const auto form = static_cast<KeyForm>(parameters.key_form);
     if (form == KeyForm::Ragged) {
-      first = index_at(parameters.key_lengths, sequence.batch);
+      first = index_at(parameters.key_lengths, start.batch);
       outer = 0;
     }
-    if (form == KeyForm::Continuous && sequence.kv_len > 0) {
+    if (form == KeyForm::Continuous && start.kv_len > 0) {
       const Table& table = parameters.block_table;
-      outer = static_cast<const int*>(table.data)[sequence.batch * table.row_stride];
+      outer = static_cast<const int*>(table.data)[start.batch * table.row_stride];
     }
   }
-  OMNIFLASH_DEVICE int row(const Slices<StridedKeys>& slices) const { return first + slices.first_key; }
-  OMNIFLASH_DEVICE int block(const Slices<StridedKeys>&) const { return outer; }
+  OMNIFLASH_DEVICE Place of(const Slices<StridedKeys>& slices) const { return {first + slices.first_key, outer}; }
+  // Of a segment's tile that is so many after the first.
+  OMNIFLASH_DEVICE Place of(const FirstPages<StridedKeys>&, int first_key, int /*tile*/) const {
+    return {first + first_key, outer};
+  }
 };
 
 template <>
 struct Places<PagedKeys> {
-  OMNIFLASH_DEVICE Places(const AttentionParameters&, const Sequence&) {}
-  OMNIFLASH_DEVICE int row(const Slices<PagedKeys>& slices) const { return slices.in_page; }
-  OMNIFLASH_DEVICE int block(const Slices<PagedKeys>& slices) const { return slices.page; }
+  OMNIFLASH_DEVICE Places(const AttentionParameters&, const Start&) {}
+  OMNIFLASH_DEVICE Place of(const Slices<PagedKeys>& slices) const { return {slices.in_page, slices.page}; }
+  OMNIFLASH_DEVICE Place of(const FirstPages<PagedKeys>& pages, int /*first_key*/, int tile) const {
+    return {static_cast<int>(from_lane(static_cast<unsigned>(pages.in_page), tile)),
+            static_cast<int>(from_lane(static_cast<unsigned>(pages.pages), tile))};
+  }
 };
 
 // The barriers of a warp lie behind all else, one a turn. They live as long as the kernel, and so does where the warp is in
 // its ring of slots.
 struct BoxCopies {
   struct Pipeline;
+  // Tiles that are asked for before the segment begins that they are of: the first of a whole item, as soon as its length and
+  // page are there; those of the next segment of a line before this one's sums are joined, which may lie over the slots of the
+  // first turn then. Not under masks that may leave a tile out.
+  static constexpr int kTilesOfStart = kWholeItems ? 1 : (kTurnsAhead - 1) * kSlicesOfTurn / 2;
+  static constexpr bool kSumsFit = kStates + 8 * kWarps * kBlockM <= kQueryBytes + kSlicesOfTurn * kWarps * kSlotBytes;
+  static constexpr bool kBegins = kWholeItems && sees_every_tile<MaskType>;
+  static constexpr bool kBeginsNext = !kWholeItems && kCluster == 1 && kSumsFit && sees_every_tile<MaskType>;
   const KeyMaps& maps;
+  Start start;
+  int num_begun = 0;  // tiles
   int slot = 0;
-  unsigned parity = 0;
+  unsigned phases = 0;  // of each turn, the parity of the phase that comes next
 
-  OMNIFLASH_DEVICE explicit BoxCopies(const KeyMaps& maps) : maps(maps) {
-    if (lane_index() == 0) {
+  OMNIFLASH_DEVICE explicit BoxCopies(const KeyMaps& maps) : maps(maps) {}
+
+  OMNIFLASH_DEVICE void prepare() const {
+    if (elect_lane()) {
       prefetch_tensor_map(maps.k);
       prefetch_tensor_map(maps.v);
 #pragma unroll
@@ -64,6 +85,56 @@ struct BoxCopies {
   }
   OMNIFLASH_DEVICE static unsigned full(int slot) {
     return shared_memory() + kReceived + kReceivedBytes + 8 * (warp_index() * kTurnsAhead + slot / kSlicesOfTurn);
+  }
+  OMNIFLASH_DEVICE unsigned parity() const { return phases >> slot / kSlicesOfTurn & 1; }
+  OMNIFLASH_DEVICE void pass() {
+    phases ^= 1u << slot / kSlicesOfTurn;
+    slot = next_turn(slot);
+  }
+  // Asks for the first tiles of a segment, which has as many.
+  OMNIFLASH_DEVICE void begin(const AttentionParameters& parameters, const Start& start, int tiles,
+                              const FirstPages<Keys>& pages, unsigned long long policy) {
+    this->start = start;
+    num_begun = tiles;
+    slot = kSlicesOfTurn;
+    const Places<Keys> places(parameters, start);
+    const int key_head = key_head_of(parameters, start.head_tile);
+#pragma unroll
+    for (int tile = 0; tile < kTilesOfStart; ++tile) {
+      const int first_key = first_key_of(start.tile + tile * kStep);
+      const Place place = places.of(pages, first_key, tile);
+      if (tile < tiles && elect_lane()) {
+        const int to = slot + 2 * tile;
+        const bool is_there = first_key < start.kv_len;
+        ask(to, is_there, true, kSlicesOfTurn == 2, key_head, place, policy);
+        if (kSlicesOfTurn == 1) ask(to + 1, is_there, false, true, key_head, place, policy);
+      }
+    }
+  }
+  // Of the tiles of a segment, how many are asked for already. What was asked for in vain lands before its slots are used.
+  OMNIFLASH_DEVICE int take(const Block& block, const Tiles& tiles) {
+    const bool is_it = start.batch == block.sequence.batch && start.head_tile == block.head_tile && start.tile == tiles.begin &&
+                       tiles.begin + (num_begun - 1) * kStep < tiles.end;
+    const int tiles_begun = num_begun;
+    num_begun = 0;
+    if (is_it) return tiles_begun;
+#pragma unroll 1
+    for (int turn = 0; turn < 2 / kSlicesOfTurn * tiles_begun; ++turn) {
+      mbarrier_wait(full(slot), parity());
+      pass();
+    }
+    return 0;
+  }
+  // One lane asks for the slices of a turn. Keys past the end have no page, and are not asked for.
+  OMNIFLASH_DEVICE void ask(int slot, bool is_there, bool of_keys, bool of_values, int key_head, const Place& place,
+                            unsigned long long policy) const {
+    constexpr unsigned kKeyBytes = KeySlice::Slabs::kBytes, kValueBytes = ValueSlice::Slabs::kBytes;
+    const unsigned bytes = (of_keys ? kKeyBytes : 0) + (of_values ? kValueBytes : 0);
+    mbarrier_arrive_expecting(full(slot), is_there ? bytes : 0);
+    if (!is_there) return;
+    const int at[5] = {0, key_head, place.row, place.outer, 0};
+    if (of_keys) load_box(slot_address(slot), maps.k, full(slot), at, policy);
+    if (of_values) load_box(slot_address(slot + kSlicesOfTurn - 1), maps.v, full(slot), at, policy);
   }
   // The copy engine does not see by itself what threads have written to shared memory.
   OMNIFLASH_DEVICE void order_writes() const { fence_async_proxy(); }
@@ -77,35 +148,30 @@ struct BoxCopies::Pipeline {
   BoxCopies& copies;
   const Block& block;
   unsigned long long policy;
+  int tiles_begun;
   Ahead ahead;
   Places<Keys> places;
   int key_head, to_fill, slot;
-  unsigned parity;
 
   OMNIFLASH_DEVICE Pipeline(BoxCopies& copies, const Block& block, const Keys& keys, const Tiles& tiles,
                             const FirstPages<Keys>& pages, unsigned long long policy)
       : copies(copies),
         block(block),
         policy(policy),
-        ahead(block, keys, tiles, pages),
-        places(block.parameters, block.sequence),
+        tiles_begun(kBegins || kBeginsNext ? copies.take(block, tiles) : 0),
+        ahead(block, keys, tiles, pages, tiles_begun),
+        places(block.parameters, Start{block.sequence.batch, 0, 0, block.sequence.kv_len}),
         key_head(block.key_head()),
-        to_fill(copies.slot),
-        slot(copies.slot),
-        parity(copies.parity) {}
+        to_fill((copies.slot + 2 * tiles_begun) % kSlots),
+        slot(copies.slot) {}
 
-  // Keys past the end have no page, and are not asked for.
+  // Turns of the segment that are under way already.
+  OMNIFLASH_DEVICE int begun() const { return 2 / kSlicesOfTurn * tiles_begun; }
   OMNIFLASH_DEVICE void copy(bool is_value) {
     if (!ahead.is_any()) return;
-    if (lane_index() == 0) {
-      const bool is_there = ahead.first_key() < block.sequence.kv_len;
-      constexpr unsigned kKeyBytes = KeySlice::Slabs::kBytes, kValueBytes = ValueSlice::Slabs::kBytes;
-      const unsigned bytes = kSlicesOfTurn == 2 ? kKeyBytes + kValueBytes : is_value ? kValueBytes : kKeyBytes;
-      mbarrier_arrive_expecting(full(to_fill), is_there ? bytes : 0);
-      if (is_there) {
-        if (kSlicesOfTurn == 2 || !is_value) load(copies.maps.k, to_fill);
-        if (kSlicesOfTurn == 2 || is_value) load(copies.maps.v, to_fill + kSlicesOfTurn - 1);
-      }
+    if (elect_lane()) {
+      copies.ask(to_fill, ahead.first_key() < block.sequence.kv_len, kSlicesOfTurn == 2 || !is_value,
+                 kSlicesOfTurn == 2 || is_value, key_head, places.of(ahead.slices), policy);
     }
     if (kSlicesOfTurn == 2 || is_value) ahead.advance(ahead.tile + kStep);
     to_fill = next_turn(to_fill);
@@ -116,7 +182,7 @@ struct BoxCopies::Pipeline {
     copy_wait<0>();
     barrier();
   }
-  OMNIFLASH_DEVICE void land() const { mbarrier_wait(full(slot), parity); }
+  OMNIFLASH_DEVICE void land() const { mbarrier_wait(full(slot), copies.parity()); }
   // What lies behind the sequence may be no number; that of keys is hidden, but nothing times NaN is NaN.
   OMNIFLASH_DEVICE void clear_missing(const ValueSlice& values, int num_valid) const {
     if (num_valid >= kSlice) return;
@@ -131,19 +197,10 @@ struct BoxCopies::Pipeline {
   OMNIFLASH_DEVICE void release(bool is_written) {
     if (is_written) fence_async_proxy();
     warp_barrier();
-    slot = next_turn(slot);
-    if (slot == 0) parity ^= 1;
+    copies.pass();
+    slot = copies.slot;
   }
-  OMNIFLASH_DEVICE void finish() const {
-    copies.slot = slot;
-    copies.parity = parity;
-  }
-
- private:
-  OMNIFLASH_DEVICE void load(const TensorMap& map, int slot) const {
-    const int row = places.row(ahead.slices), outer = places.block(ahead.slices);
-    load_box(slot_address(slot), map, full(to_fill), {0, key_head, row, outer, 0}, policy);
-  }
+  OMNIFLASH_DEVICE void finish() const {}
 };
 
 }  // namespace omniflash

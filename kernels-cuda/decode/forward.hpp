@@ -12,19 +12,22 @@ OMNIFLASH_DEVICE void clear(Scores& s) {
   for (int i = 0; i < kFragments * kN * 4; ++i) s[i / (kN * 4)][i / 4 % kN][i % 4] = 0.0f;
 }
 
-// This warp's keys of a segment. The queries come with the first copies. `meanwhile` is called while those are under way.
+// This warp's keys of a segment. The queries come with the first copies, unless they are under way. `meanwhile` is called
+// while those are.
 template <class Copies, class Meanwhile>
 OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, const FirstPages<Keys>& pages, Copies& copies,
-                             unsigned long long policy, Softmax& softmax, Output& o, const Meanwhile& meanwhile) {
+                             unsigned long long policy, bool has_queries, Softmax& softmax, Output& o,
+                             const Meanwhile& meanwhile) {
   typename Copies::Pipeline pipeline(copies, block, keys, tiles, pages, policy);
   TileStatus status;
   Scores s;
-  int tile = tiles.next(tiles.begin, status, kStep), filled = 0;
+  int tile = tiles.next(tiles.begin, status, kStep), filled = pipeline.begun();
   bool is_value = false;  // of a turn with one slice: whether it is one of values
 #pragma unroll 1
   while (true) {
     pipeline.copy((filled & 1) != 0);
-    if (filled == 0) block.copy_queries();
+    if (!has_queries) block.copy_queries();
+    has_queries = true;
     copy_commit();
     if (++filled < kTurnsAhead) continue;
     if (filled == kTurnsAhead) meanwhile();
@@ -62,10 +65,10 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
 }
 
 // The tiles from..to of an item, the worker's first or a later one; in_parts() says where the parts of it lie, if they are
-// not all.
-template <class Copies, class InParts>
+// not all. begin_next() is called when all copies have landed and been read.
+template <class Copies, class InParts, class BeginNext>
 OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_first, const FirstPages<Keys>& pages,
-                                  Copies& copies, unsigned long long policy, const InParts& in_parts) {
+                                  Copies& copies, unsigned long long policy, const InParts& in_parts, const BeginNext& begin_next) {
   if constexpr (kCluster > 1) {
     // Others may send when all have begun, and have read what was sent before.
     if (is_first) {
@@ -93,7 +96,8 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
     softmax[i / 2][i % 2].sum = 0.0f;
   }
   Parts parts;
-  attend(block, keys, tiles, pages, copies, policy, softmax, o, [&] { parts = in_parts(); });
+  attend(block, keys, tiles, pages, copies, policy, kWholeItems && Copies::kBegins, softmax, o, [&] { parts = in_parts(); });
+  begin_next();
   publish(block, softmax, o);
   if constexpr (kCluster > 1) cluster_wait();
   join_warps(block, parts);
@@ -103,6 +107,7 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
     join_parts(block, kCluster, ClusterParts{},
                [&](Joined& joined, int row, int quad) { joined.finish(block, parts, row, quad); });
   }
+  if constexpr (kWholeItems) return;
   if (parts.count > 1 && is_last(block, parts)) {
     join_parts(block, parts.count, WorkspaceParts{block, parts},
                [&](Joined& joined, int row, int quad) { joined.store(block, row, quad); });
@@ -127,13 +132,18 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
   if constexpr (kWholeItems) {
     const int batch = block_index_y();
     const FirstPages<Keys> pages(parameters, batch, first_of_block(0));
+    copies.prepare();
     const Sequence sequence(parameters, batch);
     const Block block(parameters, functors, sequence, block_index_x() / kCluster);
-    const Extent extent(block);
-    if (extent.count == 0) return;
+    if (!block.is_ours()) return;
     const unsigned long long policy = cache_policy(true);
+    if constexpr (Copies::kBegins) {
+      copies.begin(parameters, Start{batch, block.head_tile, first_of_block(0), sequence.kv_len}, 1, pages, policy);
+      block.copy_queries();
+    }
+    const Extent extent(block);
     run_segment(block, extent.begin, extent.begin + extent.count, true, pages, copies, policy,
-                [] { return Parts{1, 0, 0, 0, 0, 0}; });
+                [] { return Parts{1, 0, 0, 0, 0, 0}; }, [] {});
     return;
   }
   const unsigned head_tiles =
@@ -143,7 +153,8 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
   const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
   unsigned total = 0, at = 0, end = 0, origin = 0;
   bool is_first = true;  // segment of this worker
-  const FirstPages<Keys> pages = is_line ? guess_pages(parameters, head_tiles, worker) : FirstPages<Keys>();
+  FirstPages<Keys> pages = is_line ? guess_pages(parameters, head_tiles, worker) : FirstPages<Keys>();
+  copies.prepare();
   unsigned long long policy = cache_policy(false);
   Line line;
   int first = is_line ? 0 : cut / head_tiles;
@@ -183,11 +194,32 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
         to = minimum(from + run, count);
       }
       const Block block(parameters, functors, extent.sequence, head_tile);
-      const FirstPages<Keys> known = is_first ? pages.of(extent.sequence.batch) : FirstPages<Keys>();
-      run_segment(block, extent.begin + from, extent.begin + to, is_first, known, copies, policy, [&] {
-        return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
-      });
+      const FirstPages<Keys> known =
+          is_first || Copies::kBeginsNext ? pages.of(extent.sequence.batch) : FirstPages<Keys>();
       at = item + to;
+      Start next;
+      int next_tiles = 0;
+      const auto in_parts = [&] {
+        if constexpr (Copies::kBeginsNext) {
+          if (is_line && at < minimum(end, origin + group.all)) {
+            const int next_lane = first_lane(at < origin + group.until);
+            const Extent extent = group.extent.of_lane(next_lane);
+            const unsigned first_item = origin + from_lane(group.until, next_lane) - head_tiles * extent.count;
+            next = {extent.sequence.batch, static_cast<int>((at - first_item) / extent.count), extent.begin,
+                    extent.sequence.kv_len};
+            const int keys = next.kv_len - next.tile * kBlockN;
+            next_tiles = minimum(Copies::kTilesOfStart, minimum(static_cast<int>(end - at), ceil_divide(keys, kBlockN)));
+            pages = FirstPages<Keys>(parameters, next.batch, next.tile);
+          }
+        }
+        return is_line ? line.parts(worker, item, count, from, to) : partition_of(parameters, cut, partition);
+      };
+      const auto begin_next = [&] {
+        if constexpr (Copies::kBeginsNext) {
+          if (next_tiles > 0) copies.begin(parameters, next, next_tiles, pages, policy);
+        }
+      };
+      run_segment(block, extent.begin + from, extent.begin + to, is_first, known, copies, policy, in_parts, begin_next);
       is_first = false;
     } while (at < end);
     if (at >= end) return;

@@ -53,6 +53,8 @@ OMNIFLASH_DEVICE void fill_slice(const PaddedTile<Element, kColumns>& slice, con
 // tile at a time, or where turns have one slice its keys and then its values.
 struct LaneCopies {
   struct Pipeline;
+  static constexpr bool kBegins = false, kBeginsNext = false;
+  OMNIFLASH_DEVICE void prepare() const {}
   // Other writes to shared memory come before the copies that a thread makes after them.
   OMNIFLASH_DEVICE void order_writes() const {}
   OMNIFLASH_DEVICE static void scores(Scores& s, const KeySlice& keys) { Product::scores(s, query_tile(), 0, keys); }
@@ -67,7 +69,8 @@ struct LaneCopies::Pipeline {
 
   OMNIFLASH_DEVICE Pipeline(LaneCopies&, const Block& block, const Keys& keys, const Tiles& tiles,
                             const FirstPages<Keys>& pages, unsigned long long policy)
-      : block(block), keys(keys), policy(policy), ahead(block, keys, tiles, pages) {}
+      : block(block), keys(keys), policy(policy), ahead(block, keys, tiles, pages, 0) {}
+  OMNIFLASH_DEVICE int begun() const { return 0; }
 
   OMNIFLASH_DEVICE void copy(bool is_value) {
     if (ahead.is_any()) {

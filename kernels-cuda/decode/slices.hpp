@@ -19,6 +19,11 @@ OMNIFLASH_DEVICE int first_of_block(int tile) { return tile + (block_rank() + kS
 // costs more than it saves.
 constexpr bool kReadsMany = kWarps > 4 || kWholeItems || kBoxes;
 
+// What a segment begins with: a tile of an item, and how long its sequence is. Without one the batch is -1.
+struct Start {
+  int batch = -1, head_tile = 0, tile = 0, kv_len = 0;
+};
+
 // What a warp asks of the page table before it knows any length: pages of the tiles that a segment may begin with.
 template <class Keys>
 struct FirstPages {
@@ -32,6 +37,7 @@ struct FirstPages<PagedKeys> {
   int batch = 0, tile = 0;
   unsigned num_read = 0;
   int pages = 0;  // of this warp's slices of 32 tiles of the block from `tile` on, one a lane
+  int in_page = 0;  // where in its page the lane's slice begins
 
   FirstPages() = default;
   // Entries that the table has are read, also those past a sequence's end: which these are is not known.
@@ -41,6 +47,7 @@ struct FirstPages<PagedKeys> {
       const int index = (size & (size - 1)) == 0 ? j >> (31 - leading_zeros(size)) : j / size;
       const Table& table = parameters.block_table;
       num_read = 32;
+      in_page = j - index * size;
       if (j < static_cast<int>(parameters.seqlen_k)) {
         pages = static_cast<const int*>(table.data)[batch * table.row_stride + index * table.column_stride];
       }
@@ -137,9 +144,10 @@ struct Ahead {
   Slices<Keys> slices;
   int tile;
 
-  OMNIFLASH_DEVICE Ahead(const Block& block, const Keys& keys, const Tiles& tiles, const FirstPages<Keys>& pages)
+  // The first tiles of the segment may be asked for already.
+  OMNIFLASH_DEVICE Ahead(const Block& block, const Keys& keys, const Tiles& tiles, const FirstPages<Keys>& pages, int begun)
       : block(block), tiles(tiles), slices(keys, pages) {
-    advance(tiles.begin);
+    advance(tiles.begin + begun * kStep);
   }
   OMNIFLASH_DEVICE bool is_any() const { return tile < tiles.end; }
   OMNIFLASH_DEVICE int first_key() const { return first_key_of(tile); }

@@ -15,6 +15,19 @@ struct alignas(64) TensorMap {
 constexpr unsigned long long kEvictFirst = 0x12F0000000000000ull;
 constexpr unsigned long long kEvictLast = 0x14F0000000000000ull;
 
+// elect.sync: true in one lane of a warp. The compiler knows that it is one, and asks the copy engine without a loop over lanes.
+OMNIFLASH_DEVICE bool elect_lane() {
+  unsigned is_elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred is_elected;\n"
+      "elect.sync _|is_elected, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, is_elected;\n"
+      "}\n"
+      : "=r"(is_elected));
+  return is_elected != 0;
+}
+
 // prefetch.tensormap: the map is at hand when the first copy needs it.
 OMNIFLASH_DEVICE void prefetch_tensor_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

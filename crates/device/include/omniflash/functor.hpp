@@ -1,7 +1,7 @@
 // What a kernel asks of a mask and a score modification, and what it assumes where a functor does not answer.
 //
 // A mask has keep(ScoreIndex); optional are status(TileRect), range(RowRange, KeyRange&), bits(ScoreIndex),
-// add(ScoreIndex), kHeadInvariant and kStatusReads. A score modification has apply(score, ScoreIndex). See the README.
+// add(ScoreIndex), kHeadInvariant, kSeesEveryTile and kStatusReads. A score modification has apply(score, ScoreIndex). See the README.
 #pragma once
 
 #include "omniflash/numeric.hpp"
@@ -61,6 +61,10 @@ constexpr bool head_invariant = requires { requires Mask::kHeadInvariant; };
 // Whether a status reads memory: a warp then does well to ask for 32 tiles at a time.
 template <class Mask>
 constexpr bool status_reads = requires { requires Mask::kStatusReads; };
+
+// Whether rows see keys from the first on, and of no tile before the last that some see none.
+template <class Mask>
+constexpr bool sees_every_tile = requires { requires Mask::kSeesEveryTile; };
 
 template <class Mask>
 OMNIFLASH_DEVICE TileStatus status_of(const Mask& mask, const TileRect& tile) {

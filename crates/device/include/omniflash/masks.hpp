@@ -9,6 +9,7 @@ namespace omniflash {
 
 struct NoMask {
   static constexpr bool kHeadInvariant = true;
+  static constexpr bool kSeesEveryTile = true;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex&) const { return true; }
   OMNIFLASH_DEVICE TileStatus status(const TileRect&) const { return TileStatus::Full; }
   OMNIFLASH_DEVICE unsigned bits(const ScoreIndex&) const { return ~0u; }
@@ -43,6 +44,7 @@ struct IntervalMask {
 };
 
 struct Causal : IntervalMask<Causal> {
+  static constexpr bool kSeesEveryTile = true;
   OMNIFLASH_DEVICE int begin(int, int) const { return 0; }
   OMNIFLASH_DEVICE int end(int, int q) const { return q + 1; }
 };
