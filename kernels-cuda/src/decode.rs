@@ -123,6 +123,13 @@ impl DecodeConfig {
         many.or_else(|| wide.with_slots(&[5, 3], shared_memory_limit).next())
     }
 
+    /// The same with no more slots than hold as many tiles, where a warp takes both slices of a tile at once.
+    #[must_use]
+    pub fn with_slots_for(&self, tiles: usize) -> Self {
+        let slots = if self.slots.is_multiple_of(2) { self.slots.min((2 * tiles).max(4)) } else { self.slots };
+        DecodeConfig { slots, ..*self }
+    }
+
     /// Those of these numbers of slots that fit into `bytes`, in their order.
     fn with_slots(self, slots: &[usize], bytes: usize) -> impl Iterator<Item = Self> {
         let configs = slots.iter().map(move |&slots| DecodeConfig { slots, ..self });

@@ -321,6 +321,10 @@ impl DecodeEntry {
                     matches!(shares, Shares::Blocks | Shares::Items) || architecture.name == CLUSTER_ARCH
                 };
                 for &shares in self.shares.iter().filter(|shares| is_here(shares)) {
+                    let boxed = default.with_boxes().filter(|_| {
+                        shares == Shares::Clusters && paged && (head_dim, value_dim) == (256, 256)
+                    });
+                    let default = boxed.unwrap_or(default);
                     let Some(config) = shares.of(default, architecture.shared_memory) else {
                         let what = format!("{shares:?} of {default}");
                         return Err(Error::value("manifest.toml decode", what, "a form that fits"));

@@ -47,7 +47,7 @@ fn every_case_agrees_with_the_reference() {
 }
 
 /// Cases for every form of the decode kernel, with what its name has on an H100 or H200.
-fn decode_forms() -> [(&'static str, Case); 14] {
+fn decode_forms() -> [(&'static str, Case); 17] {
     let base = Case {
         dims: (128, 128),
         heads: (8, 2),
@@ -61,6 +61,8 @@ fn decode_forms() -> [(&'static str, Case); 14] {
     [
         ("w8s6-strided-cluster16-boxes", Case { batch: 2, seqlen: (1, 5000), ..dense }),
         ("w4s5-paged-cluster8-causal", Case { batch: 4, seqlen: (1, 700), ..base }),
+        ("w8s4-paged-cluster8-boxes", Case { batch: 4, seqlen: (1, 1200), ..base }),
+        ("w8s3-paged-cluster8-boxes", Case { batch: 4, seqlen: (2, 3000), dims: (256, 256), ..base }),
         ("w8s6-paged-cluster8-boxes", Case { batch: 4, seqlen: (1, 3000), ..base }),
         ("w8s6-paged-line2-boxes", Case { batch: 1, seqlen: (1, 20_000), ..base }),
         ("w8s6-paged-line2-causal", Case { batch: 1, seqlen: (1, 20_000), ..odd_pages }),
@@ -70,6 +72,7 @@ fn decode_forms() -> [(&'static str, Case); 14] {
         ("w8s12-paged-boxes", Case { batch: 64, seqlen: (3, 900), dims: (64, 64), ..base }),
         ("w8s12-paged-causal", Case { batch: 64, seqlen: (3, 900), dims: (64, 64), ..odd_pages }),
         ("w4s6-paged-item2-boxes", Case { batch: 90, seqlen: (1, 600), ..base }),
+        ("w4s6-strided-item2-boxes", Case { batch: 90, seqlen: (1, 600), keys: Keys::Dense, ..base }),
         ("w4s6-paged-item2-causal", Case { batch: 90, seqlen: (1, 600), ..odd_pages }),
         ("w4s6-strided-cluster8-causal", Case { batch: 4, seqlen: (2, 1500), dims: (256, 256), ..dense }),
         ("w8s3-strided-line2-causal", Case { batch: 8, seqlen: (1, 8000), dims: (256, 256), ..dense }),

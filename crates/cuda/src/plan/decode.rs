@@ -161,9 +161,14 @@ fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usiz
     }
     CLUSTERS.into_iter().find_map(|cluster| {
         let config = DecodeConfig { cluster, whole_items: true, ..config };
-        // With one tile a block they gain nothing, and cost where pages are looked up.
-        let wide = wide(request, config).filter(|wide| 2 * cluster * wide.block_n() <= shape.seqlen_k);
-        // So few keys come sooner when lanes ask for them.
+        let boxed = boxed_in_clusters(request, config).unwrap_or(config);
+        // With one tile a block they gain where boxes bring it, and cost where lanes look pages up.
+        let wide = wide(request, boxed).and_then(|wide| {
+            let keys_of_tiles = cluster * wide.block_n();
+            let least = if wide.boxes { keys_of_tiles } else { 2 * keys_of_tiles };
+            (least <= shape.seqlen_k).then(|| wide.with_slots_for(shape.seqlen_k.div_ceil(keys_of_tiles)))
+        });
+        // Fewer keys come sooner when lanes ask for them.
         let narrow = || DecodeConfig { boxes: false, ..config }.narrow(facts.shared_memory_bytes);
         let config = wide.or_else(narrow)?;
         let fours = (blocks_of_a_multiprocessor(request, config) * config.warps).div_ceil(4);
@@ -171,6 +176,13 @@ fn in_clusters(request: &Request<'_>, config: DecodeConfig, heads_per_tile: usiz
         let usable = facts.multiprocessors * if cluster == CLUSTERS[0] { 2 * fours } else { 7 } / 8;
         (items * cluster <= usable && shape.seqlen_k * fours <= MOST_CLUSTER_KEYS).then_some(config)
     })
+}
+
+/// The same as [`boxed`] for clusters with whole items, where boxes of 256 columns from pages are faster too.
+fn boxed_in_clusters(request: &Request<'_>, config: DecodeConfig) -> Option<DecodeConfig> {
+    let can_box = request.facts.compute_capability.0 == 9 && request.hopper.has_key_boxes;
+    let is_measured = config.paged && (config.head_dim, config.value_dim) == (256, 256);
+    config.with_boxes().filter(|_| can_box && is_measured)
 }
 
 /// The tile for blocks that have a multiprocessor each, where such blocks are faster.
