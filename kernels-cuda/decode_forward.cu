@@ -15,7 +15,7 @@
 // others. Each block of a cluster joins a share of the quads of sums, which the others write into its shared memory; of a
 // segment that is not the whole item that share goes to the workspace, and the last block with the same share joins those.
 //
-// Shared memory: [ Q | of each warp: slots 0 .. kSlots - 1, which keys and values take in turns | what a cluster's blocks
+// Shared memory: [ Q | slots 0 .. kSlots - 1, each of all warps, which keys and values take in turns | what a cluster's blocks
 // send: of each the quads that this block joins, and the offset and sum of each row ]. Where warps meet, over the same from
 // the start but not where others send: [ sums of each warp, f32, kBlockM rows of kPitch | offset and sum of each of its rows ].
 //

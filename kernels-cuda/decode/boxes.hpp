@@ -59,8 +59,8 @@ struct Places<PagedKeys> {
 struct BoxCopies {
   struct Pipeline;
   // Tiles that are asked for before the segment begins that they are of: the first of a whole item, as soon as its length and
-  // page are there; those of the next segment of a line before this one's sums are joined, which may lie over the slots of the
-  // first turn then. Not under masks that may leave a tile out.
+  // page are there, and of a line before items are counted where lengths are all the same; the next segment's of a line before
+  // this one's sums are joined, which may lie over the slots of the first turn then. Not under masks that may leave a tile out.
   static constexpr int kTilesOfStart = kWholeItems ? 1 : (kTurnsAhead - 1) * kSlicesOfTurn / 2;
   static constexpr bool kSumsFit = kStates + 8 * kWarps * kBlockM <= kQueryBytes + kSlicesOfTurn * kWarps * kSlotBytes;
   static constexpr bool kBegins = kWholeItems && sees_every_tile<MaskType>;
@@ -91,7 +91,7 @@ struct BoxCopies {
     phases ^= 1u << slot / kSlicesOfTurn;
     slot = next_turn(slot);
   }
-  // Asks for the first tiles of a segment, which has as many.
+  // Asks for the first tiles of a segment, which has as many: a lane for each, or where it is one, one lane.
   OMNIFLASH_DEVICE void begin(const AttentionParameters& parameters, const Start& start, int tiles,
                               const FirstPages<Keys>& pages, unsigned long long policy) {
     this->start = start;
@@ -99,31 +99,33 @@ struct BoxCopies {
     slot = kSlicesOfTurn;
     const Places<Keys> places(parameters, start);
     const int key_head = key_head_of(parameters, start.head_tile);
-#pragma unroll
-    for (int tile = 0; tile < kTilesOfStart; ++tile) {
-      const int first_key = first_key_of(start.tile + tile * kStep);
-      const Place place = places.of(pages, first_key, tile);
-      if (tile < tiles && elect_lane()) {
-        const int to = slot + 2 * tile;
-        const bool is_there = first_key < start.kv_len;
-        ask(to, is_there, true, kSlicesOfTurn == 2, key_head, place, policy);
-        if (kSlicesOfTurn == 1) ask(to + 1, is_there, false, true, key_head, place, policy);
-      }
+    const int tile = kTilesOfStart == 1 ? 0 : lane_index(), to = slot + 2 * tile;
+    const int first_key = first_key_of(start.tile + tile * kStep);
+    const Place place = places.of(pages, first_key, tile);
+    const bool is_there = first_key < start.kv_len;
+    if (kTilesOfStart == 1 ? elect_lane() : tile < tiles) {
+      ask(to, is_there, true, kSlicesOfTurn == 2, key_head, place, policy);
+      if (kSlicesOfTurn == 1) ask(to + 1, is_there, false, true, key_head, place, policy);
     }
   }
   // Of the tiles of a segment, how many are asked for already. What was asked for in vain lands before its slots are used.
   OMNIFLASH_DEVICE int take(const Block& block, const Tiles& tiles) {
-    const bool is_it = start.batch == block.sequence.batch && start.head_tile == block.head_tile && start.tile == tiles.begin &&
-                       tiles.begin + (num_begun - 1) * kStep < tiles.end;
+    const bool is_it = start.batch == block.sequence.batch && start.head_tile == block.head_tile &&
+                       start.tile == tiles.begin && tiles.begin + (num_begun - 1) * kStep < tiles.end;
+    if (!is_it) drop();
     const int tiles_begun = num_begun;
     num_begun = 0;
-    if (is_it) return tiles_begun;
+    return tiles_begun;
+  }
+  OMNIFLASH_DEVICE void drop() {
 #pragma unroll 1
-    for (int turn = 0; turn < 2 / kSlicesOfTurn * tiles_begun; ++turn) {
-      mbarrier_wait(full(slot), parity());
-      pass();
+    for (; num_begun > 0; --num_begun) {
+#pragma unroll
+      for (int turn = 0; turn < 2 / kSlicesOfTurn; ++turn) {
+        mbarrier_wait(full(slot), parity());
+        pass();
+      }
     }
-    return 0;
   }
   // One lane asks for the slices of a turn. Keys past the end have no page, and are not asked for.
   OMNIFLASH_DEVICE void ask(int slot, bool is_there, bool of_keys, bool of_values, int key_head, const Place& place,

@@ -68,7 +68,8 @@ OMNIFLASH_DEVICE void attend(const Block& block, const Keys& keys, Tiles tiles, 
 // not all. begin_next() is called when all copies have landed and been read.
 template <class Copies, class InParts, class BeginNext>
 OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_first, const FirstPages<Keys>& pages,
-                                  Copies& copies, unsigned long long policy, const InParts& in_parts, const BeginNext& begin_next) {
+                                  Copies& copies, unsigned long long policy, const InParts& in_parts,
+                                  const BeginNext& begin_next) {
   if constexpr (kCluster > 1) {
     // Others may send when all have begun, and have read what was sent before.
     if (is_first) {
@@ -116,14 +117,14 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
   barrier();  // the next segment copies over the sums
 }
 
-// What a worker of the line begins with if all sequences are as long as they can be: all that can be asked of the page table
-// before their lengths are known.
-OMNIFLASH_DEVICE FirstPages<Keys> guess_pages(const AttentionParameters& parameters, unsigned head_tiles, unsigned worker) {
+// What a worker of the line begins with if all sequences are as long as they can be.
+OMNIFLASH_DEVICE Start guess_start(const AttentionParameters& parameters, unsigned head_tiles, unsigned worker) {
   const unsigned tiles = (parameters.seqlen_k + kBlockN - 1) / kBlockN, count = maximum(tiles, 1u) + kTilesOfItem;
   const Line line(parameters.batch * head_tiles * count, parameters.num_workers);
-  const unsigned at = line.begin(worker), item = at / count;
-  if (item >= parameters.batch * head_tiles) return {};
-  return FirstPages<Keys>(parameters, item / head_tiles, first_of_block(at - item * count));
+  const unsigned at = line.begin(worker), item = at / count, batch = item / head_tiles;
+  if (batch >= parameters.batch) return {};
+  return {static_cast<int>(batch), static_cast<int>(item - batch * head_tiles), first_of_block(at - item * count),
+          static_cast<int>(parameters.seqlen_k)};
 }
 
 template <class Copies>
@@ -153,8 +154,17 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
   const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
   unsigned total = 0, at = 0, end = 0, origin = 0;
   bool is_first = true;  // segment of this worker
-  FirstPages<Keys> pages = is_line ? guess_pages(parameters, head_tiles, worker) : FirstPages<Keys>();
+  const Start guess = is_line ? guess_start(parameters, head_tiles, worker) : Start{};
+  // All that can be asked of the page table before lengths are known.
+  FirstPages<Keys> pages = guess.batch >= 0 ? FirstPages<Keys>(parameters, guess.batch, guess.tile) : FirstPages<Keys>();
   copies.prepare();
+  if constexpr (Copies::kBeginsNext) {
+    const bool is_certain = static_cast<KeyForm>(parameters.key_form) == KeyForm::Dense;
+    if (is_certain && guess.batch >= 0 && guess.tile * kBlockN < guess.kv_len) {
+      const unsigned tiles = parameters.batch * head_tiles * ceil_divide(guess.kv_len, kBlockN);
+      copies.begin(parameters, guess, 1, pages, cache_policy(tiles <= kTilesLeaving));
+    }
+  }
   unsigned long long policy = cache_policy(false);
   Line line;
   int first = is_line ? 0 : cut / head_tiles;
@@ -167,7 +177,10 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
       if (first < static_cast<int>(parameters.batch)) continue;
       line = Line(total, parameters.num_workers);
       policy = cache_policy(total <= kTilesLeaving);
-      if (total == 0 || worker >= line.workers) return;
+      if (total == 0 || worker >= line.workers) {
+        copies.drop();
+        return;
+      }
       at = line.begin(worker);
       end = line.begin(worker + 1);
       is_counting = false;

@@ -55,6 +55,7 @@ struct LaneCopies {
   struct Pipeline;
   static constexpr bool kBegins = false, kBeginsNext = false;
   OMNIFLASH_DEVICE void prepare() const {}
+  OMNIFLASH_DEVICE void drop() const {}
   // Other writes to shared memory come before the copies that a thread makes after them.
   OMNIFLASH_DEVICE void order_writes() const {}
   OMNIFLASH_DEVICE static void scores(Scores& s, const KeySlice& keys) { Product::scores(s, query_tile(), 0, keys); }

@@ -126,7 +126,8 @@ impl DecodeConfig {
     /// The same with no more slots than hold as many tiles, where a warp takes both slices of a tile at once.
     #[must_use]
     pub fn with_slots_for(&self, tiles: usize) -> Self {
-        let slots = if self.slots.is_multiple_of(2) { self.slots.min((2 * tiles).max(4)) } else { self.slots };
+        let slots =
+            if self.slots.is_multiple_of(2) { self.slots.min((2 * tiles).max(4)) } else { self.slots };
         DecodeConfig { slots, ..*self }
     }
 

@@ -62,7 +62,8 @@ constexpr bool head_invariant = requires { requires Mask::kHeadInvariant; };
 template <class Mask>
 constexpr bool status_reads = requires { requires Mask::kStatusReads; };
 
-// Whether rows see keys from the first on, and of no tile before the last that some see none.
+// Whether rows see keys from the first on, and of every tile up to the last that any of them sees: which tiles come first is
+// known without asking.
 template <class Mask>
 constexpr bool sees_every_tile = requires { requires Mask::kSeesEveryTile; };
 
