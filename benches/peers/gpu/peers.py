@@ -4,16 +4,16 @@ Method. Every system gets the same deterministic data and its result is checked 
 attention on a sample of rows and heads before it is timed; a wrong result is not timed. One call is
 captured in a CUDA graph; before each replay 256 MB are written, so that the second-level cache
 holds nothing of use; CUDA events give the time. Systems take turns, `--budget` seconds each a round,
-in another order each round, since a hot card is slower; for the same reason the card idles `--idle`
-seconds before each turn, as it does while an external command starts. The figure is the median over
-all rounds. Compare systems within one run only.
+in another order each round, since a hot card is slower. For the same reason the card idles 0.08 s
+before each turn (`--mode cool`), or makes the calls of the turn for 0.25 s untimed (`--mode hot`). The
+figure is the median over all rounds. Compare systems within one run only.
 
 `--time-limit` cuts the budgets, to ten calls a turn if need be, so that all cases fit.
 
 One JSON line is printed for each (system, case, dtype):
 
     {"system", "case", "dtype", "ms", "min_ms", "spread", "n", "tflops" or "tbps", "err",
-     "err_tolerance", "method"}
+     "err_tolerance", "method", "mode"}
 
 tflops is 4*B*HQ*SQ*SKV*D (halved for causal, the visible share of windows) / median; tbps is the bytes of K and V, read once,
 / median; err is the largest absolute error on the sample; spread is the distance of the quartiles
@@ -22,7 +22,7 @@ by the median.
 External commands, `--ext NAME=COMMAND`, are run once a round as
 
     COMMAND --b B --hq HQ --hkv HKV --sq SQ --skv SKV --d D --causal 0|1
-            --dtype bf16|f16|f32 --budget SECONDS [--form FORM]
+            --dtype bf16|f16|f32 --budget SECONDS --mode cool|hot [--form FORM]
 
 where the form says what --causal cannot (`Case` in `problem.py`), and print one JSON line, {"samples_ms": [..], "head": [first 8 outputs of query row 0, head 0]} or
 {"skip": "why"}. Their data are those of `problem.py`.
@@ -44,6 +44,7 @@ from schedule import Schedule  # noqa: E402
 
 FLUSH_BYTES = 256 << 20
 FEWEST_REPLAYS = 10
+IDLE_SECONDS, HEAT_SECONDS = 0.08, 0.25
 EXTERNAL_TIMEOUT_SECONDS = 300
 
 
@@ -74,10 +75,10 @@ def list_systems() -> None:
 class Clock:
     """CUDA events around replays of a graph, or the host's clock."""
 
-    def __init__(self, idle: float) -> None:
+    def __init__(self, mode: str) -> None:
         import torch
 
-        self.torch, self.idle = torch, idle
+        self.torch, self.mode = torch, mode
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in "be")
 
@@ -118,14 +119,19 @@ class Clock:
     def samples(self, call, method: str, budget: float) -> list[float]:
         """Milliseconds of each call, for `budget` seconds and at least a few."""
         by_host, samples = method.startswith("host"), []
-        time.sleep(self.idle)
+        if self.mode == "hot":
+            end = time.perf_counter() + HEAT_SECONDS
+            while time.perf_counter() < end:
+                self.once(call, by_host)
+        else:
+            time.sleep(IDLE_SECONDS)
         end = time.perf_counter() + budget
         while len(samples) < FEWEST_REPLAYS or time.perf_counter() < end:
             samples.append(self.once(call, by_host))
         return samples
 
 
-def run_external(command: str, case, dtype: str, budget: float) -> dict:
+def run_external(command: str, case, dtype: str, budget: float, mode: str) -> dict:
     """Run an external command on one case and return its answer."""
     options = {
         "b": case.batch,
@@ -137,6 +143,7 @@ def run_external(command: str, case, dtype: str, budget: float) -> dict:
         "causal": int(case.causal),
         "dtype": dtype,
         "budget": budget,
+        "mode": mode,
     }
     if case.form not in ("full", "causal"):
         options["form"] = case.form
@@ -229,7 +236,9 @@ class Comparison:
 
     def external(self, name: str) -> list[float]:
         """One round of an external command."""
-        answer = run_external(self.args.ext[name], self.case, self.dtype, self.budget)
+        answer = run_external(
+            self.args.ext[name], self.case, self.dtype, self.budget, self.args.mode
+        )
         self.check(name, self.reference.head_error(answer["head"]))
         self.methods[name] = "its own clock"
         return answer["samples_ms"]
@@ -266,7 +275,8 @@ class Comparison:
                     "n": len(samples),
                     "err": float(f"{self.errors[name]:.2e}"),
                     "err_tolerance": float(f"{self.reference.tolerance:.2e}"),
-                    "method": f"{self.methods[name]}, {1e3 * self.args.idle:.0f} ms idle",
+                    "method": self.methods[name],
+                    "mode": self.args.mode,
                 }
             )
         return records
@@ -312,7 +322,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument(
-        "--idle", type=float, default=0.08, help="seconds the card idles before a turn"
+        "--mode",
+        choices=("cool", "hot"),
+        default="cool",
+        help="whether the card idles or works before each turn",
     )
     parser.add_argument("--time-limit", type=float, help="seconds for all cases together")
     parser.add_argument("--quick", action="store_true", help="fewer cases")
@@ -336,7 +349,7 @@ def main() -> None:
         if unknown:
             sys.exit(f"unknown {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     random.seed(0)
-    clock = Clock(args.idle)
+    clock = Clock(args.mode)
     chosen = [
         case
         for case in selected(cases(args.quick, args.groups), args.cases)

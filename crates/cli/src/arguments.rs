@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use omniflash::DType;
 
-use crate::bench::{Form, Group};
+use crate::bench::{Form, Group, Mode};
 
 /// Exact attention (flash attention) on any machine: the best backend is chosen at run time.
 ///
@@ -201,6 +201,9 @@ pub(crate) struct BenchArguments {
     /// Seconds to spend on each case [default: 1, quick 0.2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) budget: Option<f64>,
+    /// What a GPU does before each burst of calls that are timed [default: cool]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
     /// Seconds that all of it should take: cuts the budgets of cases, and of the peers, to a few calls if need be
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) time_limit: Option<f64>,

@@ -108,7 +108,7 @@ fn tune(
     let trials = take_turns(&configs, ROUNDS, |config| {
         let mut times = Vec::new();
         under(config, &mut |problem| {
-            times = time(backend, problem, &stream, budget)?.milliseconds;
+            times = time(backend, problem, &stream, budget, None)?.milliseconds;
             Ok(())
         })?;
         Ok(times)

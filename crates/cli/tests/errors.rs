@@ -38,6 +38,8 @@ fn usage_errors_are_one_line() {
         (&["bench", "--dtype", "f64"], &["--dtype", "f64", "bf16"]),
         (&["bench", "--threads", "0"], &["--threads", "0"]),
         (&["bench", "--budget", "nan"], &["--budget", "seconds"]),
+        (&["bench", "--mode", "warm"], &["--mode", "warm", "cool", "hot"]),
+        (&["bench", "--mode", "hot", "--backend", "cpu"], &["--mode hot", "GPU"]),
         (&["bench", "--b", "1"], &["--hq"]),
         (&["bench", "--case", "nothing"], &["nothing", "dec_B1"]),
         (&["bench", "sideways"], &["sideways", "prefill"]),

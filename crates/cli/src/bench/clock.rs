@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use omniflash::measure::time_on_device;
 use omniflash::{AttentionProblem, Backend, Result, Stream, run};
 
+use super::mode::Mode;
+
 /// Fewer samples say nothing of their spread.
 const FEWEST_SAMPLES: usize = 3;
 const MOST_SAMPLES: f64 = 200.0;
@@ -20,20 +22,27 @@ pub(crate) struct Samples {
 }
 
 /// Times calls one by one until the budget is spent: by the clock of the device where it has one, after its caches were
-/// displaced; else by the host's, plan, launch and synchronisation as a caller sees them.
+/// displaced, in the mode; else by the host's, plan, launch and synchronisation as a caller sees them.
 pub(crate) fn time(
     backend: &dyn Backend,
     problem: &AttentionProblem<'_>,
     stream: &Stream,
     budget: Duration,
+    mode: Option<Mode>,
 ) -> Result<Samples> {
     match time_on_device(backend, problem, stream, FEWEST_SAMPLES)? {
         None => Samples::by_host("host clock", budget, || run(backend, problem, stream)),
         Some(few) => {
             let one = few.iter().copied().fold(f64::INFINITY, f64::min) + DISPLACE_MS;
-            let repeats = (budget.as_secs_f64() * 1e3 / one).clamp(FEWEST_SAMPLES as f64, MOST_SAMPLES);
+            let repeats = |budget: Duration| budget.as_secs_f64() * 1e3 / one;
+            if let Some(mode) = mode {
+                mode.begin(|long| {
+                    time_on_device(backend, problem, stream, repeats(long).ceil() as usize).map(drop)
+                })?;
+            }
+            let repeats = repeats(budget).clamp(FEWEST_SAMPLES as f64, MOST_SAMPLES);
             let milliseconds = time_on_device(backend, problem, stream, repeats as usize)?.unwrap_or(few);
-            Ok(Samples { milliseconds, method: "device clock, cold L2" })
+            Ok(Samples { milliseconds, method: mode.map_or("device clock, cold L2", Mode::method) })
         }
     }
 }

@@ -3,37 +3,76 @@
 use std::time::Duration;
 
 use omniflash::measure::Peaks;
-use omniflash::{AttentionProblem, Backend, DType, Result, Tensor};
+use omniflash::{AttentionProblem, Backend, DType, Result, Stream, Tensor};
 
 use super::clock::{Samples, time};
+use super::mode::Mode;
 use super::workload::{BenchCase, Workload, dtype_name};
 use crate::results::{Record, rounded};
 
-/// One case, measured.
+/// Types that are compared take so many turns at being timed.
+const ROUNDS: usize = 3;
+
+/// One case, to be measured on data that are never all zero.
 pub(super) struct Measurement {
-    pub(super) samples: Samples,
+    workload: Workload,
+    stream: Stream,
     /// The result, so that others can compare it.
     pub(super) out: Tensor,
 }
 
 impl Measurement {
-    /// Measures a case on data that are never all zero.
-    pub(super) fn take(
-        backend: &dyn Backend,
-        case: &BenchCase,
-        dtype: DType,
-        budget: Duration,
-    ) -> Result<Self> {
+    pub(super) fn new(backend: &dyn Backend, case: &BenchCase, dtype: DType) -> Result<Self> {
         let stream = backend.stream()?;
         let workload = Workload::new(backend, case, dtype, &stream)?;
-        let options = workload.options();
         let shape = AttentionProblem::output_shape(&workload.query(), &workload.kv())?;
-        let mut out = Tensor::zeros(backend, shape.dtype, &shape.out, &stream)?;
-        let problem = AttentionProblem::new(workload.query(), workload.kv(), out.view_mut(), None, &options)?;
-        let samples = time(backend, &problem, &stream, budget)?;
-        drop(problem);
-        Ok(Measurement { samples, out })
+        let out = Tensor::zeros(backend, shape.dtype, &shape.out, &stream)?;
+        Ok(Measurement { workload, stream, out })
     }
+
+    pub(super) fn time(
+        &mut self,
+        backend: &dyn Backend,
+        budget: Duration,
+        mode: Option<Mode>,
+    ) -> Result<Samples> {
+        let Measurement { workload, stream, out } = self;
+        let options = workload.options();
+        let problem = AttentionProblem::new(workload.query(), workload.kv(), out.view_mut(), None, &options)?;
+        time(backend, &problem, stream, budget, mode)
+    }
+}
+
+/// Measures a case in each of some types, `budget` for each: several take turns, another first in each round, for the clock
+/// of a device changes with time.
+pub(super) fn take_in_turns(
+    backend: &dyn Backend,
+    case: &BenchCase,
+    dtypes: &[DType],
+    budget: Duration,
+    mode: Option<Mode>,
+) -> Vec<Result<Samples>> {
+    let rounds = if dtypes.len() > 1 { ROUNDS } else { 1 };
+    let mut measurements: Vec<Result<Measurement>> =
+        dtypes.iter().map(|&dtype| Measurement::new(backend, case, dtype)).collect();
+    let mut taken: Vec<Option<Samples>> = dtypes.iter().map(|_| None).collect();
+    for round in 0..rounds {
+        for turn in 0..dtypes.len() {
+            let place = (turn + round) % dtypes.len();
+            let Ok(measurement) = &mut measurements[place] else { continue };
+            match measurement.time(backend, budget / rounds as u32, mode) {
+                Ok(samples) => match &mut taken[place] {
+                    Some(taken) => taken.milliseconds.extend(samples.milliseconds),
+                    none => *none = Some(samples),
+                },
+                Err(error) => measurements[place] = Err(error),
+            }
+        }
+    }
+    let samples_of = |(measurement, samples): (Result<Measurement>, Option<Samples>)| {
+        measurement.map(|_| samples.expect("one that never failed was timed in every round"))
+    };
+    measurements.into_iter().zip(taken).map(samples_of).collect()
 }
 
 /// The line of a case: its rate and the share of the peak that limits it.

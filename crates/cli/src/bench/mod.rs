@@ -20,6 +20,7 @@ mod clock;
 mod compare;
 mod grid;
 mod measure;
+mod mode;
 mod peers;
 mod schedule;
 mod single;
@@ -31,7 +32,8 @@ pub(crate) use clock::time;
 use compare::Baseline;
 pub(crate) use grid::Group;
 use grid::grid;
-use measure::{Measurement, record, record_of_case};
+use measure::{record, record_of_case, take_in_turns};
+pub(crate) use mode::Mode;
 use schedule::Schedule;
 use workload::dtype_name;
 pub(crate) use workload::{BenchCase, Form, Workload};
@@ -49,6 +51,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
 
 fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
     let backends = backends(&arguments.backend)?;
+    Mode::check(arguments.mode, &backends)?;
     let baseline = match &arguments.compare {
         Some(path) => Some(Baseline::read(path, arguments.threshold / 100.0)?),
         None => None,
@@ -164,12 +167,17 @@ impl Bench<'_> {
         let peaks = self.peaks(backend, &cases)?;
         let first = self.records.len();
         self.bar = terminal::progress(cases.len() * self.dtypes.len());
-        for dtype in self.dtypes.clone() {
-            for (group, case) in &cases {
-                self.bar.set_message(format!("{} {} {dtype}", backend.info().name, case.name()));
-                let budget = self.schedule.next(*group, 1);
-                let measured = Measurement::take(backend, case, dtype, budget);
-                let record = measured.map(|m| vec![record_of_case(backend, case, dtype, &m.samples, &peaks)]);
+        let (dtypes, mode) = (self.dtypes.clone(), Mode::of(backend, self.arguments.mode));
+        for (group, case) in &cases {
+            self.bar.set_message(format!("{} {}", backend.info().name, case.name()));
+            let budget = self.schedule.next(*group, dtypes.len());
+            let measured = take_in_turns(backend, case, &dtypes, budget, mode);
+            for (dtype, samples) in dtypes.iter().copied().zip(measured) {
+                let record = samples.map(|samples| {
+                    let mut record = record_of_case(backend, case, dtype, &samples, &peaks);
+                    record.mode = mode.map(|mode| mode.name().into());
+                    vec![record]
+                });
                 self.take(backend, *group, &case.name(), dtype, record)?;
                 self.bar.inc(1);
             }

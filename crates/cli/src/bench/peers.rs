@@ -10,7 +10,7 @@ use anyhow::Context;
 use omniflash::{Backend, DeviceId};
 use serde::Deserialize;
 
-use super::Group;
+use super::{Group, Mode};
 use crate::arguments::BenchArguments;
 use crate::results::{Record, SHORT};
 use crate::terminal;
@@ -168,6 +168,9 @@ fn command(
     } else if !arguments.groups.is_empty() {
         let groups: Vec<&str> = arguments.groups.iter().map(|group| group.name()).collect();
         command.args(["--groups", &groups.join(",")]);
+    }
+    if let Some(mode) = Mode::of(backend, arguments.mode) {
+        command.args(["--mode", mode.name()]);
     }
     let dtypes = if arguments.dtype.is_empty() { &[omniflash::DType::BF16][..] } else { &arguments.dtype };
     let dtypes: Vec<String> = dtypes.iter().map(ToString::to_string).collect();

@@ -7,6 +7,7 @@ use omniflash::{Backend, DType, Tensor};
 use serde_json::json;
 
 use super::measure::Measurement;
+use super::mode::Mode;
 use super::workload::BenchCase;
 use crate::Verdict;
 use crate::arguments::BenchArguments;
@@ -28,8 +29,9 @@ pub(super) fn run(arguments: &BenchArguments, case: &BenchCase) -> anyhow::Resul
         [dtype] => dtype,
         _ => anyhow::bail!("--dtype names {} types, expected one for a single case", arguments.dtype.len()),
     };
-    let budget = arguments.budget();
-    let answer = match measure(&*backend, case, dtype, budget) {
+    Mode::check(arguments.mode, std::slice::from_ref(&backend))?;
+    let mode = Mode::of(&*backend, arguments.mode);
+    let answer = match measure(&*backend, case, dtype, arguments.budget(), mode) {
         Ok((samples, head)) => json!({"samples_ms": samples, "head": head}),
         Err(error) => json!({"skip": error.to_string()}),
     };
@@ -42,11 +44,13 @@ fn measure(
     case: &BenchCase,
     dtype: DType,
     budget: Duration,
+    mode: Option<Mode>,
 ) -> omniflash::Result<(Vec<f64>, Vec<f32>)> {
-    let measurement = Measurement::take(backend, case, dtype, budget)?;
+    let mut measurement = Measurement::new(backend, case, dtype)?;
+    let samples = measurement.time(backend, budget, mode)?;
     let mut head = elements(backend, &measurement.out)?;
     head.truncate(HEAD.min(case.head_dim));
-    Ok((measurement.samples.milliseconds, head))
+    Ok((samples.milliseconds, head))
 }
 
 /// The elements of a tensor, widened.

@@ -36,6 +36,9 @@ pub(crate) struct Record {
     pub(crate) threads: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
+    /// Of a GPU: whether it idled or worked before, `cool` or `hot`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) backend: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,8 +75,8 @@ pub(crate) struct Record {
     pub(crate) gbps: Option<f64>,
 }
 
-/// What two measurements must share to be compared: system, case, dtype, threads.
-pub(crate) type Key = (String, String, String, Option<u64>);
+/// What two measurements must share to be compared: system, case, dtype, threads, mode.
+pub(crate) type Key = (String, String, String, Option<u64>, Option<String>);
 
 impl Record {
     /// The record with one name for each dtype and case, and one unit for each rate, whoever wrote it.
@@ -99,12 +102,12 @@ impl Record {
     }
 
     pub(crate) fn key(&self) -> Key {
-        (self.system.clone(), self.case.clone(), self.dtype.clone(), self.threads)
+        (self.system.clone(), self.case.clone(), self.dtype.clone(), self.threads, self.mode.clone())
     }
 
     /// What systems are compared on, within one run.
-    pub(crate) fn cell(&self) -> (&str, &str, Option<u64>) {
-        (&self.case, &self.dtype, self.threads)
+    pub(crate) fn cell(&self) -> (&str, &str, Option<u64>, Option<&str>) {
+        (&self.case, &self.dtype, self.threads, self.mode.as_deref())
     }
 
     /// The rate that counts for its case.
