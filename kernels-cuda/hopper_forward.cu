@@ -12,7 +12,8 @@
 // Threads: warpgroup 0 gives its registers to the others. Its warp 0, the producer, copies Q, K and V; warp 1, the
 // scheduler, walks through the tiles of rows, asks the mask for the statuses of their keys (32 tiles at a time, one a
 // lane), and tells the others. Warpgroups 1 .. kConsumers each own 64 rows of S = Q K^T and of O in registers, and leave out
-// tiles, and of its first one the second half, that the mask hides from all of these.
+// tiles, and of its first one the second half, that the mask hides from all of these. With many slots they change places from
+// tile to tile of rows, since the mask hides more of the first ones.
 //
 // Shared memory, in slabs of 64 columns with the 128-byte swizzle (sm90/slabs.hpp):
 //   [ Q tile 0 .. kQueryTiles - 1 | K slot 0 .. kSlots - 1 | V slot 0 .. kSlots - 1 | output | mbarriers | messages ]
@@ -60,6 +61,7 @@ struct Consumer {
   const HopperParameters& hopper;
   SharedMemory shared;
   int warpgroup, warp, lane;
+  int place = warpgroup;  // of its rows in the tile
   RingPosition<kQueryTiles> query;
   RingPosition<kSlots> key, value;
   RingPosition<kMessages> message;
@@ -72,7 +74,7 @@ struct Consumer {
   OMNIFLASH_DEVICE Message receive(OwnKeys& own) {
     mbarrier_wait(shared.message_full(message.slot), message.parity);
     const Message received = Message::read<true>(shared.message(message.slot));
-    own = Message::read(shared.message(message.slot), warpgroup);
+    own = Message::read(shared.message(message.slot), place);
     __syncwarp();
     release(shared.message_empty(message.slot));
     message.advance();
@@ -290,7 +292,7 @@ struct Consumer {
     if (has_met_nonfinite(words)) {
       write_rows_by_definition(rows, finished.offset, finished.scale);
     } else {
-      send_output(rows, hopper, shared.output(query.slot), 64 * warpgroup + 16 * warp, words);
+      send_output(rows, hopper, shared.output(query.slot), 64 * place + 16 * warp, words);
     }
     write_lse(rows, finished.lse);
   }
@@ -407,15 +409,16 @@ struct Consumer {
       Message received = receive(own);
       if (received.work.row_tile < 0) break;
       const RowTile tile(parameters, received.work, received.sequence, kBlockM);
-      const WarpRows rows(parameters, functors, received.sequence, tile, tile.first_row + 64 * warpgroup + 16 * warp);
+      const WarpRows rows(parameters, functors, received.sequence, tile, tile.first_row + 64 * place + 16 * warp);
       const QueryTile queries{unsigned(uniform(shared.query(query.slot).address))};
-      const unsigned long long q = queries.rows_descriptor(64 * warpgroup);
+      const unsigned long long q = queries.rows_descriptor(64 * place);
       begin_softmax(rows);
       mbarrier_wait(shared.query_full(query.slot), query.parity);
       const FinishedRows finished = kHasHalves ? compute_halves(rows, q, received.window, own, leaving)
                                                : compute_tiles(rows, q, received.window, own, leaving);
       store(rows, finished);
       leaving = query.slot;
+      if (kChangesPlaces) place = place + 1 == kConsumers ? 0 : place + 1;
       if (kQueryTiles == 1 && !kHasOutputTile) release_query(leaving);
       query.advance();
     }

@@ -53,6 +53,11 @@ constexpr int kHalfKeys = kBlockN / 2;
 // others' products too.
 constexpr bool kTakesTurns = (kHides || kHeadDim <= 64) && kHeadDim <= 128 && kSlots == 2 && !kHasHalves;
 
+// Whether warpgroups change places from one tile of rows to the next. Under a mask those of the last rows see more keys than
+// the others: where slots let warpgroups come tiles apart, that evens out. An output in a place of its own is waited for by the
+// warps that sent it, which then have to stay.
+constexpr bool kChangesPlaces = kHides && kSlots > 2 && !kHasOutputTile;
+
 // So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
 // them sooner, early enough that their keys arrive in time.
 constexpr int kTilesAhead = 4;
@@ -60,10 +65,15 @@ constexpr int kTilesAhead = 4;
 // Registers of a thread before and after they are shared out: (producer + kConsumers * consumer) threads must not have more
 // than the launch gave the block, or the consumers wait for ever.
 constexpr int kAccumulators = kBlockN / 2 + kBlockN / 4 + kValueDim / 2;
-constexpr bool kIsCrowded = kConsumers == 3 ? kAccumulators > 120 : kAccumulators > 160;
-constexpr int kProducerRegisters = kConsumers == 3 ? (kIsCrowded ? 32 : 56) : (kIsCrowded ? 40 : 56);
-constexpr int kConsumerRegisters = kConsumers == 3 ? (kIsCrowded ? 160 : 152) : (kIsCrowded ? 232 : 224);
-static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (kConsumers == 3 ? 512 : 504));
+struct Registers {
+  int producer, consumer, all;  // of the launch
+};
+constexpr Registers kRegisters = kConsumers == 4       ? Registers{32, 112, 480}
+                                 : kConsumers == 3     ? (kAccumulators > 120 ? Registers{32, 160, 512} : Registers{56, 152, 512})
+                                 : kAccumulators > 160 ? Registers{40, 232, 504}
+                                                       : Registers{56, 224, 504};
+constexpr int kProducerRegisters = kRegisters.producer, kConsumerRegisters = kRegisters.consumer;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= kRegisters.all);
 
 // Scores stay unscaled, and softmax_scale (positive: the plan sees to it) is folded into the exponential, where nothing looks
 // at them in between.

@@ -74,7 +74,7 @@ pub struct HopperConfig {
     pub head_dim: usize,
     /// value_dim, rounded up to a multiple of 16.
     pub value_dim: usize,
-    /// Query rows of a tile: 128 or 192, 64 for each warpgroup that computes.
+    /// Query rows of a tile: 128, 192 or 256, 64 for each warpgroup that computes.
     pub block_m: usize,
     /// Keys of a tile: a multiple of 32.
     pub block_n: usize,
@@ -96,14 +96,18 @@ impl HopperConfig {
         let value = |name: &str, value: usize, expected: String| {
             Err(Error::value(format!("config.{name}"), value, expected))
         };
-        if self.block_m != 128 && self.block_m != 192 {
-            return value("block_m", self.block_m, "128 or 192, 64 rows for each warpgroup".into());
+        if ![128, 192, 256].contains(&self.block_m) {
+            return value("block_m", self.block_m, "128, 192 or 256, 64 rows for each warpgroup".into());
         }
         if self.block_n == 0 || !self.block_n.is_multiple_of(32) || self.block_n > 256 {
             return value("block_n", self.block_n, "a multiple of 32, up to 256".into());
         }
         let accumulators = self.accumulators();
-        let most = if self.block_m == 192 { 128 } else { 192 };
+        let most = match self.block_m {
+            256 => 80,
+            192 => 128,
+            _ => 192,
+        };
         if accumulators > most {
             return value(
                 "block_n",
@@ -255,7 +259,14 @@ mod tests {
         assert_eq!(wide.shared_memory_bytes(), (224 << 10) + 2048);
         let full = HopperConfig { head_dim: 192, value_dim: 192, ..wide };
         assert_eq!((full.output_columns(), full.shared_memory_bytes()), (192, (192 << 10) + 2048));
+        let narrow = HopperConfig { head_dim: 64, value_dim: 64, block_m: 256, block_n: 64, ..config };
+        narrow.check(limit).unwrap();
+        assert_eq!(
+            (narrow.block_threads(), narrow.stages(), narrow.shared_memory_bytes()),
+            (640, 4, (128 << 10) + 2048)
+        );
         for wrong in [
+            HopperConfig { block_n: 96, ..narrow },
             HopperConfig { block_m: 64, ..config },
             HopperConfig { block_n: 112, ..config },
             HopperConfig { block_n: 192, ..config },

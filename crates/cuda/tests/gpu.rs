@@ -79,6 +79,49 @@ fn decode_forms() -> [(&'static str, Case); 17] {
     ]
 }
 
+/// Cases for tiles of the Hopper family that only many rows take, with what the kernel's name has on an H100 or H200.
+fn hopper_forms() -> [(&'static str, Case); 11] {
+    let base = Case { batch: 11, heads: (12, 6), sinks: true, ..Case::new(DType::BF16) };
+    let narrow = Case { seqlen: (480, 500), ..base };
+    let wide = Case { seqlen: (380, 500), dims: (128, 128), ..base };
+    let ragged = Case { batch: 45, keys: Keys::Ragged, ragged_q: true, mask: MaskKind::Causal, ..narrow };
+    [
+        ("bf16-d64-m256n64q2-tma-nomask", narrow),
+        ("bf16-d64-m256n64q2-tma-causal", Case { mask: MaskKind::Causal, ..narrow }),
+        ("f16-d64-m256n64q2-tma-causal", Case { mask: MaskKind::Causal, dtype: DType::F16, ..narrow }),
+        ("bf16-d64-m256n64q2-tma-slidingwindow", Case { mask: MaskKind::Window(200, 0), ..narrow }),
+        ("bf16-d48-m256n64q2-tma-causal", Case { dims: (48, 48), mask: MaskKind::Causal, ..narrow }),
+        ("bf16-d64-m256n64q2-tma-causal", Case { keys: Keys::Lengths, mask: MaskKind::Causal, ..narrow }),
+        ("bf16-d64-m256n64q2-tma-causal", ragged),
+        ("bf16-d64-m192n128q2-tma-nomask", Case { seqlen: (380, 1500), ..narrow }),
+        ("bf16-d128-m192n64q2-tma-causal", Case { mask: MaskKind::Causal, ..wide }),
+        ("bf16-d128-m192n64q2-tma-slidingwindow", Case { mask: MaskKind::Window(90, 0), ..wide }),
+        ("bf16-d128-m128n128q2-tma-nomask", Case { seqlen: (380, 1100), ..wide }),
+    ]
+}
+
+#[test]
+fn the_cases_for_hopper_take_the_forms_they_are_for() {
+    let compilers: Vec<Box<dyn Compiler>> = vec![Box::new(SourceList::default())];
+    let store = KernelStore::new(StoreOptions { compilers, ..StoreOptions::default() });
+    let planner = OfflinePlanner::new("sm_90", Arc::new(store)).unwrap();
+    let host = ReferenceBackend::new();
+    for (form, case) in hopper_forms() {
+        let (plan, _, _) =
+            with_problem(&host, &case, &Stream::host(), |problem| planner.plan(problem)).unwrap();
+        assert!(plan.kernel_id.contains(form), "{form}: {}", plan.kernel_id);
+    }
+}
+
+#[test]
+fn every_form_of_the_hopper_kernel_agrees_with_the_reference() {
+    let backend = gpu_or_return!();
+    for (form, case) in hopper_forms() {
+        let (errors, plan) = errors(&backend, &case).unwrap();
+        assert!(errors.are_fine(case.dtype), "{form}: {errors:?}\n{case:?}\n{plan}");
+    }
+}
+
 #[test]
 fn the_cases_for_decode_take_the_forms_they_are_for() {
     let compilers: Vec<Box<dyn Compiler>> = vec![Box::new(SourceList::default())];

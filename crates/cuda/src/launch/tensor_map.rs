@@ -187,7 +187,9 @@ impl Axes {
             ],
             strides: [self.head_stride, self.row_stride, self.row_stride, tile_stride],
             sizes: [SLAB_COLUMNS as u32, heads_per_tile as u32, (rows / heads_per_tile) as u32, 1, 1],
-            fetched: Fetched::Bytes256,
+            // A slab of a row, whose next one a copy of its own brings; of one slab, a neighbour head's, which another block
+            // wants soon.
+            fetched: if self.columns > SLAB_COLUMNS { Fetched::Bytes128 } else { Fetched::Bytes256 },
         };
         Some((map, u32::try_from(self.batch_rows).ok()?))
     }

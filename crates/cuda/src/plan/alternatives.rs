@@ -12,7 +12,7 @@ pub(crate) fn alternatives(facts: &DeviceFacts, key: &PlanKey) -> Vec<AttentionC
     let flash2 = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
     let mut configs = vec![flash2];
     if facts.compute_capability == HOPPER && HopperConfig::has_dtype(key.shape.dtype) {
-        for (block_m, block_n) in pairs([128, 192], [64, 96, 128, 160, 192]) {
+        for (block_m, block_n) in pairs([128, 192, 256], [64, 96, 128, 160, 192]) {
             configs.push(AttentionConfig {
                 algorithm: Algorithm::Flash3,
                 block_m: Some(block_m),

@@ -137,7 +137,12 @@ fn better_elsewhere(request: &Request<'_>, rows: usize, num_tiles: usize) -> Opt
 }
 
 /// From so many keys on, tiles in halves make good what their first one costs.
-const FEWEST_KEYS_OF_HALVES: usize = 2048;
+const FEWEST_KEYS_OF_HALVES: usize = 1024;
+
+/// To so many keys, without and with a causal mask, four warpgroups in small tiles are faster at head_dim 64: what is between
+/// the products of one runs beside three others.
+const MOST_KEYS_OF_FOUR: usize = 1024;
+const MOST_CAUSAL_KEYS_OF_FOUR: usize = 4096;
 
 /// The tile for these dimensions.
 fn default_tile(request: &Request<'_>) -> HopperConfig {
@@ -151,9 +156,23 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
         block_n,
         query_tiles,
     };
+    let keys = if shape.ragged_q { typical_rows(shape) } else { shape.seqlen_k };
     // Three warpgroups keep the tensor cores busy while each of them does what is between its products.
     match (head_dim, value_dim) {
-        (..=64, ..=64) => tile(192, 128, 2),
+        (..=64, ..=64) => {
+            let (four, three) = (tile(256, 64, 2), tile(192, 128, 2));
+            let most_keys = match (request.mask_type, request.score_mod_type) {
+                ("NoMask", "Identity") => MOST_KEYS_OF_FOUR,
+                ("Causal", "Identity") => MOST_CAUSAL_KEYS_OF_FOUR,
+                // A row sees few of them.
+                ("SlidingWindow", "Identity") => usize::MAX,
+                // What else is done to scores takes more registers than four warpgroups have.
+                _ => 0,
+            };
+            // Of sequences of many lengths some leave a part of any tile empty.
+            let is_filled = shape.ragged_q || is_filled(request, &four);
+            if keys <= most_keys && is_filled && ends_as_early(request, &four, &three) { four } else { three }
+        }
         (..=96, ..=96) => tile(192, 96, 2),
         (..=128, ..=128) => {
             let (three, two) = (tile(192, 64, 2), tile(128, 128, 2));
@@ -163,13 +182,13 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
             let is_asked_long = request.mask_type.contains("Document");
             // Without a mask, two warpgroups take tiles of 128 keys in halves, which begins slowly and then is faster.
             let has_halves = request.mask_type == "NoMask" && request.score_mod_type == "Identity";
-            let keys = if shape.ragged_q { typical_rows(shape) } else { shape.seqlen_k };
             if has_halves && keys >= FEWEST_KEYS_OF_HALVES {
                 return two;
             }
             let is_modified = !matches!(request.score_mod_type, "Identity" | "Alibi")
                 || request.mask_type.contains("Additive");
-            if !is_asked_long && !is_modified && occupies(request, &three, &two) { three } else { two }
+            let is_better = is_filled(request, &three) && ends_as_early(request, &three, &two);
+            if !is_asked_long && !is_modified && is_better { three } else { two }
         }
         (..=192, ..=128) => tile(128, 128, 1),
         _ => tile(128, 64, 1),
@@ -179,17 +198,22 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
 /// Tiles for each multiprocessor from which on it does not matter that the last of them are not evenly shared.
 const MANY_ROUNDS: usize = 4;
 
-/// Whether a larger tile leaves no more to wait for at the end than a smaller one, and at most a sixth of its rows empty.
-fn occupies(request: &Request<'_>, larger: &HopperConfig, smaller: &HopperConfig) -> bool {
+/// Whether a tile leaves at most a sixth of its rows empty.
+fn is_filled(request: &Request<'_>, tile: &HopperConfig) -> bool {
     let rows = typical_rows(request.shape);
-    let heads_of = |tile: &HopperConfig| packed_heads(rows, request.shape.group_size(), tile.block_m);
+    let rows = rows * packed_heads(rows, request.shape.group_size(), tile.block_m);
+    6 * rows >= 5 * rows.next_multiple_of(tile.block_m)
+}
+
+/// Whether a larger tile leaves no more to wait for at the end than a smaller one.
+fn ends_as_early(request: &Request<'_>, larger: &HopperConfig, smaller: &HopperConfig) -> bool {
+    let rows = typical_rows(request.shape);
     let rounds_of = |tile: &HopperConfig| {
-        num_tiles(request, tile, rows, heads_of(tile)).div_ceil(request.facts.multiprocessors)
+        let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
+        num_tiles(request, tile, rows, heads_per_tile).div_ceil(request.facts.multiprocessors)
     };
-    let rows_of_tiles = rows * heads_of(larger);
-    let (rounds, room) = (rounds_of(larger), rows_of_tiles.next_multiple_of(larger.block_m));
-    6 * rows_of_tiles >= 5 * room
-        && (rounds >= MANY_ROUNDS || rounds * larger.block_m <= rounds_of(smaller) * smaller.block_m)
+    let rounds = rounds_of(larger);
+    rounds >= MANY_ROUNDS || rounds * larger.block_m <= rounds_of(smaller) * smaller.block_m
 }
 
 /// The tile with what the caller fixed.

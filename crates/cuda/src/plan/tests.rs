@@ -181,12 +181,33 @@ fn documents_modified_scores_and_long_sequences_without_a_mask_take_wide_tiles()
     };
     let tile_of = |mask_type, score_mod_type| tile_of_length(8192, mask_type, score_mod_type);
     assert_eq!(tile_of("NoMask", "Identity"), (128, 128));
-    assert_eq!(tile_of_length(1536, "NoMask", "Identity"), (192, 64));
+    assert_eq!(tile_of_length(768, "NoMask", "Identity"), (192, 64));
     assert_eq!(tile_of("Causal", "Identity"), (192, 64));
     assert_eq!(tile_of("And<Causal, Document>", "Identity"), (128, 128));
     assert_eq!(tile_of("NoMask", "Softcap"), (128, 128));
     assert_eq!(tile_of("PackedAdditive<float>", "Identity"), (128, 128));
     assert_eq!(tile_of("Causal", "Alibi"), (192, 64));
+}
+
+#[test]
+fn short_rows_of_narrow_heads_take_four_warpgroups_where_tiles_are_full() {
+    let tile_of = |length, mask_type, score_mod_type| {
+        let (shape, functors) =
+            (shape(16, (length, length), (32, 32), 64, DType::BF16), (mask_type, score_mod_type));
+        let choice = choose_functors(&shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
+        match choice.kernel {
+            KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
+            kernel => panic!("{kernel:?}"),
+        }
+    };
+    assert_eq!(tile_of(512, "NoMask", "Identity"), (256, 64));
+    assert_eq!(tile_of(2048, "NoMask", "Identity"), (192, 128));
+    assert_eq!(tile_of(4096, "Causal", "Identity"), (256, 64));
+    assert_eq!(tile_of(16384, "SlidingWindow", "Identity"), (256, 64));
+    assert_eq!(tile_of(8192, "Causal", "Identity"), (192, 128));
+    assert_eq!(tile_of(400, "Causal", "Identity"), (192, 128));
+    assert_eq!(tile_of(512, "Causal", "Softcap"), (192, 128));
+    assert_eq!(tile_of(512, "And<Causal, Document>", "Identity"), (192, 128));
 }
 
 #[test]
