@@ -361,7 +361,7 @@ struct Consumer {
     do {
       int count = minimum(run.count, run.tile + 1 - own.begin);
       run.count -= maximum(count, 0);
-      if (run.is_partial) {
+      if (never_full<MaskType> || run.is_partial) {
         for (; count > 0; --count) next_tile<true>(rows, q, run.tile--, s, p);
       } else {
         for (; count > 0; --count) next_tile<false>(rows, q, run.tile--, s, p);

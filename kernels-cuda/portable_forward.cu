@@ -83,6 +83,8 @@ struct Block {
   float scale;      // of scores before mask and modification; 1 where it is folded
   float factor;     // of scores in the exponential
   bool is_folded;   // whether scores stay unscaled, or the modification scales them
+  int first_query, first_rest;  // of the tile's first row: its query, and heads of that query before it
+  unsigned reciprocal;          // of the heads of a tile, in units of 2^-31
 
   OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
                          const Work& work)
@@ -97,6 +99,9 @@ struct Block {
     scale = folded ? 1.0f : parameters.softmax_scale;
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
     is_folded = !kFoldable || folded;
+    first_query = rows.query(rows.first_row);
+    first_rest = rows.first_row - first_query * rows.heads;
+    reciprocal = rows.heads == 1 ? 1u << 31 : (1u << 31) / rows.heads + 1;
   }
 
   // Whether this warp has any row.
@@ -109,13 +114,25 @@ struct Block {
     return KeyTiles<MaskType>(functors.mask, sequence, own, 16 * kFragments, kBlockN).status(tile);
   }
 
-  // Row of an accumulator's fragment and half in the sequence; past the end, the last.
+  // Row of an accumulator's fragment and half in the sequence; past the end, where there is none, the last.
+  OMNIFLASH_DEVICE bool is_row(int fragment, int half) const {
+    return rows.first_row + warp_row + 16 * fragment + 8 * half + lane_index() / 4 < rows.num_rows;
+  }
   OMNIFLASH_DEVICE int row(int fragment, int half) const {
     return minimum(rows.first_row + warp_row + 16 * fragment + 8 * half + lane_index() / 4, rows.num_rows - 1);
   }
+  // Queries after the first and the head of a row of the tile, by a product: rows are few, so it is exact.
+  OMNIFLASH_DEVICE int queries_before(int row) const {
+    const unsigned within = row - rows.first_row + first_rest;
+    return static_cast<int>(2ull * within * reciprocal >> 32);
+  }
+  OMNIFLASH_DEVICE int query(int row) const { return first_query + queries_before(row); }
+  OMNIFLASH_DEVICE int head(int row) const {
+    return rows.first_head + row - rows.first_row + first_rest - queries_before(row) * rows.heads;
+  }
   OMNIFLASH_DEVICE ScoreIndex index(int row) const {
-    const int query = rows.query(row);
-    return ScoreIndex{sequence.batch, rows.head(row), query, sequence.start + query, 0};
+    const int query = this->query(row);
+    return ScoreIndex{sequence.batch, head(row), query, sequence.start + query, 0};
   }
 
   // Steps through rows, which are interleaved heads of queries.
@@ -126,7 +143,7 @@ struct Block {
     OMNIFLASH_DEVICE const Element* at(bool valid) const {
       const int i = valid ? row : block.rows.first_row;
       return block.sequence.template row<const Element>(block.parameters.q, is_ragged(block.parameters),
-                                                        block.rows.query(i), block.rows.head(i));
+                                                        block.query(i), block.head(i));
     }
   };
   OMNIFLASH_DEVICE void copy_queries() const {
@@ -336,48 +353,80 @@ OMNIFLASH_DEVICE bool has_non_finite(const Output& o) {
   return !(sum == 0.0f);
 }
 
-// The sums of a warp's rows by the definition, which leaves hidden values out. Offsets and sums of weights are right already. The
-// four lanes of a row share its products, and each sums its own columns. Rare, and slow.
-OMNIFLASH_DEVICE void sum_by_definition(const Block& block, const Softmax& softmax, Output& o) {
-  const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim, lane = lane_index() % 4;
+// What a finished row is made of: its weights' offset, what its sums are multiplied by, and its lse.
+struct FinishedRow {
+  float offset, scale, lse;
+};
+using FinishedRows = FinishedRow[kFragments][2];
+
+// Where a partition's part of a row lies, in f32.
+OMNIFLASH_DEVICE long long row_of_partition(const Block& block, int row) {
+  return block_index_y() * block.parameters.total_q * block.parameters.num_heads +
+         block.sequence.workspace_row(block.parameters, block.query(row), block.head(row));
+}
+OMNIFLASH_DEVICE float* part_of_row(const Block& block, int row) {
+  return static_cast<float*>(block.parameters.partial_out) + row_of_partition(block, row) * block.parameters.value_dim;
+}
+
+// Two neighbours of a part.
+struct alignas(8) PairOfSums {
+  float low, high;
+};
+
+// The rows of a warp by the definition, which leaves hidden values out, in place of sums that met one. Offsets and sums of
+// weights are right already. A lane has pairs of columns. Rare, and slow.
+OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const FinishedRows& finished, bool is_part) {
+  constexpr int kPairs = (kValueDim + 63) / 64;
   const KeyTiles<MaskType> tiles = TileWalk(block).tiles;
   const int last = minimum(tiles.end * kBlockN, block.sequence.kv_len);
+  const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim, lane = lane_index();
 #pragma unroll 1
-  for (int i = 0; i < 2 * kFragments; ++i) {
-    float offset = 0.0f;
+  for (int i = 0; i < 16 * kFragments; ++i) {
+    const int row = block.rows.first_row + block.warp_row + i;
+    if (row >= block.rows.num_rows) break;
+    float offset = 0.0f, scale = 0.0f;
 #pragma unroll
-    for (int row = 0; row < 2 * kFragments; ++row) {
-      if (row != i) continue;
-      offset = softmax[row / 2][row % 2].offset(block.factor);
-#pragma unroll
-      for (int n = 0; n < 2 * kV; ++n) o[row / 2][n / 2][row % 2 * 2 + n % 2] = 0.0f;
+    for (int half = 0; half < 2 * kFragments; ++half) {
+      const FinishedRow own = finished[half / 2][half % 2];
+      offset = half == i / 8 ? own.offset : offset;
+      scale = half == i / 8 ? own.scale : scale;
     }
-    ScoreIndex at = block.index(block.row(i / 2, i % 2));
+    offset = shuffle(offset, i % 8 * 4);
+    scale = shuffle(scale, i % 8 * 4);
+    ScoreIndex at = block.index(row);
     const Element* q =
         block.sequence.template row<const Element>(block.parameters.q, is_ragged(block.parameters), at.row, at.head);
+    float sum[kPairs][2] = {};
 #pragma unroll 1
     for (at.k = tiles.begin * kBlockN; at.k < last; ++at.k) {
       const Element* k = block.keys.template keys_from<Element>(at.k).at(true);
       float score = 0.0f;
 #pragma unroll 1
-      for (int column = lane; column < head_dim; column += 4) score += to_float(q[column]) * to_float(k[column]);
-      score = block.functors.score_mod.apply(quad_sum(score) * block.scale, at);
+      for (int column = lane; column < head_dim; column += 32) score += to_float(q[column]) * to_float(k[column]);
+#pragma unroll
+      for (int other = 16; other > 0; other /= 2) score += shuffle_xor(score, other);
+      score = block.functors.score_mod.apply(score * block.scale, at);
       const float weight = exp2_of(masked(block.functors.mask, score, at), block.factor, offset);
-      if (weight != 0.0f) {
-        const Element* v = block.keys.template values_from<Element>(at.k).at(true);
-        int column = 2 * lane;
+      if (weight == 0.0f) continue;
+      const Element* v = block.keys.template values_from<Element>(at.k).at(true);
 #pragma unroll
-        for (int n = 0; n < kV; ++n, column += 8) {
-          if (n == 16) column = opaque(column);  // or all values are loaded before the first is used
+      for (int pair = 0; pair < kPairs; ++pair) {
+        const int column = 64 * pair + 2 * lane;
 #pragma unroll
-          for (int odd = 0; odd < 2; ++odd) {
-            const float product = column + odd < value_dim ? weight * to_float(v[column + odd]) : 0.0f;
-#pragma unroll
-            for (int row = 0; row < 2 * kFragments; ++row) {
-              if (row == i) o[row / 2][n][row % 2 * 2 + odd] += product;
-            }
-          }
+        for (int odd = 0; odd < 2; ++odd) {
+          if (column + odd < value_dim) sum[pair][odd] += weight * to_float(v[column + odd]);
         }
+      }
+    }
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int column = 64 * pair + 2 * lane;
+      if (column >= value_dim) continue;
+      const float low = sum[pair][0] * scale, high = sum[pair][1] * scale;
+      if (is_part) {
+        *reinterpret_cast<PairOfSums*>(part_of_row(block, row) + column) = {low, high};
+      } else {
+        store_pair<Element>(output_tile().element(block.warp_row + i, column), low, high);
       }
     }
   }
@@ -385,10 +434,9 @@ OMNIFLASH_DEVICE void sum_by_definition(const Block& block, const Softmax& softm
 
 // ---- results
 
-// Rounds the tile's rows, turns them in shared memory and writes whole chunks.
-OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
+// Rounds a warp's rows into their place of the tile of outputs.
+OMNIFLASH_DEVICE void place_output(const Block& block, const Output& o) {
   const RowsOfValueDim out = output_tile();
-  barrier();  // the tile lies over those of the loop
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
@@ -396,13 +444,15 @@ OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
       const int row = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
 #pragma unroll
       for (int n = 0; n < kV; ++n) {
-        const unsigned to = out.element(row, 8 * n + lane_index() % 4 * 2);
-        const float low = o[m][n][2 * half], high = o[m][n][2 * half + 1];
-        store_pair<Element>(to, low, high);
+        store_pair<Element>(out.element(row, 8 * n + lane_index() % 4 * 2), o[m][n][2 * half], o[m][n][2 * half + 1]);
       }
     }
   }
-  barrier();
+}
+
+// Writes the tile of outputs to memory in whole chunks.
+OMNIFLASH_DEVICE void store_output(const Block& block) {
+  const RowsOfValueDim out = output_tile();
   struct alignas(16) Chunk {
     unsigned words[4];
   };
@@ -430,8 +480,7 @@ OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
   for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
     const int row = block.rows.first_row + i / kChunks, column = i % kChunks * kElements;
     if (row >= block.rows.num_rows || column >= columns) continue;
-    Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.rows.query(row), block.rows.head(row)) +
-                  column;
+    Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.query(row), block.head(row)) + column;
     Chunk chunk;
     load_shared_16(chunk.words, out.chunk(i / kChunks, i % kChunks));
     if constexpr (kVectorLoads) {
@@ -445,37 +494,39 @@ OMNIFLASH_DEVICE void store_output(const Block& block, const Output& o) {
   }
 }
 
-// Writes a partition's part in f32; combine.hpp does not read rows whose lse is -inf.
-OMNIFLASH_DEVICE void store_partial_row(const Block& block, int row, const float lse, const float (&o)[kV][4], int half) {
-  const long long at = block_index_y() * block.parameters.total_q * block.parameters.num_heads +
-                       block.sequence.workspace_row(block.parameters, block.rows.query(row), block.rows.head(row));
-  if (lane_index() % 4 == 0) static_cast<float*>(block.parameters.partial_lse)[at] = lse;
-  if (lse == -kInfinity) return;
-  float* out = static_cast<float*>(block.parameters.partial_out) + at * block.parameters.value_dim;
-#pragma unroll
-  for (int n = 0; n < kV; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int column = 8 * n + lane_index() % 4 * 2 + i;
-      if (column < static_cast<int>(block.parameters.value_dim)) out[column] = o[n][2 * half + i];
-    }
-  }
-}
-
-OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, Softmax& softmax, Output& o) {
-  if (kHides && has_hidden && warp_any(has_non_finite(o))) sum_by_definition(block, softmax, o);
-  const bool partitioned = block.parameters.num_partitions > 1;
-  // A sink counts once: where the sequence is cut, in combine.hpp.
-  const bool has_sinks = !partitioned && static_cast<SinkForm>(block.parameters.sink_form) != SinkForm::Absent;
-  float lse[kFragments][2];
+// Writes the parts of a warp's rows; combine.hpp does not read rows whose lse is -inf.
+OMNIFLASH_DEVICE void store_parts(const Block& block, const FinishedRows& finished, const Output& o) {
+  const int column = lane_index() % 4 * 2, value_dim = block.parameters.value_dim;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float sink = has_sinks ? sink_log2(block.parameters, block.rows.head(block.row(m, half))) : -kInfinity;
-      const SoftmaxRow& state = softmax[m][half];
-      const SoftmaxResult result = finalize(state.offset(block.factor), quad_sum(state.sum), sink);
-      lse[m][half] = result.lse;
+      if (!block.is_row(m, half) || finished[m][half].lse == -kInfinity) continue;
+      float* out = part_of_row(block, block.row(m, half)) + column;
+#pragma unroll
+      for (int n = 0; n < kV; ++n) {
+        if (8 * n + column < value_dim) {
+          *reinterpret_cast<PairOfSums*>(out + 8 * n) = {o[m][n][2 * half], o[m][n][2 * half + 1]};
+        }
+      }
+    }
+  }
+}
+
+OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, const Softmax& softmax, Output& o) {
+  const bool by_definition = kHides && has_hidden && warp_any(has_non_finite(o));
+  const bool is_part = block.parameters.num_partitions > 1;
+  // A sink counts once: where the sequence is cut, in combine.hpp.
+  const bool has_sinks = !is_part && static_cast<SinkForm>(block.parameters.sink_form) != SinkForm::Absent;
+  FinishedRows finished;
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sink = has_sinks ? sink_log2(block.parameters, block.head(block.row(m, half))) : -kInfinity;
+      const float offset = softmax[m][half].offset(block.factor);
+      const SoftmaxResult result = finalize(offset, quad_sum(softmax[m][half].sum), sink);
+      finished[m][half] = FinishedRow{offset, result.scale, result.lse};
 #pragma unroll
       for (int n = 0; n < kV; ++n) {
         o[m][n][2 * half] *= result.scale;
@@ -483,22 +534,29 @@ OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, Softmax& softma
       }
     }
   }
-  if (!partitioned) store_output(block, o);
-  const bool wants_lse = static_cast<LseForm>(block.parameters.lse_form) == LseForm::Written;
-  if (!partitioned && !wants_lse) return;
+  if (!is_part) barrier();  // the tile of outputs lies over those of the loop
+  if (by_definition) {
+    write_rows_by_definition(block, finished, is_part);
+  } else if (is_part) {
+    store_parts(block, finished, o);
+  } else {
+    place_output(block, o);
+  }
+  if (!is_part) {
+    barrier();
+    store_output(block);
+  }
+  if (!is_part && static_cast<LseForm>(block.parameters.lse_form) != LseForm::Written) return;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int in_tile = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
-      if (block.rows.first_row + in_tile >= block.rows.num_rows) continue;
+      if (lane_index() % 4 != 0 || !block.is_row(m, half)) continue;
       const int row = block.row(m, half);
-      if (partitioned) {
-        store_partial_row(block, row, lse[m][half], o[m], half);
-      } else if (lane_index() % 4 == 0) {
-        *block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.rows.query(row),
-                                   block.rows.head(row)) = lse[m][half];
-      }
+      float* lse = is_part ? static_cast<float*>(block.parameters.partial_lse) + row_of_partition(block, row)
+                           : block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.query(row),
+                                                       block.head(row));
+      *lse = finished[m][half].lse;
     }
   }
 }
@@ -548,7 +606,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   int next = tiles.next(tile + 1, next_status);
   for (int slot = 0; tile < tiles.end();) {
     // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
-    while (!hides_by_score<ScoreModType> && tile < tiles.end() && status == TileStatus::Full && block.is_folded &&
+    while (!hides_by_score<ScoreModType> && !never_full<MaskType> && tile < tiles.end() && status == TileStatus::Full && block.is_folded &&
            tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
       copy_wait<0>();
       barrier();  // this tile has landed, and all warps have left the slots of the last one

@@ -38,8 +38,8 @@ template <>
 inline constexpr bool hides_nothing<NoMask> = true;
 constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
 
-// What a warpgroup may see of its first tile: all, or the first half of the keys.
-constexpr int kHalfTile = kHides && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
+// What a warpgroup may see of its first tile: all, or, where the mask has a range that may end there, the first half of the keys.
+constexpr int kHalfTile = kHides && has_range<MaskType> && kBlockN > 64 && kBlockN % 64 == 0 ? kBlockN / 2 : kBlockN;
 
 // Whether tiles of keys are taken in halves: scores of the next half and the output of the one before are computed while one
 // becomes weights. It begins and ends slowly and takes registers, and a mask may branch, which nothing must meanwhile.

@@ -68,8 +68,15 @@ template <class Mask>
 constexpr bool sees_every_tile = requires { requires Mask::kSeesEveryTile; };
 
 template <class Mask>
+constexpr bool has_status = requires(const Mask& mask, const TileRect& tile) { mask.status(tile); };
+
+// Whether no status can be Full: without one, and where a join has to know one that is missing.
+template <class Mask>
+constexpr bool never_full = !has_status<Mask> || requires { requires Mask::kNeverFull; };
+
+template <class Mask>
 OMNIFLASH_DEVICE TileStatus status_of(const Mask& mask, const TileRect& tile) {
-  if constexpr (requires { mask.status(tile); }) {
+  if constexpr (has_status<Mask>) {
     return mask.status(tile);
   } else {
     return TileStatus::Partial;
@@ -77,8 +84,11 @@ OMNIFLASH_DEVICE TileStatus status_of(const Mask& mask, const TileRect& tile) {
 }
 
 template <class Mask>
+constexpr bool has_range = requires(const Mask& mask, const RowRange& rows, KeyRange& keys) { mask.range(rows, keys); };
+
+template <class Mask>
 OMNIFLASH_DEVICE void shrink_range(const Mask& mask, const RowRange& rows, KeyRange& keys) {
-  if constexpr (requires { mask.range(rows, keys); }) mask.range(rows, keys);
+  if constexpr (has_range<Mask>) mask.range(rows, keys);
 }
 
 template <class Mask>

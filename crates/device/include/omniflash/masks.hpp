@@ -271,6 +271,7 @@ template <class A, class B>
 struct And {
   static constexpr bool kHeadInvariant = head_invariant<A> && head_invariant<B>;
   static constexpr bool kStatusReads = status_reads<A> || status_reads<B>;
+  static constexpr bool kNeverFull = never_full<A> || never_full<B>;
   alignas(16) A a;
   alignas(16) B b;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return a.keep(at) && b.keep(at); }
@@ -297,6 +298,7 @@ template <class A, class B>
 struct Or {
   static constexpr bool kHeadInvariant = head_invariant<A> && head_invariant<B>;
   static constexpr bool kStatusReads = status_reads<A> || status_reads<B>;
+  static constexpr bool kNeverFull = never_full<A> && never_full<B>;
   alignas(16) A a;
   alignas(16) B b;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return a.keep(at) || b.keep(at); }
@@ -321,6 +323,7 @@ template <class A>
 struct Not {
   static constexpr bool kHeadInvariant = head_invariant<A>;
   static constexpr bool kStatusReads = status_reads<A>;
+  static constexpr bool kNeverFull = !has_status<A>;
   alignas(16) A a;
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return !a.keep(at); }
   OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return opposite(status_of(a, tile)); }
