@@ -99,9 +99,15 @@ struct Block {
     scale = folded ? 1.0f : parameters.softmax_scale;
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
     is_folded = !kFoldable || folded;
-    first_query = rows.query(rows.first_row);
-    first_rest = rows.first_row - first_query * rows.heads;
-    reciprocal = rows.heads == 1 ? 1u << 31 : (1u << 31) / rows.heads + 1;
+    first_query = rows.first_row;
+    first_rest = 0;
+    reciprocal = 1u << 31;
+    if (rows.heads > 1) {
+      const unsigned heads = rows.heads;
+      first_query = static_cast<unsigned>(rows.first_row) / heads;
+      first_rest = rows.first_row - first_query * rows.heads;
+      reciprocal = (1u << 31) / heads + 1;
+    }
   }
 
   // Whether this warp has any row.
@@ -368,10 +374,19 @@ OMNIFLASH_DEVICE float* part_of_row(const Block& block, int row) {
   return static_cast<float*>(block.parameters.partial_out) + row_of_partition(block, row) * block.parameters.value_dim;
 }
 
-// Two neighbours of a part.
-struct alignas(8) PairOfSums {
-  float low, high;
-};
+// Writes two neighbours of a part, where the row has so many columns left. Rows that are not aligned may have an odd number.
+OMNIFLASH_DEVICE void store_sums(float* to, int columns_left, float low, float high) {
+  struct alignas(8) Pair {
+    float low, high;
+  };
+  if (columns_left <= 0) return;
+  if constexpr (kVectorLoads) {
+    *reinterpret_cast<Pair*>(to) = Pair{low, high};
+  } else {
+    to[0] = low;
+    if (columns_left > 1) to[1] = high;
+  }
+}
 
 // The rows of a warp by the definition, which leaves hidden values out, in place of sums that met one. Offsets and sums of
 // weights are right already. A lane has pairs of columns. Rare, and slow.
@@ -421,11 +436,10 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const Finishe
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       const int column = 64 * pair + 2 * lane;
-      if (column >= value_dim) continue;
       const float low = sum[pair][0] * scale, high = sum[pair][1] * scale;
       if (is_part) {
-        *reinterpret_cast<PairOfSums*>(part_of_row(block, row) + column) = {low, high};
-      } else {
+        store_sums(part_of_row(block, row) + column, value_dim - column, low, high);
+      } else if (column < value_dim) {
         store_pair<Element>(output_tile().element(block.warp_row + i, column), low, high);
       }
     }
@@ -436,16 +450,16 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const Finishe
 
 // Rounds a warp's rows into their place of the tile of outputs.
 OMNIFLASH_DEVICE void place_output(const Block& block, const Output& o) {
-  const RowsOfValueDim out = output_tile();
+  // Rows 8 apart are permuted alike: one address, and an offset for each pair.
+  const int lane = opaque(lane_index()), kChunksOfColumns = 8 / RowsOfValueDim::kChunkElements;
+  const unsigned to = output_tile().element(block.warp_row + lane / 4, lane % 4 * 2);
 #pragma unroll
-  for (int m = 0; m < kFragments; ++m) {
+  for (int n = 0; n < kV; ++n) {
+    const unsigned columns = RowsOfValueDim::right_of(to, kChunksOfColumns * n);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = block.warp_row + 16 * m + 8 * half + lane_index() / 4;
-#pragma unroll
-      for (int n = 0; n < kV; ++n) {
-        store_pair<Element>(out.element(row, 8 * n + lane_index() % 4 * 2), o[m][n][2 * half], o[m][n][2 * half + 1]);
-      }
+    for (int i = 0; i < 2 * kFragments; ++i) {
+      const float(&sums)[4] = o[i / 2][n];
+      store_pair<Element>(columns + 8 * i * RowsOfValueDim::kRowBytes, sums[i % 2 * 2], sums[i % 2 * 2 + 1]);
     }
   }
 }
@@ -502,12 +516,10 @@ OMNIFLASH_DEVICE void store_parts(const Block& block, const FinishedRows& finish
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (!block.is_row(m, half) || finished[m][half].lse == -kInfinity) continue;
-      float* out = part_of_row(block, block.row(m, half)) + column;
+      float* part = part_of_row(block, block.row(m, half)) + column;
 #pragma unroll
       for (int n = 0; n < kV; ++n) {
-        if (8 * n + column < value_dim) {
-          *reinterpret_cast<PairOfSums*>(out + 8 * n) = {o[m][n][2 * half], o[m][n][2 * half + 1]};
-        }
+        store_sums(part + 8 * n, value_dim - column - 8 * n, o[m][n][2 * half], o[m][n][2 * half + 1]);
       }
     }
   }
@@ -606,8 +618,8 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   int next = tiles.next(tile + 1, next_status);
   for (int slot = 0; tile < tiles.end();) {
     // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
-    while (!hides_by_score<ScoreModType> && !never_full<MaskType> && tile < tiles.end() && status == TileStatus::Full && block.is_folded &&
-           tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
+    while (!hides_by_score<ScoreModType> && !never_full<MaskType> && tile < tiles.end() && status == TileStatus::Full &&
+           block.is_folded && tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
       copy_wait<0>();
       barrier();  // this tile has landed, and all warps have left the slots of the last one
       Scores s = {};

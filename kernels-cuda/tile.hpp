@@ -30,8 +30,8 @@ struct SharedTile {
   OMNIFLASH_DEVICE unsigned chunk(int row, int chunk) const {
     return address + row * kRowBytes + permuted(row, chunk) * 16;
   }
-  // The chunk an even number of chunks to the right of one of a row's first two. The number is a constant: most of it
-  // becomes the instruction's offset. Rows 8 apart are permuted alike.
+  // The chunk some chunks to the right of a row's first, or an even number to the right of its second. The number is a
+  // constant: most of it becomes the instruction's offset. Rows 8 apart are permuted alike.
   static OMNIFLASH_DEVICE unsigned right_of(unsigned chunk, int chunks) {
     constexpr int kPermuted = kChunks % 8 == 0 ? 7 : kChunks % 4 == 0 ? 3 : 1;
     return (chunk ^ (chunks & kPermuted) * 16) + (chunks & ~kPermuted) * 16;

@@ -124,7 +124,8 @@ fn exact_arithmetic_serves_any_dimension_without_alignment() {
     };
     let module = forward(&config, &mask, &ScoreMod::Identity, 2);
     let base = Case::<f32>::new(1, 70, 90, 2, 2, 43, 17).masked(mask);
-    check(&module, &config, &Case { tolerance: Tolerance::Exact, ..base });
+    check(&module, &config, &Case { tolerance: Tolerance::Exact, ..base.clone() });
+    check(&module, &config, &Case { tolerance: Tolerance::Exact, partitions: 2, bad_values: true, ..base });
 }
 
 #[test]

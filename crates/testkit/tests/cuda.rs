@@ -37,6 +37,16 @@ fn every_gpu_passes_the_table() {
 /// Small cases go to other kernels unless this family is asked for.
 #[test]
 fn every_gpu_passes_what_flash3_takes_of_the_table() {
+    passes_what_it_takes(Algorithm::Flash3);
+}
+
+/// On Hopper most of the table goes to its own kernels.
+#[test]
+fn every_gpu_passes_what_flash2_takes_of_the_table() {
+    passes_what_it_takes(Algorithm::Flash2);
+}
+
+fn passes_what_it_takes(algorithm: Algorithm) {
     let filter = std::env::var("OMNIFLASH_CONFORMANCE").map_or_else(|_| Filter::all(), Filter::only);
     for backend in backends() {
         let (mut taken, mut wrong) = (0, Vec::new());
@@ -45,7 +55,7 @@ fn every_gpu_passes_what_flash3_takes_of_the_table() {
             if case.config.algorithm != Algorithm::Auto {
                 continue;
             }
-            case.config.algorithm = Algorithm::Flash3;
+            case.config.algorithm = algorithm;
             let outcome = match case.run(&*backend) {
                 Err(Error::Unsupported { .. } | Error::Value { .. }) => continue,
                 outcome => outcome.unwrap_or_else(|error| panic!("{}: {error}", case.name)),
@@ -56,7 +66,7 @@ fn every_gpu_passes_what_flash3_takes_of_the_table() {
             violations.extend(difference(&outcome, &case.run(&*backend).unwrap()));
             wrong.extend(violations.iter().map(|violation| format!("{}: {violation}", case.name)));
         }
-        println!("{} cases by flash3 on {}", taken, backend.info().arch);
+        println!("{taken} cases by {algorithm} on {}", backend.info().arch);
         assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
     }
 }
