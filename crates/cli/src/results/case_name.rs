@@ -100,9 +100,13 @@ impl CaseName {
         self.operations() / (2 * (rows + keys) * self.head_dim * bytes) as f64
     }
 
-    /// What is common to the cases of one curve over lengths: heads, head_dim and form.
+    /// What is common to the cases of one curve over lengths: heads, head_dim, form, and whether lengths are mixed.
     pub(crate) fn family(&self) -> String {
-        format!("{}/{} heads, head_dim {}, {}", self.num_heads, self.num_kv_heads, self.head_dim, self.form)
+        let lengths = if self.is_ragged { ", ragged up to S" } else { "" };
+        format!(
+            "{}/{} heads, head_dim {}, {}{lengths}",
+            self.num_heads, self.num_kv_heads, self.head_dim, self.form
+        )
     }
 }
 
@@ -120,7 +124,9 @@ mod tests {
         assert_eq!((decode.seqlen_q, decode.seqlen_k, decode.form.as_str()), (1, 32768, "page64"));
         let cross = CaseName::parse("B1_S16_4096_H8_8_D64_full").unwrap();
         assert_eq!((cross.seqlen_q, cross.seqlen_k, cross.num_kv_heads), (16, 4096, 8));
-        assert!(CaseName::parse("var_B8_S2048_H16_16_D128_causal").unwrap().is_ragged);
+        let ragged = CaseName::parse("var_B8_S2048_H16_16_D128_causal").unwrap();
+        assert!(ragged.is_ragged);
+        assert_ne!(ragged.family(), CaseName::parse("B8_S2048_H16_16_D128_causal").unwrap().family());
         assert_eq!((CaseName::parse("overhead_plan"), CaseName::parse("")), (None, None));
     }
 
