@@ -137,11 +137,11 @@ fn attention(q: &[bf16], k: &[bf16], v: &[bf16]) -> Vec<f64> {
 }
 
 fn has_compiler() -> bool {
-    let is_there = Command::new("clang-22").arg("--version").output().is_ok();
-    if !is_there {
-        println!("skipped: clang-22 not installed");
-    }
-    is_there
+    let reason = match Command::new("clang-22").arg("--version").output() {
+        Err(_) => Some("clang-22 not installed"),
+        Ok(_) => omniflash_hip_emulator::disassembler_absence(),
+    };
+    reason.inspect(|reason| println!("skipped: {reason}")).is_none()
 }
 
 /// The outcome of a mutant of the source on every architecture; none without a compiler.

@@ -3,6 +3,8 @@
 //! The test binary runs by itself on a machine without cargo: kernels come from `OMNIFLASH_KERNELS`, from the cache
 //! that `OMNIFLASH_CACHE` names, or from NVRTC there.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 #[allow(dead_code, unreachable_pub, reason = "shared with an example")]
 mod support;
 
@@ -100,48 +102,45 @@ fn hopper_forms() -> [(&'static str, Case); 11] {
     ]
 }
 
-#[test]
-fn the_cases_for_hopper_take_the_forms_they_are_for() {
+/// Plans cases without a GPU: each takes the form of the kernel that it is for.
+fn take_the_forms_they_are_for(forms: &[(&str, Case)]) {
     let compilers: Vec<Box<dyn Compiler>> = vec![Box::new(SourceList::default())];
     let store = KernelStore::new(StoreOptions { compilers, ..StoreOptions::default() });
     let planner = OfflinePlanner::new("sm_90", Arc::new(store)).unwrap();
     let host = ReferenceBackend::new();
-    for (form, case) in hopper_forms() {
+    for (form, case) in forms {
         let (plan, _, _) =
-            with_problem(&host, &case, &Stream::host(), |problem| planner.plan(problem)).unwrap();
+            with_problem(&host, case, &Stream::host(), |problem| planner.plan(problem)).unwrap();
         assert!(plan.kernel_id.contains(form), "{form}: {}", plan.kernel_id);
     }
+}
+
+fn agree_with_the_reference(forms: &[(&str, Case)]) {
+    let backend = gpu_or_return!();
+    for (form, case) in forms {
+        let (errors, plan) = errors(&backend, case).unwrap();
+        assert!(errors.are_fine(case.dtype), "{form}: {errors:?}\n{case:?}\n{plan}");
+    }
+}
+
+#[test]
+fn the_cases_for_hopper_take_the_forms_they_are_for() {
+    take_the_forms_they_are_for(&hopper_forms());
 }
 
 #[test]
 fn every_form_of_the_hopper_kernel_agrees_with_the_reference() {
-    let backend = gpu_or_return!();
-    for (form, case) in hopper_forms() {
-        let (errors, plan) = errors(&backend, &case).unwrap();
-        assert!(errors.are_fine(case.dtype), "{form}: {errors:?}\n{case:?}\n{plan}");
-    }
+    agree_with_the_reference(&hopper_forms());
 }
 
 #[test]
 fn the_cases_for_decode_take_the_forms_they_are_for() {
-    let compilers: Vec<Box<dyn Compiler>> = vec![Box::new(SourceList::default())];
-    let store = KernelStore::new(StoreOptions { compilers, ..StoreOptions::default() });
-    let planner = OfflinePlanner::new("sm_90", Arc::new(store)).unwrap();
-    let host = ReferenceBackend::new();
-    for (form, case) in decode_forms() {
-        let (plan, _, _) =
-            with_problem(&host, &case, &Stream::host(), |problem| planner.plan(problem)).unwrap();
-        assert!(plan.kernel_id.contains(form), "{form}: {}", plan.kernel_id);
-    }
+    take_the_forms_they_are_for(&decode_forms());
 }
 
 #[test]
 fn every_form_of_the_decode_kernel_agrees_with_the_reference() {
-    let backend = gpu_or_return!();
-    for (form, case) in decode_forms() {
-        let (errors, plan) = errors(&backend, &case).unwrap();
-        assert!(errors.are_fine(case.dtype), "{form}: {errors:?}\n{case:?}\n{plan}");
-    }
+    agree_with_the_reference(&decode_forms());
 }
 
 #[test]
@@ -218,7 +217,6 @@ struct PagedDecode {
     lengths: omniflash_core::Buffer,
 }
 
-#[allow(clippy::unwrap_used, reason = "all of it is test code")]
 impl PagedDecode {
     const BATCH: usize = 5;
     const PAGES: usize = 24;
@@ -313,7 +311,6 @@ struct MaskedPrefill {
     mask: omniflash_core::Buffer,
 }
 
-#[allow(clippy::unwrap_used, reason = "all of it is test code")]
 impl MaskedPrefill {
     const ROWS: usize = 300;
     const KEYS: usize = 2048;

@@ -76,7 +76,7 @@ static LOADED: LazyLock<Result<Llvm, String>> = LazyLock::new(|| {
 impl Llvm {
     fn load(path: &str) -> Result<Self, String> {
         // SAFETY: LLVM's initialisers register its options and targets and need nothing of the process.
-        let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
+        let library = unsafe { Library::new(path) }.map_err(|error| format!("{path}: {error}"))?;
         // Its symbols are used until the process ends.
         let library: &'static Library = Box::leak(Box::new(library));
         for part in ["TargetInfo", "TargetMC", "Disassembler"] {
@@ -102,8 +102,8 @@ impl Llvm {
     }
 }
 
-/// Why no module can be loaded on this machine, if none can.
-pub(crate) fn absence() -> Option<&'static str> {
+/// Why LLVM's disassembler, without which no module is loaded, is not on this machine; `None` where it is.
+pub fn disassembler_absence() -> Option<&'static str> {
     LOADED.as_ref().err().map(String::as_str)
 }
 
@@ -186,7 +186,10 @@ mod tests {
 
     #[test]
     fn an_instruction_is_read_with_its_literal_and_what_is_none_is_not() {
-        let Ok(llvm) = LOADED.as_ref() else { panic!("{:?}", absence()) };
+        let Ok(llvm) = LOADED.as_ref() else {
+            println!("skipped: LLVM's library is absent: {}", disassembler_absence().unwrap_or_default());
+            return;
+        };
         let disassembler = Disassembler::new(llvm, Target::Gfx942).unwrap();
         let code = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
         let first = |words: &[u32]| disassembler.first(&code(words), 0x17f0);

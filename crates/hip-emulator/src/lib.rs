@@ -57,5 +57,6 @@ pub use checker::Checks;
 pub use configuration::{Configuration, ConfigurationError};
 pub use counters::{CLASSES, Class, Counters};
 pub use device::{Device, Dimensions, MemoryError, Module};
+pub use disassembly::disassembler_absence;
 pub use fault::{Fault, LaunchError, LoadError, Violation};
 pub use target::{Target, UnknownTarget};

@@ -9,13 +9,13 @@ use omniflash_kernels_hip::{Architecture, COMPILER_OPTIONS};
 
 const CLANG: &str = "clang-22";
 
-/// Whether there is no compiler; says so.
+/// Whether kernels cannot be compiled, or not be disassembled; says so.
 pub(crate) fn compiler_is_missing() -> bool {
-    let is_missing = Command::new(CLANG).arg("--version").output().is_err();
-    if is_missing {
-        println!("skipped: {CLANG} not installed");
-    }
-    is_missing
+    let reason = match Command::new(CLANG).arg("--version").output() {
+        Err(_) => Some("clang-22 not installed"),
+        Ok(_) => omniflash_hip_emulator::disassembler_absence(),
+    };
+    reason.inspect(|reason| println!("skipped: {reason}")).is_some()
 }
 
 #[derive(Clone)]

@@ -168,16 +168,20 @@ fn plans_for_ada_are_these() {
     insta::assert_snapshot!(table((8, 9)));
 }
 
+/// Rows and keys of the tile that the Hopper family takes.
+fn hopper_tile(shape: &ProblemShape, functors: (&str, &str)) -> (usize, usize) {
+    let choice = choose_functors(shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
+    match choice.kernel {
+        KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
+        kernel => panic!("{kernel:?}"),
+    }
+}
+
 #[test]
 fn documents_modified_scores_and_long_sequences_without_a_mask_take_wide_tiles() {
     let tile_of_length = |length, mask_type, score_mod_type| {
-        let (shape, functors) =
-            (shape(4, (length, length), (16, 16), 128, DType::BF16), (mask_type, score_mod_type));
-        let choice = choose_functors(&shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
-        match choice.kernel {
-            KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
-            kernel => panic!("{kernel:?}"),
-        }
+        let shape = shape(4, (length, length), (16, 16), 128, DType::BF16);
+        hopper_tile(&shape, (mask_type, score_mod_type))
     };
     let tile_of = |mask_type, score_mod_type| tile_of_length(8192, mask_type, score_mod_type);
     assert_eq!(tile_of("NoMask", "Identity"), (128, 128));
@@ -192,13 +196,8 @@ fn documents_modified_scores_and_long_sequences_without_a_mask_take_wide_tiles()
 #[test]
 fn short_rows_of_narrow_heads_take_four_warpgroups_where_tiles_are_full() {
     let tile_of = |length, mask_type, score_mod_type| {
-        let (shape, functors) =
-            (shape(16, (length, length), (32, 32), 64, DType::BF16), (mask_type, score_mod_type));
-        let choice = choose_functors(&shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
-        match choice.kernel {
-            KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
-            kernel => panic!("{kernel:?}"),
-        }
+        let shape = shape(16, (length, length), (32, 32), 64, DType::BF16);
+        hopper_tile(&shape, (mask_type, score_mod_type))
     };
     assert_eq!(tile_of(512, "NoMask", "Identity"), (256, 64));
     assert_eq!(tile_of(2048, "NoMask", "Identity"), (192, 128));

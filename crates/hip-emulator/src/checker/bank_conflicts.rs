@@ -7,71 +7,56 @@
 /// The cycles beyond one for each group of lanes; `addresses` are the active lanes' byte addresses, `banks` is a power of two,
 /// 64 at most.
 pub(crate) fn extra_cycles(addresses: &[u32; 64], active: u64, bytes: u32, banks: usize) -> u64 {
-    let dwords = bytes.div_ceil(4).max(1) as usize;
-    let lanes_in_group = (banks / dwords).clamp(1, 64);
+    let dwords = bytes.div_ceil(4).max(1);
+    let lanes_in_group = (banks / dwords as usize).clamp(1, 64);
     let mut extra = 0;
     for first in (0..64).step_by(lanes_in_group) {
-        let lanes = first..(first + lanes_in_group).min(64);
         if active >> first == 0 {
             break;
         }
-        if !is_free(addresses, active, lanes.clone(), dwords, banks) {
-            extra += group_cycles(addresses, active, lanes, dwords as u32, banks).saturating_sub(1);
+        let lanes = first..(first + lanes_in_group).min(64);
+        let asked = lanes.filter(|lane| active >> lane & 1 == 1).map(|lane| addresses[lane] / 4);
+        if !is_free(asked.clone(), dwords, banks) {
+            extra += cycles(asked, dwords, banks) - 1;
         }
     }
     extra
 }
 
 /// Whether no bank is asked twice, but for neighbours that ask for the same: so for most groups, and seen by a mask of banks.
-fn is_free(
-    addresses: &[u32; 64],
-    active: u64,
-    lanes: std::ops::Range<usize>,
-    dwords: usize,
-    banks: usize,
-) -> bool {
+/// `asked` are the first dwords of a group's lanes.
+fn is_free(asked: impl Iterator<Item = u32>, dwords: u32, banks: usize) -> bool {
     let (all, one) = (u64::MAX >> (64 - banks), u64::MAX >> (64 - dwords));
-    let (mut asked, mut previous) = (0, None);
-    for lane in lanes {
-        let dword = addresses[lane] / 4;
-        if active >> lane & 1 == 0 || previous == Some(dword) {
+    let (mut busy, mut previous) = (0, None);
+    for dword in asked {
+        if previous == Some(dword) {
             continue;
         }
         previous = Some(dword);
         let bank = dword as usize & (banks - 1);
         // What passes the last bank comes to the first again.
         let asks = (one << bank | one.checked_shr((banks - bank) as u32).unwrap_or(0)) & all;
-        if asked & asks != 0 {
+        if busy & asks != 0 {
             return false;
         }
-        asked |= asks;
+        busy |= asks;
     }
     true
 }
 
-fn group_cycles(
-    addresses: &[u32; 64],
-    active: u64,
-    lanes: std::ops::Range<usize>,
-    dwords: u32,
-    banks: usize,
-) -> u64 {
+/// The most distinct dwords that are asked of one bank.
+fn cycles(asked: impl Iterator<Item = u32>, dwords: u32, banks: usize) -> u64 {
     // A bank is mostly asked for one dword, kept in `owner`.
     let mut owner = [0; 64];
-    let mut asked = 0u64;
+    let mut busy = 0u64;
     let mut others: Vec<u32> = Vec::new();
-    for lane in lanes {
-        if active >> lane & 1 == 0 {
-            continue;
-        }
-        for dword in addresses[lane] / 4..addresses[lane] / 4 + dwords {
-            let bank = dword as usize & (banks - 1);
-            if asked >> bank & 1 == 0 {
-                asked |= 1 << bank;
-                owner[bank] = dword;
-            } else if owner[bank] != dword {
-                others.push(dword);
-            }
+    for dword in asked.flat_map(|first| first..first + dwords) {
+        let bank = dword as usize & (banks - 1);
+        if busy >> bank & 1 == 0 {
+            busy |= 1 << bank;
+            owner[bank] = dword;
+        } else if owner[bank] != dword {
+            others.push(dword);
         }
     }
     if others.is_empty() {

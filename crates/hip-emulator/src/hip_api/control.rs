@@ -9,7 +9,7 @@ use super::memory::text_of;
 use super::runtime::{self, with};
 use crate::configuration::Configuration;
 use crate::counters::Counters;
-use crate::disassembly;
+use crate::disassembly::disassembler_absence;
 use crate::target::Target;
 
 /// What kernels of the C API did on a device since the last reset; zeros for a device that does not exist.
@@ -31,7 +31,7 @@ pub fn set_configuration(configuration: Configuration) {
 /// Whether modules can be loaded: 0 where LLVM's library, which disassembles them, is not found.
 #[unsafe(no_mangle)]
 pub extern "C" fn omniflash_emulator_loads_modules() -> c_int {
-    c_int::from(disassembly::absence().is_none())
+    c_int::from(disassembler_absence().is_none())
 }
 
 /// Draws the order of waves from another seed, from the next launch on.

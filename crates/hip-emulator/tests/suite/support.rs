@@ -5,15 +5,15 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use omniflash_hip_emulator::{Configuration, Device, Module, Target};
+use omniflash_hip_emulator::{Configuration, Device, Module, Target, disassembler_absence};
 
-/// Whether clang can compile for every target; says so once where it cannot.
+/// Whether kernels cannot be compiled, or not be disassembled; says so.
 pub(crate) fn compiler_is_missing() -> bool {
-    let is_missing = Command::new("clang-22").arg("--version").output().is_err();
-    if is_missing {
-        eprintln!("skipped: clang-22 not installed");
-    }
-    is_missing
+    let reason = match Command::new("clang-22").arg("--version").output() {
+        Err(_) => Some("clang-22 not installed"),
+        Ok(_) => disassembler_absence(),
+    };
+    reason.inspect(|reason| eprintln!("skipped: {reason}")).is_some()
 }
 
 /// The object of `tests/kernels/<name>.hip` for a target, compiled once a process.
