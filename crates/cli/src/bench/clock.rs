@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use omniflash::measure::time_on_device;
+use omniflash::measure::{time_enqueue, time_on_device};
 use omniflash::{AttentionProblem, Backend, Result, Stream, run};
 
 use super::mode::Mode;
@@ -33,14 +33,16 @@ pub(crate) fn time(
     match time_on_device(backend, problem, stream, FEWEST_SAMPLES)? {
         None => Samples::by_host("host clock", budget, || run(backend, problem, stream)),
         Some(few) => {
-            let one = few.iter().copied().fold(f64::INFINITY, f64::min) + DISPLACE_MS;
-            let repeats = |budget: Duration| budget.as_secs_f64() * 1e3 / one;
+            let fastest = few.iter().copied().fold(f64::INFINITY, f64::min);
+            let calls = |time: Duration, one: f64| time.as_secs_f64() * 1e3 / one;
+            let mut budget = budget;
             if let Some(mode) = mode {
+                budget = mode.burst(budget);
                 mode.begin(|long| {
-                    time_on_device(backend, problem, stream, repeats(long).ceil() as usize).map(drop)
+                    time_enqueue(backend, problem, stream, calls(long, fastest).ceil() as u32).map(drop)
                 })?;
             }
-            let repeats = repeats(budget).clamp(FEWEST_SAMPLES as f64, MOST_SAMPLES);
+            let repeats = calls(budget, fastest + DISPLACE_MS).clamp(FEWEST_SAMPLES as f64, MOST_SAMPLES);
             let milliseconds = time_on_device(backend, problem, stream, repeats as usize)?.unwrap_or(few);
             Ok(Samples { milliseconds, method: mode.map_or("device clock, cold L2", Mode::method) })
         }

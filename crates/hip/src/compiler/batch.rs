@@ -17,29 +17,13 @@ const SOURCE: &str = "kernel.hip";
 const IMAGE: &str = "kernel.out";
 
 /// The images of sources that are compiled with the same arguments; none of a source that is wrong and of those behind
-/// it, and none at all where the driver works in another way.
+/// it.
 ///
 /// # Errors
 /// Those of files and processes.
-pub(super) fn compile(
-    driver: &Path,
-    arguments: &[String],
-    sources: &[KernelSource<'_>],
-) -> io::Result<Vec<Option<Vec<u8>>>> {
+pub(super) fn compile(steps: &Steps, sources: &[KernelSource<'_>]) -> io::Result<Vec<Option<Vec<u8>>>> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
-    // The driver says nothing of files that are not there.
-    fs::write(folder.join(SOURCE), "")?;
-    let asked = Command::new(driver)
-        .current_dir(folder)
-        .args(arguments)
-        .args(["-###", "-o", IMAGE, SOURCE])
-        .output()?;
-    let printed = String::from_utf8_lossy(&asked.stderr);
-    let Some(steps) = Steps::parse(&printed) else {
-        tracing::debug!(%printed, "the driver would start something else than a compiler and a linker");
-        return Ok(vec![None; sources.len()]);
-    };
     let names: Vec<String> = (0..sources.len()).map(|at| format!("kernel-{at}")).collect();
     for (name, source) in names.iter().zip(sources) {
         fs::write(folder.join(format!("{name}.hip")), source.source)?;
@@ -56,7 +40,7 @@ pub(super) fn compile(
 
 /// The two commands that a driver starts for a source.
 #[derive(Debug, PartialEq, Eq)]
-struct Steps {
+pub(super) struct Steps {
     /// The compiler with its options, but for the names of files.
     compile: Vec<String>,
     link: Vec<String>,
@@ -65,6 +49,27 @@ struct Steps {
 }
 
 impl Steps {
+    /// What a driver would start for a source with these arguments; `None` where it works in another way.
+    ///
+    /// # Errors
+    /// Those of files and processes.
+    pub(super) fn of(driver: &Path, arguments: &[String]) -> io::Result<Option<Self>> {
+        let folder = tempfile::tempdir()?;
+        // The driver says nothing of files that are not there.
+        fs::write(folder.path().join(SOURCE), "")?;
+        let asked = Command::new(driver)
+            .current_dir(folder.path())
+            .args(arguments)
+            .args(["-###", "-o", IMAGE, SOURCE])
+            .output()?;
+        let printed = String::from_utf8_lossy(&asked.stderr);
+        let steps = Steps::parse(&printed);
+        if steps.is_none() {
+            tracing::debug!(%printed, "the driver would start something else than a compiler and a linker");
+        }
+        Ok(steps)
+    }
+
     /// What `-###` prints: each command on a line, every word in quotes.
     fn parse(printed: &str) -> Option<Self> {
         let mut commands = printed.lines().filter(|line| line.starts_with(" \"")).map(words);

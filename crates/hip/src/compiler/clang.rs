@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use omniflash_gpu::compiler::compile_by_program;
 use omniflash_gpu::library::path_variable;
@@ -20,6 +20,8 @@ pub struct Clang {
     programs: Vec<PathBuf>,
     /// Asked once: the question starts two processes for every program.
     found: OnceLock<Result<Found, String>>,
+    /// What the program would start, by its arguments; `None` where that cannot be shared by several sources.
+    steps: Mutex<BTreeMap<Vec<String>, Option<Arc<batch::Steps>>>>,
 }
 
 /// A program that has the AMDGPU target.
@@ -43,7 +45,7 @@ impl Clang {
 
     /// The first of these programs that compiles for AMD GPUs.
     pub fn new(programs: Vec<PathBuf>) -> Self {
-        Clang { programs, found: OnceLock::new() }
+        Clang { programs, found: OnceLock::new(), steps: Mutex::default() }
     }
 
     #[cfg(test)]
@@ -53,6 +55,33 @@ impl Clang {
 
     fn found(&self) -> Result<&Found, String> {
         self.found.get_or_init(|| find(&self.programs)).as_ref().map_err(String::clone)
+    }
+
+    /// The images of sources with the same arguments, as far as one start of the compiler gives them.
+    fn compile_batch(&self, arguments: &[String], sources: &[KernelSource<'_>]) -> Vec<Option<Vec<u8>>> {
+        let compiled = match self.steps_of(arguments) {
+            Some(steps) => batch::compile(&steps, sources),
+            None => Ok(Vec::new()),
+        };
+        let mut images = compiled.unwrap_or_else(|error| {
+            tracing::debug!(%error, "sources are compiled one by one");
+            Vec::new()
+        });
+        images.resize(sources.len(), None);
+        images
+    }
+
+    fn steps_of(&self, arguments: &[String]) -> Option<Arc<batch::Steps>> {
+        let found = self.found().ok()?;
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = steps.get(arguments) {
+            return known.clone();
+        }
+        let asked = batch::Steps::of(&found.program, arguments).unwrap_or_else(|error| {
+            tracing::debug!(%error, "the driver cannot be asked what it would start");
+            None
+        });
+        steps.entry(arguments.to_vec()).or_insert(asked.map(Arc::new)).clone()
     }
 }
 
@@ -104,11 +133,8 @@ impl Compiler for Clang {
         for (arguments, places) in &alike {
             for places in places.chunks(batch::MOST) {
                 let sources: Vec<KernelSource<'_>> = places.iter().map(|&at| sources[at]).collect();
-                let Ok(found) = self.found() else { continue };
-                match batch::compile(&found.program, arguments, &sources) {
-                    Ok(compiled) => places.iter().zip(compiled).for_each(|(&at, image)| images[at] = image),
-                    Err(error) => tracing::debug!(%error, "sources are compiled one by one"),
-                }
+                let compiled = self.compile_batch(arguments, &sources);
+                places.iter().zip(compiled).for_each(|(&at, image)| images[at] = image);
             }
         }
         let compile = |(source, image): (_, Option<Vec<u8>>)| image.map_or_else(|| self.compile(source), Ok);

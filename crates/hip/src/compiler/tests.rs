@@ -81,7 +81,8 @@ fn several_sources_come_out_as_each_alone_and_a_wrong_one_with_its_log() {
     };
     // Together, not one by one behind a failure.
     let alike = [sources[0], sources[3], sources[2], sources[0]];
-    let together = batch::compile(clang.program().unwrap(), &arguments(&SOURCE), &alike).unwrap();
+    let steps = batch::Steps::of(clang.program().unwrap(), &arguments(&SOURCE)).unwrap().unwrap();
+    let together = batch::compile(&steps, &alike).unwrap();
     assert_eq!(together.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, false, false]);
     let compiled = clang.compile_all(&sources);
     for at in [0, 1, 3] {
