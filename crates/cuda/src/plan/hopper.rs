@@ -54,20 +54,22 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
             "algorithm auto or flash2 works",
         ));
     }
-    let tile = configured(request, default_tile(request))?;
+    let mut tile = configured(request, default_tile(request))?;
     let rows = typical_rows(request.shape);
     let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
     let num_tiles = num_tiles(request, &tile, rows, heads_per_tile);
+    tile.cluster = cluster(request, &tile, num_tiles);
     let packing = match heads_per_tile {
         1 => "one head a tile".into(),
         heads => format!("{heads} heads packed into a tile"),
     };
     let reason = format!(
-        "tile {}x{} for {} rows, {packing}, {num_tiles} tiles taken by {} blocks",
+        "tile {}x{} for {} rows, {packing}, {num_tiles} tiles taken by {} blocks{}",
         tile.block_m,
         tile.block_n,
         rows * heads_per_tile,
-        num_tiles.min(request.facts.multiprocessors),
+        tile.grid(num_tiles, request.facts.multiprocessors),
+        if tile.cluster > 1 { ", in pairs" } else { "" },
     );
     Ok(Choice {
         kernel: KernelChoice::Hopper(tile),
@@ -144,6 +146,9 @@ const FEWEST_KEYS_OF_HALVES: usize = 1024;
 const MOST_KEYS_OF_FOUR: usize = 1024;
 const MOST_CAUSAL_KEYS_OF_FOUR: usize = 4096;
 
+/// From so wide heads on, what keys and values cost to read from the second-level cache is worth two blocks that wait for each other.
+const FEWEST_COLUMNS_OF_PAIRS: usize = 128;
+
 /// The tile for these dimensions.
 fn default_tile(request: &Request<'_>) -> HopperConfig {
     let shape = request.shape;
@@ -155,6 +160,7 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
         block_m,
         block_n,
         query_tiles,
+        cluster: 1,
     };
     let keys = if shape.ragged_q { typical_rows(shape) } else { shape.seqlen_k };
     // Three warpgroups keep the tensor cores busy while each of them does what is between its products.
@@ -256,6 +262,17 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
     let separate = rows.div_ceil(block_m) * group_size;
     let packed = (rows * group_size).div_ceil(block_m);
     if HopperConfig::can_pack(group_size) && 10 * packed <= 9 * separate { group_size } else { 1 }
+}
+
+/// Blocks that copy keys and values for each other: two where no mask tells their rows apart, tiles of a section, whose key head is
+/// one, are even in number, and all blocks have work.
+fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usize {
+    let shape = request.shape;
+    let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity") && !shape.ragged_q;
+    let sections = shape.batch * shape.num_kv_heads;
+    let is_even = num_tiles.is_multiple_of(2 * sections);
+    let is_wide = tile.head_dim.max(tile.value_dim) >= FEWEST_COLUMNS_OF_PAIRS;
+    if sees_all && is_even && is_wide && num_tiles >= request.facts.multiprocessors { 2 } else { 1 }
 }
 
 fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_tile: usize) -> usize {
