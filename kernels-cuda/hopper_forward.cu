@@ -452,4 +452,9 @@ OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, 1) OMNIFLASH_CLUSTER(omniflash::i
     const int warp = uniform(thread_index() / 32 % 4);
     Consumer{parameters, functors, hopper, shared, group - 1, warp, lane_index()}.run();
   }
+  // Copies into the other block may still be under way.
+  if constexpr (kHasPairs) {
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
 }

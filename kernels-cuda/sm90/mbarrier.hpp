@@ -24,10 +24,10 @@ OMNIFLASH_DEVICE void mbarrier_arrive_expecting(unsigned barrier, unsigned bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// The same at a barrier of another block of the cluster, by its cluster_address: what this thread has seen or written before comes
-// before what those do that wait for it with mbarrier_wait_cluster.
+// The same at a barrier of another block of the cluster, by its cluster_address. It says only that the thread has got there: what it
+// wrote is seen by its own block alone.
 OMNIFLASH_DEVICE void mbarrier_arrive_cluster(unsigned barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // mbarrier.try_wait.parity, again until the phase of this parity is complete.
@@ -37,21 +37,6 @@ OMNIFLASH_DEVICE void mbarrier_wait(unsigned barrier, unsigned parity) {
       ".reg .pred complete;\n"
       "TRY:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1;\n"
-      "@complete bra DONE;\n"
-      "bra TRY;\n"
-      "DONE:\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-// The same for arrivals from other blocks of the cluster.
-OMNIFLASH_DEVICE void mbarrier_wait_cluster(unsigned barrier, unsigned parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred complete;\n"
-      "TRY:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%0], %1;\n"
       "@complete bra DONE;\n"
       "bra TRY;\n"
       "DONE:\n"

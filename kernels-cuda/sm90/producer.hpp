@@ -18,18 +18,22 @@ OMNIFLASH_DEVICE void load_tile(const Tile& tile, const TensorMap& map, unsigned
 }
 
 // A tile that both blocks of a pair read, into the same place of each: half of its slabs by one, half by the other, in turn where
-// their number is odd. Nobody copies before both places are empty. All that comes from the other block is waited for here or by
-// the consumers, so either block may end first.
+// their number is odd. Nobody copies before both places are empty.
 template <int kSlabs, class Tile>
 OMNIFLASH_DEVICE void load_tile_in_pair(const Tile& tile, const TensorMap& map, unsigned full, unsigned awaited,
                                         unsigned parity, const RowsOfSequence& rows, int first_row, int head) {
+  static_assert(kSlabs > 1, "each block copies a part of every tile, or one could be told of two empty slots at once");
   const int block = block_index_x() % 2;
   mbarrier_arrive_expecting(full, kSlabs * Tile::kSlabBytes);
   mbarrier_arrive_cluster(cluster_address(awaited, block ^ 1));
-  mbarrier_wait_cluster(awaited, parity);
-  for (int i = (first_row / kBlockN + block) % 2; i < kSlabs; i += 2) {
-    const int at[5] = {i * kSlabColumns, 0, rows.row(first_row), rows.shift(), head};
-    load_box_to_all(tile.slab(i), map, full, at, kEvictLast, 0b11);
+  mbarrier_wait(awaited, parity);
+  const int first = (first_row / kBlockN + block) % 2;
+#pragma unroll
+  for (int i = 0; i < (kSlabs + 1) / 2; ++i) {
+    const int slab = 2 * i + first;
+    if (kSlabs % 2 == 1 && slab >= kSlabs) break;
+    const int at[5] = {slab * kSlabColumns, 0, rows.row(first_row), rows.shift(), head};
+    load_box_to_all(tile.slab(slab), map, full, at, kEvictLast, 0b11);
   }
 }
 

@@ -110,12 +110,6 @@ struct Scheduler {
     wish.advance();
   }
 
-  // Whether there are no rows. The block of a pair that has none copies for the other.
-  OMNIFLASH_DEVICE bool is_left_out(unsigned tile, const Sequence& sequence, const RowTile& rows) const {
-    return rows.is_empty() &&
-           (!kHasPairs || RowTile(parameters, work_of_block(parameters, tile ^ 1), sequence, kBlockM).is_empty());
-  }
-
   // Blocks take tickets for the rows that come next. Pairs, whose rows all see as many keys, take turns.
   OMNIFLASH_DEVICE void run() {
     RaggedTiles ragged(parameters);
@@ -130,7 +124,7 @@ struct Scheduler {
       }
       const Sequence sequence(parameters, work.batch);
       const RowTile rows(parameters, work, sequence, kBlockM);
-      if (!is_left_out(tile, sequence, rows)) announce(work, sequence, rows);
+      if (kHasPairs || !rows.is_empty()) announce(work, sequence, rows);
       if constexpr (kHasPairs) {
         tile += gridDim.x;
       } else {

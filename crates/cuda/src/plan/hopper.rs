@@ -24,6 +24,8 @@ pub struct HopperFit {
     pub has_key_boxes: bool,
     /// Whether softmax_scale is positive: the largest score is then the largest product.
     pub has_positive_scale: bool,
+    /// Whether every sequence has all the rows of a tensor of queries.
+    pub has_all_rows: bool,
 }
 
 /// Chooses this family where it is the fastest, or says in a word why it is not.
@@ -146,8 +148,8 @@ const FEWEST_KEYS_OF_HALVES: usize = 1024;
 const MOST_KEYS_OF_FOUR: usize = 1024;
 const MOST_CAUSAL_KEYS_OF_FOUR: usize = 4096;
 
-/// From so wide heads on, what keys and values cost to read from the second-level cache is worth two blocks that wait for each other.
-const FEWEST_COLUMNS_OF_PAIRS: usize = 128;
+/// From so many keys on, reading keys and values once for two blocks is worth that these wait for each other.
+const FEWEST_KEYS_OF_PAIRS: usize = 2048;
 
 /// The tile for these dimensions.
 fn default_tile(request: &Request<'_>) -> HopperConfig {
@@ -268,11 +270,13 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
 /// one, are even in number, and all blocks have work.
 fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usize {
     let shape = request.shape;
-    let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity") && !shape.ragged_q;
+    let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity") && request.hopper.has_all_rows;
     let sections = shape.batch * shape.num_kv_heads;
     let is_even = num_tiles.is_multiple_of(2 * sections);
-    let is_wide = tile.head_dim.max(tile.value_dim) >= FEWEST_COLUMNS_OF_PAIRS;
-    if sees_all && is_even && is_wide && num_tiles >= request.facts.multiprocessors { 2 } else { 1 }
+    // At head_dim 128 what pairs lose between their tiles of rows is more than they gain in short loops.
+    let fewest_keys = if tile.head_dim > 128 { 0 } else { FEWEST_KEYS_OF_PAIRS };
+    let is_worth_it = tile.head_dim.min(tile.value_dim) > 96 && shape.seqlen_k >= fewest_keys;
+    if sees_all && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors { 2 } else { 1 }
 }
 
 fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_tile: usize) -> usize {
