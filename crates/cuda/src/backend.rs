@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use omniflash_core::{AttentionConfig, AttentionProblem, Backend, BackendInfo, DType, DeviceId, Query, Result};
+use omniflash_core::{
+    AttentionConfig, AttentionProblem, Backend, BackendInfo, DType, DeviceId, Query, Result,
+};
 use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
 use omniflash_device::{Launch, PeakKernel, PeakWork, TranslationUnit};
 use omniflash_gpu::parameters::Cut;

@@ -270,7 +270,8 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
 /// one, are even in number, and all blocks have work.
 fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usize {
     let shape = request.shape;
-    let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity") && request.hopper.has_all_rows;
+    let sees_all =
+        (request.mask_type, request.score_mod_type) == ("NoMask", "Identity") && request.hopper.has_all_rows;
     let sections = shape.batch * shape.num_kv_heads;
     let is_even = num_tiles.is_multiple_of(2 * sections);
     // At head_dim 128 what pairs lose between their tiles of rows is more than they gain in short loops.
