@@ -267,17 +267,21 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
 }
 
 /// Blocks that copy keys and values for each other: two where no mask tells their rows apart, tiles of a section, whose key head is
-/// one, are even in number, and all blocks have work.
+/// one, are even in number, and all blocks have work. Padded queries are left out: one block of a pair could have no rows.
 fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usize {
     let shape = request.shape;
-    let sees_all =
-        (request.mask_type, request.score_mod_type) == ("NoMask", "Identity") && request.hopper.has_all_rows;
+    let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity");
+    let has_all_rows = request.hopper.has_all_rows && !shape.ragged_q;
     let sections = shape.batch * shape.num_kv_heads;
     let is_even = num_tiles.is_multiple_of(2 * sections);
     // At head_dim 128 what pairs lose between their tiles of rows is more than they gain in short loops.
     let fewest_keys = if tile.head_dim > 128 { 0 } else { FEWEST_KEYS_OF_PAIRS };
     let is_worth_it = tile.head_dim.min(tile.value_dim) > 96 && shape.seqlen_k >= fewest_keys;
-    if sees_all && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors { 2 } else { 1 }
+    if sees_all && has_all_rows && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors {
+        2
+    } else {
+        1
+    }
 }
 
 fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_tile: usize) -> usize {
