@@ -428,19 +428,14 @@ struct Consumer {
 
 }  // namespace omniflash
 
-OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, 1) OMNIFLASH_CLUSTER(omniflash::instance::kClusterBlocks)
+extern "C" __global__ void __launch_bounds__(omniflash::kThreads, 1)
     omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                       OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors,
                       OMNIFLASH_PARAMETER omniflash::HopperParameters hopper) {
   using namespace omniflash;
   const SharedMemory shared;
   if (thread_index() == 0) shared.initialize_barriers();
-  if constexpr (kHasPairs) {
-    cluster_arrive();
-    cluster_wait();
-  } else {
-    barrier();
-  }
+  barrier();
   const int group = uniform(thread_index() / 128);
   if (group == 0) {
     give_registers_back<kProducerRegisters>();
@@ -451,10 +446,5 @@ OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, 1) OMNIFLASH_CLUSTER(omniflash::i
     take_registers<kConsumerRegisters>();
     const int warp = uniform(thread_index() / 32 % 4);
     Consumer{parameters, functors, hopper, shared, group - 1, warp, lane_index()}.run();
-  }
-  // Copies into the other block may still be under way.
-  if constexpr (kHasPairs) {
-    cluster_arrive_relaxed();
-    cluster_wait();
   }
 }
