@@ -1,7 +1,7 @@
 //! The HIP backend passes the table on all six architectures: the code objects that AMD cards would run, compiled by
 //! clang and executed by the emulator in place of the driver.
 //!
-//! Every case runs on every architecture. Most of the test's time is clang's, for some 1,700 kernels, and the rest is the
+//! Every case runs on every architecture. Most of the test's time is clang's, for some 1,800 kernels, and the rest is the
 //! emulator's, most of whose work a fifth of the cases would be: a case of more than [`LONG`] multiplications runs as it is
 //! on one architecture, in turn, and on the others with fewer heads and positions, by what is the same kernel on gfx942. Those
 //! in [`EVERYWHERE`] run as they are on all six. With `OMNIFLASH_CONFORMANCE`, a pattern such as `f7/*` or `*`, all that match

@@ -69,14 +69,14 @@ fn lengths() -> Vec<Spec> {
         );
         cases.push(named("one_long").q_ragged(&[1, 1, 300, 1]).k_ragged(&[1, 2, 600, 1]).mask(Mask::Causal));
         cases.push(
-            named("dense_mask").q_padded(40, &[40, 12]).k_padded(80, &[41, 80]).mask(dense(DType::F32)),
+            named("dense_mask").q_padded(30, &[30, 12]).k_padded(80, &[41, 80]).mask(dense(DType::F32)),
         );
         cases.push(
-            named("dense_mask_ragged").q_ragged(&[40, 32]).k_ragged(&[41, 80]).mask(dense(DType::Bool)),
+            named("dense_mask_ragged").q_ragged(&[30, 12]).k_ragged(&[41, 80]).mask(dense(DType::Bool)),
         );
         cases.push(
             named("dense_mask_unbounded")
-                .q_ragged(&[40, 32])
+                .q_ragged(&[30, 12])
                 .k_ragged(&[41, 80])
                 .unbounded()
                 .mask(dense(DType::Bool)),
@@ -100,7 +100,7 @@ fn many() -> Vec<Spec> {
     let kv_lengths: Vec<usize> = (0..1000).map(|b| (b * 13) % 11).collect();
     let ones = vec![1usize; 1000];
     for (i, dtype) in DTYPES.into_iter().enumerate() {
-        let named = |name: &str| base(name, dtype).heads(2, 1).dim([64, 64, 128][i]);
+        let named = |name: &str| base(name, dtype).heads(2, 1).dim([64, 32, 128][i]);
         cases.push(named("thousand_ragged").q_ragged(&q_lengths).k_ragged(&kv_lengths).mask(Mask::Causal));
         cases.push(named("thousand_paged").q_ragged(&q_lengths).paged(4, &kv_lengths).mask(Mask::Causal));
         cases.push(named("thousand_decode").q_padded(1, &ones).continuous(12, &kv_lengths));
