@@ -428,14 +428,19 @@ struct Consumer {
 
 }  // namespace omniflash
 
-extern "C" __global__ void __launch_bounds__(omniflash::kThreads, 1)
+OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, 1) OMNIFLASH_CLUSTER(omniflash::instance::kClusterBlocks)
     omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
                       OMNIFLASH_PARAMETER omniflash::Functors<omniflash::MaskType, omniflash::ScoreModType> functors,
                       OMNIFLASH_PARAMETER omniflash::HopperParameters hopper) {
   using namespace omniflash;
   const SharedMemory shared;
   if (thread_index() == 0) shared.initialize_barriers();
-  barrier();
+  if constexpr (kHasPairs) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    barrier();
+  }
   const int group = uniform(thread_index() / 128);
   if (group == 0) {
     give_registers_back<kProducerRegisters>();
@@ -446,5 +451,10 @@ extern "C" __global__ void __launch_bounds__(omniflash::kThreads, 1)
     take_registers<kConsumerRegisters>();
     const int warp = uniform(thread_index() / 32 % 4);
     Consumer{parameters, functors, hopper, shared, group - 1, warp, lane_index()}.run();
+  }
+  // Copies into the other block may still be under way.
+  if constexpr (kHasPairs) {
+    cluster_arrive_relaxed();
+    cluster_wait();
   }
 }

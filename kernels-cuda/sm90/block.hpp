@@ -6,6 +6,7 @@
 #include "omniflash/schedule.hpp"
 #include "omniflash/score_mods.hpp"
 #include "sm80.hpp"
+#include "sm90/cluster.hpp"
 #include "sm90/mbarrier.hpp"
 #include "sm90/slabs.hpp"
 #include "sm90/tma.hpp"
@@ -58,6 +59,11 @@ constexpr bool kTakesTurns = (kHides || kHeadDim <= 64) && kHeadDim <= 128 && kS
 // warps that sent it, which then have to stay.
 constexpr bool kChangesPlaces = kHides && kSlots > 2 && !kHasOutputTile;
 
+// The two blocks of a pair take neighbouring tiles of rows of one sequence and key head, and see the same keys: each copies half of
+// every tile of keys and values into the shared memory of both.
+constexpr bool kHasPairs = kClusterBlocks == 2;
+static_assert(kClusterBlocks == 1 || (kHasPairs && hides_nothing<MaskType>), "both blocks of a pair walk through the same tiles");
+
 // So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
 // them sooner, early enough that their keys arrive in time.
 constexpr int kTilesAhead = 4;
@@ -101,7 +107,8 @@ constexpr unsigned kValueOffset = kKeyOffset + kSlots * KeyTile::kBytes;
 constexpr unsigned kOutputOffset = kValueOffset + kSlots * ValueTile::kBytes;
 constexpr unsigned kBarrierOffset = kOutputOffset + (kHasOutputTile ? OutputTile::kBytes : 0);
 constexpr int kBarriers = 2 * (kQueryTiles + 2 * kSlots + kMessages) + 1;
-constexpr unsigned kMessageOffset = (kBarrierOffset + 8 * kBarriers + 15) / 16 * 16;
+constexpr int kPairBarriers = kHasPairs ? 2 * kSlots : 0;
+constexpr unsigned kMessageOffset = (kBarrierOffset + 8 * (kBarriers + kPairBarriers) + 15) / 16 * 16;
 constexpr unsigned kMessageBytes = 48 + 16 * kConsumers;
 static_assert(kSwizzleBytes + kMessageOffset + kMessages * kMessageBytes <= kSharedBytes);
 
@@ -135,9 +142,14 @@ struct SharedMemory {
   // Complete when the producer comes to the end of a tile of rows.
   OMNIFLASH_DEVICE unsigned next_wanted() const { return barrier(kBarriers - 1); }
 
+  // Complete when the other block of a pair may copy into a slot: it is empty, and this block awaits the bytes. A block is told
+  // so by the other, at its own barrier.
+  OMNIFLASH_DEVICE unsigned key_awaited(int slot) const { return barrier(kBarriers + slot); }
+  OMNIFLASH_DEVICE unsigned value_awaited(int slot) const { return barrier(kBarriers + kSlots + slot); }
+
   OMNIFLASH_DEVICE void initialize_barriers() const {
     constexpr int kConsumerWarps = 4 * kConsumers;
-    for (int i = 0; i < kBarriers; ++i) mbarrier_init(barrier(i), 1);
+    for (int i = 0; i < kBarriers + kPairBarriers; ++i) mbarrier_init(barrier(i), 1);
     for (int i = 0; i < kQueryTiles; ++i) mbarrier_init(query_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(key_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(value_empty(i), kConsumerWarps);

@@ -24,6 +24,12 @@ OMNIFLASH_DEVICE void mbarrier_arrive_expecting(unsigned barrier, unsigned bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// The same at a barrier of another block of the cluster, by its cluster_address. It says only that the thread has got there: what it
+// wrote is seen by its own block alone.
+OMNIFLASH_DEVICE void mbarrier_arrive_cluster(unsigned barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // mbarrier.try_wait.parity, again until the phase of this parity is complete.
 OMNIFLASH_DEVICE void mbarrier_wait(unsigned barrier, unsigned parity) {
   asm volatile(

@@ -17,6 +17,26 @@ OMNIFLASH_DEVICE void load_tile(const Tile& tile, const TensorMap& map, unsigned
   }
 }
 
+// A tile that both blocks of a pair read, into the same place of each: half of its slabs by one, half by the other, in turn where
+// their number is odd. Nobody copies before both places are empty.
+template <int kSlabs, class Tile>
+OMNIFLASH_DEVICE void load_tile_in_pair(const Tile& tile, const TensorMap& map, unsigned full, unsigned awaited,
+                                        unsigned parity, const RowsOfSequence& rows, int first_row, int head) {
+  static_assert(kSlabs > 1, "each block copies a part of every tile, or one could be told of two empty slots at once");
+  const int block = block_index_x() % 2;
+  mbarrier_arrive_expecting(full, kSlabs * Tile::kSlabBytes);
+  mbarrier_arrive_cluster(cluster_address(awaited, block ^ 1));
+  mbarrier_wait(awaited, parity);
+  const int first = (first_row / kBlockN + block) % 2;
+#pragma unroll
+  for (int i = 0; i < (kSlabs + 1) / 2; ++i) {
+    const int slab = 2 * i + first;
+    if (kSlabs % 2 == 1 && slab >= kSlabs) break;
+    const int at[5] = {slab * kSlabColumns, 0, rows.row(first_row), rows.shift(), head};
+    load_box_to_all(tile.slab(slab), map, full, at, kEvictLast, 0b11);
+  }
+}
+
 // Copies what the scheduler's messages name, in the order in which the consumers take it.
 struct Producer {
   const AttentionParameters& parameters;
@@ -42,14 +62,24 @@ struct Producer {
   }
   OMNIFLASH_DEVICE void load_key(const RowsOfSequence& rows, int tile, int head) {
     mbarrier_wait(shared.key_empty(key.slot), key.parity ^ 1);
-    load_tile<kHeadSlabs>(shared.key(key.slot), hopper.k, shared.key_full(key.slot), rows, tile * kBlockN, head,
-                          kEvictLast);
+    if constexpr (kHasPairs) {
+      load_tile_in_pair<kHeadSlabs>(shared.key(key.slot), hopper.k, shared.key_full(key.slot),
+                                    shared.key_awaited(key.slot), key.parity, rows, tile * kBlockN, head);
+    } else {
+      load_tile<kHeadSlabs>(shared.key(key.slot), hopper.k, shared.key_full(key.slot), rows, tile * kBlockN, head,
+                            kEvictLast);
+    }
     key.advance();
   }
   OMNIFLASH_DEVICE void load_value(const RowsOfSequence& rows, int tile, int head) {
     mbarrier_wait(shared.value_empty(value.slot), value.parity ^ 1);
-    load_tile<kValueSlabs>(shared.value(value.slot), hopper.v, shared.value_full(value.slot), rows, tile * kBlockN,
-                           head, kEvictLast);
+    if constexpr (kHasPairs) {
+      load_tile_in_pair<kValueSlabs>(shared.value(value.slot), hopper.v, shared.value_full(value.slot),
+                                     shared.value_awaited(value.slot), value.parity, rows, tile * kBlockN, head);
+    } else {
+      load_tile<kValueSlabs>(shared.value(value.slot), hopper.v, shared.value_full(value.slot), rows, tile * kBlockN,
+                             head, kEvictLast);
+    }
     value.advance();
   }
 

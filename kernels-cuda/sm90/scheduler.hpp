@@ -110,6 +110,7 @@ struct Scheduler {
     wish.advance();
   }
 
+  // Blocks take tickets for the rows that come next. Pairs, whose rows all see as many keys, take turns.
   OMNIFLASH_DEVICE void run() {
     RaggedTiles ragged(parameters);
     unsigned tile = block_index_x(), ticket = 0;
@@ -123,13 +124,17 @@ struct Scheduler {
       }
       const Sequence sequence(parameters, work.batch);
       const RowTile rows(parameters, work, sequence, kBlockM);
-      if (!rows.is_empty()) announce(work, sequence, rows);
-      if (lane_index() == 0) ticket = take_ticket(hopper.counter);
-      tile = gridDim.x + uniform(ticket);
+      if (kHasPairs || !rows.is_empty()) announce(work, sequence, rows);
+      if constexpr (kHasPairs) {
+        tile += gridDim.x;
+      } else {
+        if (lane_index() == 0) ticket = take_ticket(hopper.counter);
+        tile = gridDim.x + uniform(ticket);
+      }
     }
     // As many tickets are taken as there are tiles: whoever has the last leaves the counter as it was.
     const unsigned num_tiles = is_ragged(parameters) ? ragged.passed : hopper.num_tiles;
-    if (lane_index() == 0 && tile >= gridDim.x && ticket + 1 == num_tiles) *hopper.counter = 0;
+    if (!kHasPairs && lane_index() == 0 && tile >= gridDim.x && ticket + 1 == num_tiles) *hopper.counter = 0;
     Message end = {};
     end.work.row_tile = -1;
     wait_for_room();

@@ -44,6 +44,17 @@ OMNIFLASH_DEVICE void load_box(unsigned to, const TensorMap& map, unsigned barri
       : "memory");
 }
 
+// The same to several blocks of the cluster, bit i of `blocks` for the i-th: the box comes to the same place in each, and is counted
+// by the barrier at the same place.
+OMNIFLASH_DEVICE void load_box_to_all(unsigned to, const TensorMap& map, unsigned barrier, const int (&at)[5],
+                                      unsigned long long cache_policy, unsigned short blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8, %9;" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "h"(blocks), "l"(cache_policy)
+      : "memory");
+}
+
 // cp.async.bulk.tensor.5d, shared to global: elements outside of the tensor are not written.
 OMNIFLASH_DEVICE void store_box(const TensorMap& map, unsigned from, const int (&at)[5]) {
   asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),

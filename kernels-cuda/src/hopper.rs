@@ -80,6 +80,8 @@ pub struct HopperConfig {
     pub block_n: usize,
     /// Tiles of queries: with 2, the next one arrives and the last one's output leaves under the work on this one.
     pub query_tiles: usize,
+    /// Blocks of a cluster: 1, or 2 that copy keys and values for each other, where a mask shows both the same.
+    pub cluster: usize,
 }
 
 impl HopperConfig {
@@ -139,6 +141,12 @@ impl HopperConfig {
     /// Warpgroups that compute.
     pub fn consumers(&self) -> usize {
         self.block_m / 64
+    }
+
+    /// Blocks of a launch: as many as run at once, in whole clusters.
+    pub fn grid(&self, num_tiles: usize, multiprocessors: usize) -> u32 {
+        let blocks = num_tiles.min(multiprocessors);
+        (blocks - blocks % self.cluster) as u32
     }
 
     /// Threads of a block: a warpgroup copies, the others compute.
@@ -202,6 +210,7 @@ impl HopperConfig {
             .with_constant("kQueryTiles", self.query_tiles as i64)
             .with_constant("kSlots", self.stages() as i64)
             .with_constant("kOutputColumns", self.output_columns() as i64)
+            .with_constant("kClusterBlocks", self.cluster as i64)
             .with_constant("kParameterBytes", size_of::<HopperParameters>() as i64)
             .with_constant("kCounterOffset", std::mem::offset_of!(HopperParameters, counter) as i64)
             .with_constant("kBatchRowsOffset", std::mem::offset_of!(HopperParameters, q_batch_rows) as i64)
@@ -215,7 +224,11 @@ impl fmt::Display for HopperConfig {
         if self.value_dim != self.head_dim {
             write!(f, "v{}", self.value_dim)?;
         }
-        write!(f, "-m{}n{}q{}-tma", self.block_m, self.block_n, self.query_tiles)
+        write!(f, "-m{}n{}q{}", self.block_m, self.block_n, self.query_tiles)?;
+        if self.cluster > 1 {
+            write!(f, "-pair")?;
+        }
+        write!(f, "-tma")
     }
 }
 
@@ -246,6 +259,7 @@ mod tests {
             block_m: 128,
             block_n: 128,
             query_tiles: 2,
+            cluster: 1,
         };
         let limit = 227 << 10;
         config.check(limit).unwrap();

@@ -84,8 +84,15 @@ struct HopperEntry {
     score_mods: Vec<String>,
     /// `(block_m, block_n, query_tiles)`.
     tiles: Vec<(usize, usize, usize)>,
+    /// Blocks of a cluster.
+    #[serde(default = "single")]
+    clusters: Vec<usize>,
     #[serde(default)]
     accepted_spill_bytes: u32,
+}
+
+fn single() -> Vec<usize> {
+    vec![1]
 }
 
 fn enabled() -> bool {
@@ -347,7 +354,9 @@ impl DecodeEntry {
 impl HopperEntry {
     fn append(&self, architecture: &Architecture, instances: &mut Vec<Instance>) -> Result<()> {
         for &(head_dim, value_dim) in &self.head_dims {
-            for &(block_m, block_n, query_tiles) in &self.tiles {
+            for (&(block_m, block_n, query_tiles), &cluster) in
+                self.tiles.iter().flat_map(|tile| self.clusters.iter().map(move |cluster| (tile, cluster)))
+            {
                 for (dtype, mask, score_mod, _) in
                     product(&self.dtypes, &self.masks, &self.score_mods, &[false])
                 {
@@ -358,6 +367,7 @@ impl HopperEntry {
                         block_m,
                         block_n,
                         query_tiles,
+                        cluster,
                     };
                     config.check(architecture.shared_memory)?;
                     instances.push(Instance {

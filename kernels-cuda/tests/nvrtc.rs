@@ -120,6 +120,7 @@ fn every_kernel_compiles_at_run_time_without_headers() {
         block_m: 128,
         block_n: 128,
         query_tiles: 2,
+        cluster: 1,
     };
     for mask in &masks {
         let functors = FunctorSpec::new(mask, &ScoreMod::Identity, 4, "test").unwrap();

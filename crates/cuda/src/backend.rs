@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use omniflash_core::{AttentionConfig, AttentionProblem, Backend, BackendInfo, DType, DeviceId, Result};
+use omniflash_core::{
+    AttentionConfig, AttentionProblem, Backend, BackendInfo, DType, DeviceId, Query, Result,
+};
 use omniflash_device::parameters::{AttentionParameters, KvAppendParameters, VerifyParameters};
 use omniflash_device::{Launch, PeakKernel, PeakWork, TranslationUnit};
 use omniflash_gpu::parameters::Cut;
@@ -99,6 +101,7 @@ impl Vendor for Cuda {
         }
         HopperFit {
             is_mappable: is_mappable(problem),
+            has_all_rows: matches!(problem.query(), Query::Padded { lengths: None, .. }),
             has_key_boxes: key_boxes(problem).is_some(),
             has_positive_scale: problem.softmax_scale() > 0.0,
         }

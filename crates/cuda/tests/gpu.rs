@@ -82,10 +82,13 @@ fn decode_forms() -> [(&'static str, Case); 17] {
 }
 
 /// Cases for tiles of the Hopper family that only many rows take, with what the kernel's name has on an H100 or H200.
-fn hopper_forms() -> [(&'static str, Case); 11] {
+fn hopper_forms() -> [(&'static str, Case); 17] {
     let base = Case { batch: 11, heads: (12, 6), sinks: true, ..Case::new(DType::BF16) };
     let narrow = Case { seqlen: (480, 500), ..base };
     let wide = Case { seqlen: (380, 500), dims: (128, 128), ..base };
+    // Pairs of blocks: heads of a group, and rows of a head.
+    let pairs = Case { heads: (12, 12), seqlen: (250, 2100), batch: 6, keys: Keys::Lengths, ..wide };
+    let wide_pairs = Case { seqlen: (250, 300), dims: (256, 256), ..pairs };
     let ragged = Case { batch: 45, keys: Keys::Ragged, ragged_q: true, mask: MaskKind::Causal, ..narrow };
     [
         ("bf16-d64-m256n64q2-tma-nomask", narrow),
@@ -99,6 +102,12 @@ fn hopper_forms() -> [(&'static str, Case); 11] {
         ("bf16-d128-m192n64q2-tma-causal", Case { mask: MaskKind::Causal, ..wide }),
         ("bf16-d128-m192n64q2-tma-slidingwindow", Case { mask: MaskKind::Window(90, 0), ..wide }),
         ("bf16-d128-m128n128q2-tma-nomask", Case { seqlen: (380, 1100), ..wide }),
+        ("bf16-d128-m128n128q2-pair-tma-nomask", Case { seqlen: (380, 2100), batch: 4, ..wide }),
+        ("f16-d128-m128n128q2-pair-tma-nomask", Case { dtype: DType::F16, ..pairs }),
+        ("bf16-d256-m128n64q1-pair-tma-nomask", wide_pairs),
+        ("bf16-d256-m128n64q1-tma-nomask", Case { padded_q: true, ..wide_pairs }),
+        ("bf16-d192-m128n64q1-pair-tma-nomask", Case { dims: (192, 192), ..wide_pairs }),
+        ("bf16-d192v128-m128n128q1-pair-tma-nomask", Case { dims: (192, 128), ..wide_pairs }),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod tensor_map;
 
-use omniflash_core::{AttentionProblem, Error, Result};
+use omniflash_core::{AttentionProblem, Error, Query, Result};
 use omniflash_gpu::parameters::Cut;
 use omniflash_kernels_cuda::{HopperConfig, HopperParameters};
 
@@ -24,11 +24,12 @@ pub(crate) fn hopper_parameters(
     let heads_per_tile = cut.heads_per_tile;
     let boxes = TensorBoxes::new(problem, tile, heads_per_tile)
         .filter(|_| problem.softmax_scale() > 0.0)
+        .filter(|_| tile.cluster == 1 || matches!(problem.query(), Query::Padded { lengths: None, .. }))
         .ok_or_else(|| {
             Error::value(
                 "plan",
-                "made for strides that tensor maps describe and a positive softmax_scale",
-                "one made for a problem of the same shape, strides and scale",
+                "made for strides that tensor maps describe, a positive softmax_scale and queries of such lengths",
+                "one made for a problem of the same shape, strides, scale and form",
             )
         })?;
     let shape = problem.shape();

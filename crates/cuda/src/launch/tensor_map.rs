@@ -62,6 +62,7 @@ pub(crate) fn is_mappable(problem: &AttentionProblem<'_>) -> bool {
         block_m: 128,
         block_n: 64,
         query_tiles: 1,
+        cluster: 1,
     };
     TensorBoxes::new(problem, &tile, 1).is_some()
 }

@@ -24,6 +24,8 @@ pub struct HopperFit {
     pub has_key_boxes: bool,
     /// Whether softmax_scale is positive: the largest score is then the largest product.
     pub has_positive_scale: bool,
+    /// Whether every sequence has all the rows of a tensor of queries.
+    pub has_all_rows: bool,
 }
 
 /// Chooses this family where it is the fastest, or says in a word why it is not.
@@ -54,20 +56,22 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
             "algorithm auto or flash2 works",
         ));
     }
-    let tile = configured(request, default_tile(request))?;
+    let mut tile = configured(request, default_tile(request))?;
     let rows = typical_rows(request.shape);
     let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
     let num_tiles = num_tiles(request, &tile, rows, heads_per_tile);
+    tile.cluster = cluster(request, &tile, num_tiles);
     let packing = match heads_per_tile {
         1 => "one head a tile".into(),
         heads => format!("{heads} heads packed into a tile"),
     };
     let reason = format!(
-        "tile {}x{} for {} rows, {packing}, {num_tiles} tiles taken by {} blocks",
+        "tile {}x{} for {} rows, {packing}, {num_tiles} tiles taken by {} blocks{}",
         tile.block_m,
         tile.block_n,
         rows * heads_per_tile,
-        num_tiles.min(request.facts.multiprocessors),
+        tile.grid(num_tiles, request.facts.multiprocessors),
+        if tile.cluster > 1 { ", in pairs" } else { "" },
     );
     Ok(Choice {
         kernel: KernelChoice::Hopper(tile),
@@ -144,6 +148,9 @@ const FEWEST_KEYS_OF_HALVES: usize = 1024;
 const MOST_KEYS_OF_FOUR: usize = 1024;
 const MOST_CAUSAL_KEYS_OF_FOUR: usize = 4096;
 
+/// From so many keys on, reading keys and values once for two blocks is worth that these wait for each other.
+const FEWEST_KEYS_OF_PAIRS: usize = 2048;
+
 /// The tile for these dimensions.
 fn default_tile(request: &Request<'_>) -> HopperConfig {
     let shape = request.shape;
@@ -155,6 +162,7 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
         block_m,
         block_n,
         query_tiles,
+        cluster: 1,
     };
     let keys = if shape.ragged_q { typical_rows(shape) } else { shape.seqlen_k };
     // Three warpgroups keep the tensor cores busy while each of them does what is between its products.
@@ -256,6 +264,24 @@ fn packed_heads(rows: usize, group_size: usize, block_m: usize) -> usize {
     let separate = rows.div_ceil(block_m) * group_size;
     let packed = (rows * group_size).div_ceil(block_m);
     if HopperConfig::can_pack(group_size) && 10 * packed <= 9 * separate { group_size } else { 1 }
+}
+
+/// Blocks that copy keys and values for each other: two where no mask tells their rows apart, tiles of a section, whose key head is
+/// one, are even in number, and all blocks have work. Padded queries are left out: one block of a pair could have no rows.
+fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usize {
+    let shape = request.shape;
+    let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity");
+    let has_all_rows = request.hopper.has_all_rows && !shape.ragged_q;
+    let sections = shape.batch * shape.num_kv_heads;
+    let is_even = num_tiles.is_multiple_of(2 * sections);
+    // At head_dim 128 what pairs lose between their tiles of rows is more than they gain in short loops.
+    let fewest_keys = if tile.head_dim > 128 { 0 } else { FEWEST_KEYS_OF_PAIRS };
+    let is_worth_it = tile.head_dim.min(tile.value_dim) > 96 && shape.seqlen_k >= fewest_keys;
+    if sees_all && has_all_rows && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors {
+        2
+    } else {
+        1
+    }
 }
 
 fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_tile: usize) -> usize {

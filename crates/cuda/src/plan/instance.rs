@@ -86,7 +86,7 @@ impl KernelInstance for KernelChoice {
                 let heads = (sizes.num_heads / sizes.heads_per_tile) as usize;
                 let num_tiles = sizes.num_row_tiles as usize * sizes.batch as usize * heads;
                 Ok(Launch {
-                    grid: [num_tiles.min(multiprocessors) as u32, 1, 1],
+                    grid: [config.grid(num_tiles, multiprocessors), 1, 1],
                     block_threads: config.block_threads(),
                     shared_memory_bytes: config.shared_memory_bytes(),
                 })

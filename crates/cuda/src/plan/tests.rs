@@ -78,7 +78,8 @@ fn choose_functors(
     config: AttentionConfig,
     (mask_type, score_mod_type): (&str, &str),
 ) -> Result<Choice> {
-    let hopper = HopperFit { is_mappable: true, has_key_boxes: true, has_positive_scale: true };
+    let hopper =
+        HopperFit { is_mappable: true, has_key_boxes: true, has_positive_scale: true, has_all_rows: true };
     choose(&Request {
         backend: "cuda:0",
         facts,
@@ -322,7 +323,8 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
 fn flash3_is_taken_only_where_it_can_be_and_says_why_not() {
     let facts = facts((9, 0));
     let long = shape(4, (4096, 4096), (16, 16), 128, DType::BF16);
-    let fits = HopperFit { is_mappable: true, has_key_boxes: true, has_positive_scale: true };
+    let fits =
+        HopperFit { is_mappable: true, has_key_boxes: true, has_positive_scale: true, has_all_rows: true };
     let with = |shape: &ProblemShape, facts: &DeviceFacts, hopper, algorithm| {
         let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
         choose(&Request {

@@ -55,6 +55,8 @@ pub struct Case {
     pub dims: (usize, usize),
     pub keys: Keys,
     pub ragged_q: bool,
+    /// Whether sequences have fewer rows than their tensor.
+    pub padded_q: bool,
     pub mask: MaskKind,
     pub score: ScoreKind,
     pub sinks: bool,
@@ -74,6 +76,7 @@ impl Case {
             dims: (64, 64),
             keys: Keys::Dense,
             ragged_q: false,
+            padded_q: false,
             mask: MaskKind::None,
             score: ScoreKind::Identity,
             sinks: false,
@@ -136,7 +139,7 @@ impl Data {
         let ((sq, sk), (heads, kv_heads), (d, dv)) = (case.seqlen, case.heads, case.dims);
         let varying =
             |most: usize| (0..case.batch).map(|b| most - (b * 37) % most.max(1)).collect::<Vec<_>>();
-        let q_lengths = if case.ragged_q { varying(sq) } else { vec![sq; case.batch] };
+        let q_lengths = if case.ragged_q || case.padded_q { varying(sq) } else { vec![sq; case.batch] };
         let kv_lengths = if case.keys == Keys::Dense { vec![sk; case.batch] } else { varying(sk) };
         let q_rows = if case.ragged_q { q_lengths.iter().sum() } else { case.batch * sq };
         // Pools have one block or page more than is used, in a shuffled order.
@@ -230,6 +233,7 @@ pub fn with_problem<T>(
     let as_i32 = |values: &[usize]| values.iter().map(|&x| x as i32).collect::<Vec<_>>();
     let (batch, heads) = (case.batch, case.heads.0);
     let kv_lengths = integers(&as_i32(&data.kv_lengths), &[batch])?;
+    let q_lengths = integers(&as_i32(&data.q_lengths), &[batch])?;
     let (cu_q, cu_k) = (
         integers(&offsets(&data.q_lengths), &[batch + 1])?,
         integers(&offsets(&data.kv_lengths), &[batch + 1])?,
@@ -257,7 +261,7 @@ pub fn with_problem<T>(
     let query = if case.ragged_q {
         Query::Ragged { q: q.view(), cu_seqlens: cu_q.view(), max_seqlen: Some(sq) }
     } else {
-        Query::padded(q.view())
+        Query::Padded { q: q.view(), lengths: case.padded_q.then(|| q_lengths.view()) }
     };
     let lengths = kv_lengths.view();
     let (k, v) = (k.view(), v.view());
