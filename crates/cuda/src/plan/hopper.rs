@@ -274,9 +274,7 @@ fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usiz
     let has_all_rows = request.hopper.has_all_rows && !shape.ragged_q;
     let sections = shape.batch * shape.num_kv_heads;
     let is_even = num_tiles.is_multiple_of(2 * sections);
-    // At head_dim 128 what pairs lose between their tiles of rows is more than they gain in short loops.
-    let fewest_keys = if tile.head_dim > 128 { 0 } else { FEWEST_KEYS_OF_PAIRS };
-    let is_worth_it = tile.head_dim.min(tile.value_dim) > 96 && shape.seqlen_k >= fewest_keys;
+    let is_worth_it = tile.head_dim.min(tile.value_dim) > 96 && shape.seqlen_k >= FEWEST_KEYS_OF_PAIRS;
     if sees_all && has_all_rows && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors {
         2
     } else {
