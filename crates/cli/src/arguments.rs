@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use omniflash::DType;
+use omniflash::{Algorithm, DType};
 
 use crate::bench::{Form, Group, Mode};
 
@@ -195,6 +195,9 @@ pub(crate) struct BenchArguments {
     /// Types of q, k and v [default: bf16; f32 for a single case]
     #[arg(long, value_name = "DTYPE", value_delimiter = ',', value_parser = float_dtype)]
     pub(crate) dtype: Vec<DType>,
+    /// The family of kernels: auto, flash3, flash2 or naive; its lines are those of a system of its own
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) algorithm: Algorithm,
     /// Threads that compute on a CPU [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
@@ -228,6 +231,9 @@ pub(crate) struct BenchArguments {
     /// Also time other systems in turns with ours, by the scripts in benches/peers; says which are absent
     #[arg(long)]
     pub(crate) peers: bool,
+    /// Only these of the peers, by the names that they have in results
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "peers")]
+    pub(crate) systems: Vec<String>,
     /// The Python that has the peers' packages [default: OMNIFLASH_PYTHON, then python3]
     #[arg(long, value_name = "PATH", requires = "peers")]
     pub(crate) python: Option<PathBuf>,

@@ -11,6 +11,22 @@ fn json_lines(text: &str) -> Vec<Value> {
 }
 
 #[test]
+fn a_family_of_kernels_that_is_asked_for_is_a_system_of_its_own() {
+    let arguments = "bench decode --quick --budget 0 --backend cpu --algorithm naive";
+    let lines = json_lines(&passes(arguments.split(' ')));
+    assert!(!lines.is_empty());
+    for line in &lines {
+        assert_eq!(line["system"], "omniflash-cpu-naive", "{line}");
+    }
+    let arguments = "bench decode --quick --budget 0 --backend cpu --algorithm flash3";
+    let lines = json_lines(&passes(arguments.split(' ')));
+    assert!(!lines.is_empty());
+    for line in &lines {
+        assert!(line["skip"].as_str().unwrap().contains("flash3"), "{line}");
+    }
+}
+
+#[test]
 fn a_grid_gives_one_json_line_a_case_with_its_share_of_the_peak() {
     let arguments = "bench decode paged --quick --budget 0 --dtype f32,bf16 --threads 2";
     let lines = json_lines(&passes(arguments.split(' ')));
@@ -107,7 +123,7 @@ fi
 "#,
     );
     std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let bench = |group: &str, python: &str| {
+    let bench = |group: &str, python: &str, more: &[&str]| {
         let mut command = omniflash();
         command.args([
             "bench",
@@ -124,9 +140,9 @@ fi
             "--python",
             python,
         ]);
-        command.output().unwrap()
+        command.args(more).output().unwrap()
     };
-    let output = bench("decode", python.to_str().unwrap());
+    let output = bench("decode", python.to_str().unwrap(), &[]);
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && notes.contains("gone is absent: No module named gone"), "{notes}");
     let lines = json_lines(&String::from_utf8(output.stdout).unwrap());
@@ -134,12 +150,19 @@ fi
     assert_eq!((&peer["system"], &peer["case"]), (&"here".into(), &"dec_B1_H32_8_D128_KV4096".into()));
     assert_eq!(peer["dtype"], "bfloat16");
     assert!((peer["tbps"].as_f64().unwrap() - 0.0084).abs() < 1e-12, "{peer}");
+    // Peers that were not asked for are not even told to be absent; nor is one asked for that is not known.
+    let output = bench("decode", python.to_str().unwrap(), &["--systems", "here"]);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && !notes.contains("gone"), "{notes}");
+    let output = bench("decode", python.to_str().unwrap(), &["--systems", "elsewhere"]);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && notes.contains("expected some of here, gone"), "{notes}");
     // What is not measured of ours is not measured of others.
-    let output = bench("paged", python.to_str().unwrap());
+    let output = bench("paged", python.to_str().unwrap(), &[]);
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && notes.contains("none of the chosen cases"), "{notes}");
     // A Python that is not there is a peer that is not there.
-    let output = bench("decode", "/nowhere/python");
+    let output = bench("decode", "/nowhere/python", &[]);
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && notes.contains("the peers of cpu are absent"), "{notes}");
 }

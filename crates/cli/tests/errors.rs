@@ -40,6 +40,8 @@ fn usage_errors_are_one_line() {
         (&["bench", "--budget", "nan"], &["--budget", "seconds"]),
         (&["bench", "--mode", "warm"], &["--mode", "warm", "cool", "hot"]),
         (&["bench", "--mode", "hot", "--backend", "cpu"], &["--mode hot", "GPU"]),
+        (&["bench", "--algorithm", "flash9"], &["--algorithm", "flash9", "flash2"]),
+        (&["bench", "--systems", "fa3"], &["--peers"]),
         (&["bench", "--b", "1"], &["--hq"]),
         (&["bench", "--case", "nothing"], &["nothing", "dec_B1"]),
         (&["bench", "sideways"], &["sideways", "prefill"]),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use omniflash::measure::Peaks;
-use omniflash::{AttentionProblem, Backend, DType, Result, Stream, Tensor};
+use omniflash::{Algorithm, AttentionConfig, AttentionProblem, Backend, DType, Result, Stream, Tensor};
 
 use super::clock::{Samples, time};
 use super::mode::Mode;
@@ -16,18 +16,24 @@ const ROUNDS: usize = 3;
 /// One case, to be measured on data that are never all zero.
 pub(super) struct Measurement {
     workload: Workload,
+    algorithm: Algorithm,
     stream: Stream,
     /// The result, so that others can compare it.
     pub(super) out: Tensor,
 }
 
 impl Measurement {
-    pub(super) fn new(backend: &dyn Backend, case: &BenchCase, dtype: DType) -> Result<Self> {
+    pub(super) fn new(
+        backend: &dyn Backend,
+        case: &BenchCase,
+        dtype: DType,
+        algorithm: Algorithm,
+    ) -> Result<Self> {
         let stream = backend.stream()?;
         let workload = Workload::new(backend, case, dtype, &stream)?;
         let shape = AttentionProblem::output_shape(&workload.query(), &workload.kv())?;
         let out = Tensor::zeros(backend, shape.dtype, &shape.out, &stream)?;
-        Ok(Measurement { workload, stream, out })
+        Ok(Measurement { workload, algorithm, stream, out })
     }
 
     pub(super) fn time(
@@ -36,8 +42,9 @@ impl Measurement {
         budget: Duration,
         mode: Option<Mode>,
     ) -> Result<Samples> {
-        let Measurement { workload, stream, out } = self;
-        let options = workload.options();
+        let Measurement { workload, algorithm, stream, out } = self;
+        let config = AttentionConfig { algorithm: *algorithm, ..AttentionConfig::default() };
+        let options = workload.options().config(config);
         let problem = AttentionProblem::new(workload.query(), workload.kv(), out.view_mut(), None, &options)?;
         time(backend, &problem, stream, budget, mode)
     }
@@ -49,12 +56,13 @@ pub(super) fn take_in_turns(
     backend: &dyn Backend,
     case: &BenchCase,
     dtypes: &[DType],
+    algorithm: Algorithm,
     budget: Duration,
     mode: Option<Mode>,
 ) -> Vec<Result<Samples>> {
     let rounds = if dtypes.len() > 1 { ROUNDS } else { 1 };
     let mut measurements: Vec<Result<Measurement>> =
-        dtypes.iter().map(|&dtype| Measurement::new(backend, case, dtype)).collect();
+        dtypes.iter().map(|&dtype| Measurement::new(backend, case, dtype, algorithm)).collect();
     let mut taken: Vec<Option<Samples>> = dtypes.iter().map(|_| None).collect();
     for round in 0..rounds {
         for turn in 0..dtypes.len() {
@@ -102,13 +110,21 @@ pub(super) fn record_of_case(
     record
 }
 
+/// What a backend is called among systems; a family of kernels that was asked for is one of its own.
+pub(super) fn system(backend: &dyn Backend, algorithm: Algorithm) -> String {
+    let kind = backend.info().name.split(':').next().unwrap_or_default();
+    match algorithm {
+        Algorithm::Auto => format!("omniflash-{kind}"),
+        algorithm => format!("omniflash-{kind}-{algorithm}"),
+    }
+}
+
 /// The line of anything that was timed.
 pub(super) fn record(backend: &dyn Backend, case: &str, dtype: DType, samples: &Samples) -> Record {
     let info = backend.info();
-    let kind = info.name.split(':').next().unwrap_or_default();
     let is_cpu = info.device == omniflash::DeviceId::Cpu;
     Record {
-        system: format!("omniflash-{kind}"),
+        system: system(backend, Algorithm::Auto),
         case: case.into(),
         dtype: dtype_name(dtype).into(),
         ms: Some(rounded(samples.median())),

@@ -32,7 +32,7 @@ pub(crate) use clock::time;
 use compare::Baseline;
 pub(crate) use grid::Group;
 use grid::grid;
-use measure::{record, record_of_case, take_in_turns};
+use measure::{record, record_of_case, system, take_in_turns};
 pub(crate) use mode::Mode;
 use schedule::Schedule;
 use workload::dtype_name;
@@ -168,13 +168,15 @@ impl Bench<'_> {
         let first = self.records.len();
         self.bar = terminal::progress(cases.len() * self.dtypes.len());
         let (dtypes, mode) = (self.dtypes.clone(), Mode::of(backend, self.arguments.mode));
+        let algorithm = self.arguments.algorithm;
         for (group, case) in &cases {
             self.bar.set_message(format!("{} {}", backend.info().name, case.name()));
             let budget = self.schedule.next(*group, dtypes.len());
-            let measured = take_in_turns(backend, case, &dtypes, budget, mode);
+            let measured = take_in_turns(backend, case, &dtypes, algorithm, budget, mode);
             for (dtype, samples) in dtypes.iter().copied().zip(measured) {
                 let record = samples.map(|samples| {
                     let mut record = record_of_case(backend, case, dtype, &samples, &peaks);
+                    record.system = system(backend, algorithm);
                     record.mode = mode.map(|mode| mode.name().into());
                     vec![record]
                 });

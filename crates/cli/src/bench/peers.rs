@@ -10,6 +10,7 @@ use anyhow::Context;
 use omniflash::{Backend, DeviceId};
 use serde::Deserialize;
 
+use super::measure::system;
 use super::{Group, Mode};
 use crate::arguments::BenchArguments;
 use crate::results::{Record, SHORT};
@@ -67,8 +68,9 @@ pub(super) fn run(
         let script = scripts.join(folder).join("peers.py");
         match list(&python, &script) {
             Ok(listed) => {
-                let (absent, present): (Vec<Listed>, Vec<Listed>) =
-                    listed.into_iter().partition(|listed| listed.absent.is_some());
+                let (absent, present): (Vec<Listed>, Vec<Listed>) = chosen(listed, &arguments.systems)?
+                    .into_iter()
+                    .partition(|listed| listed.absent.is_some());
                 for Listed { system, absent } in absent {
                     note(format_args!("{system} is absent: {}", absent.unwrap_or_default()))?;
                 }
@@ -102,6 +104,19 @@ fn scripts() -> anyhow::Result<PathBuf> {
         .map(|folder| folder.join(SCRIPTS))
         .find(|folder| folder.is_dir())
         .with_context(|| format!("--peers: no {SCRIPTS} in {} or above", here.display()))
+}
+
+/// Those of the systems that were asked for, or all.
+fn chosen(listed: Vec<Listed>, wanted: &[String]) -> anyhow::Result<Vec<Listed>> {
+    for name in wanted {
+        let known = || listed.iter().map(|listed| listed.system.as_str()).collect::<Vec<_>>().join(", ");
+        anyhow::ensure!(
+            listed.iter().any(|listed| listed.system == *name),
+            "--systems names {name}, expected some of {}",
+            known()
+        );
+    }
+    Ok(listed.into_iter().filter(|listed| wanted.is_empty() || wanted.contains(&listed.system)).collect())
 }
 
 /// The systems that a script knows.
@@ -153,13 +168,17 @@ fn command(
 ) -> anyhow::Result<Command> {
     let ourselves = std::env::current_exe().context("cannot find this program")?;
     let name = &backend.info().name;
-    let kind = name.split(':').next().unwrap_or_default();
+    let system = system(backend, arguments.algorithm);
     let mut command = Command::new(python);
     command
         .arg(script)
         .args(["--systems", &systems.join(",")])
         .arg("--ext")
-        .arg(format!("omniflash-{kind}={} bench --backend {name}", quoted(&ourselves)))
+        .arg(format!(
+            "{system}={} bench --backend {name} --algorithm {}",
+            quoted(&ourselves),
+            arguments.algorithm
+        ))
         .args(["--budget", if arguments.quick { "0.05" } else { "0.25" }])
         .args(["--rounds", if arguments.quick { "1" } else { "3" }])
         .stdout(Stdio::piped());
@@ -230,6 +249,20 @@ mod tests {
     #[test]
     fn a_text_is_found_by_its_regular_expression() {
         assert_eq!(escaped("dec_B1+.*"), r"dec_B1\+\.\*");
+    }
+
+    #[test]
+    fn only_systems_that_are_known_can_be_chosen() {
+        let listed = || ["fa3", "mojo"].map(|name| Listed { system: name.into(), absent: None }).into();
+        let names = |wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            chosen(listed(), &wanted)
+                .map(|chosen| chosen.into_iter().map(|listed| listed.system).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&[]).unwrap(), ["fa3", "mojo"]);
+        assert_eq!(names(&["mojo"]).unwrap(), ["mojo"]);
+        let error = names(&["fa5"]).unwrap_err().to_string();
+        assert_eq!(error, "--systems names fa5, expected some of fa3, mojo");
     }
 
     #[test]

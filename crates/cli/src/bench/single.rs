@@ -1,7 +1,5 @@
 //! One case for a script that compares systems: answered with its samples and the first outputs.
 
-use std::time::Duration;
-
 use half::{bf16, f16};
 use omniflash::{Backend, DType, Tensor};
 use serde_json::json;
@@ -31,7 +29,7 @@ pub(super) fn run(arguments: &BenchArguments, case: &BenchCase) -> anyhow::Resul
     };
     Mode::check(arguments.mode, std::slice::from_ref(&backend))?;
     let mode = Mode::of(&*backend, arguments.mode);
-    let answer = match measure(&*backend, case, dtype, arguments.budget(), mode) {
+    let answer = match measure(&*backend, case, dtype, arguments, mode) {
         Ok((samples, head)) => json!({"samples_ms": samples, "head": head}),
         Err(error) => json!({"skip": error.to_string()}),
     };
@@ -43,11 +41,11 @@ fn measure(
     backend: &dyn Backend,
     case: &BenchCase,
     dtype: DType,
-    budget: Duration,
+    arguments: &BenchArguments,
     mode: Option<Mode>,
 ) -> omniflash::Result<(Vec<f64>, Vec<f32>)> {
-    let mut measurement = Measurement::new(backend, case, dtype)?;
-    let samples = measurement.time(backend, budget, mode)?;
+    let mut measurement = Measurement::new(backend, case, dtype, arguments.algorithm)?;
+    let samples = measurement.time(backend, arguments.budget(), mode)?;
     let mut head = elements(backend, &measurement.out)?;
     head.truncate(HEAD.min(case.head_dim));
     Ok((samples.milliseconds, head))
