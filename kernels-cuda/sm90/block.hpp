@@ -153,7 +153,7 @@ struct SharedMemory {
     for (int i = 0; i < kQueryTiles; ++i) mbarrier_init(query_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(key_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(value_empty(i), kConsumerWarps);
-    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), kConsumerWarps + 1);
+    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), 32 * kConsumerWarps + 1);
     mbarrier_init_fence();
   }
 };
