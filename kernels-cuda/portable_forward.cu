@@ -197,10 +197,9 @@ struct Copies {
   OMNIFLASH_DEVICE const Element* of_tile(int tile) const {
     return first + static_cast<long long>(tile * kBlockN) * stride;
   }
-  // A pass, whose chunk is at `from`.
+  // A pass, the next one after `from`.
   OMNIFLASH_DEVICE void copy(const Tile& to, int pass, const Element*& from) const {
-    filler.copy(to, pass, from);
-    from += Filler::kStep * stride;
+    filler.copy(to, pass, from, stride);
   }
 };
 

@@ -126,24 +126,29 @@ OMNIFLASH_DEVICE void fill_tile(const Tile& tile, int columns, int num_valid, Wa
   }
 }
 
-// A thread's part in filling tiles of rows of one stride of which none is missing: a column of chunks, from its first row
-// down in passes of kStep rows. Nothing is asked for a row, and where the chunks of its passes go differs by constants.
+// A thread's part in filling tiles of rows of one stride of which none is missing. Threads that are neighbours copy a band of a
+// row, so many chunks that neither a band nor the rows that all threads have at once divide by anything but two: each thread
+// has one place in the bands, from its first row down in steps of kStep rows. Nothing is asked for a row, and where the chunks
+// of its passes come from and go differs by constants and by whole steps.
 template <int kThreads, int kRows, class Tile>
 struct TileFiller {
-  static constexpr int kStep = kThreads / Tile::kChunks, kPasses = (kRows + kStep - 1) / kStep;
-  static_assert(kStep >= 1, "a row has at most as many chunks as there are threads");
+  static constexpr int kBand = Tile::kChunks & -Tile::kChunks, kBands = Tile::kChunks / kBand;  // chunks of a band, bands of a row
+  static constexpr int kStep = kThreads / kBand, kPasses = (kRows + kStep - 1) / kStep * kBands;
+  static constexpr int kBandElements = kBand * Tile::kChunkElements;
+  static_assert(kStep >= 1, "a band has at most as many chunks as there are threads");
+  static_assert(kBandElements >= 16, "rows are padded to a multiple of 16 elements");
   int row, column;   // of the first chunk: a row of the tile, an element of the row
   unsigned offset;   // of the first chunk from the tile's address
-  bool is_idle;      // a thread that does not make up a whole row with others
-  bool valid;        // whether the row has this column; a column that it has not becomes zeros
+  bool is_idle;      // a thread that does not make up a whole band with others, or has no row
+  bool has_last;     // whether rows have its column in the last band, which is the padded one; else it becomes zeros there
 
   OMNIFLASH_DEVICE TileFiller(int thread, int columns) {
-    const int chunk = thread % Tile::kChunks;
-    row = thread / Tile::kChunks;
+    const int chunk = thread % kBand;
+    row = thread / kBand;
+    has_last = ((kBands - 1) * kBand + chunk) * Tile::kChunkElements < columns;
+    column = kBands > 1 || has_last ? chunk * Tile::kChunkElements : 0;
     offset = Tile{0}.chunk(row, chunk);
-    is_idle = kThreads % Tile::kChunks != 0 && row >= kStep;
-    valid = chunk * Tile::kChunkElements < columns;
-    column = valid ? chunk * Tile::kChunkElements : 0;
+    is_idle = (kThreads % kBand != 0 && row >= kStep) || (kStep > kRows && row >= kRows);
   }
 
   // This thread's chunk of the first pass in rows from `first` on, which are `stride` elements apart.
@@ -152,21 +157,27 @@ struct TileFiller {
     return first + row * stride + column;
   }
 
+  // A pass, one after the other: `from` is the row's chunk in the first band, and moves on after the last.
   template <class Element>
-  OMNIFLASH_DEVICE void copy(const Tile& tile, int pass, const Element* from) const {
-    if (is_idle || (kRows % kStep != 0 && row + pass * kStep >= kRows)) return;
-    copy_async_16(tile.address + below(pass), from, valid);
+  OMNIFLASH_DEVICE void copy(const Tile& tile, int pass, const Element*& from, long long stride) const {
+    const int band = pass % kBands, step = pass / kBands;
+    if (!is_idle && (kRows % kStep == 0 || row + step * kStep < kRows)) {
+      copy_async_16(tile.address + below(step) + band * kBand * 16, from + band * kBandElements,
+                    band < kBands - 1 || has_last);
+    }
+    if (band == kBands - 1) from += kStep * stride;
   }
 
  private:
-  OMNIFLASH_DEVICE unsigned below(int pass) const {
+  // A permutation moves chunks within a band.
+  OMNIFLASH_DEVICE unsigned below(int step) const {
     if constexpr (kStep % 8 == 0) {
-      return offset + pass * kStep * Tile::kRowBytes;
-    } else if constexpr (kStep == 4 && Tile::kChunks % 8 == 0 && kThreads % Tile::kChunks == 0) {
+      return offset + step * kStep * Tile::kRowBytes;
+    } else if constexpr (kStep == 4 && Tile::kChunks % 8 == 0 && kThreads % kBand == 0) {
       // Rows 0 to 3 of eight, and the row 4 below: its permutation differs in one bit.
-      return (offset ^ pass % 2 * 64) + pass * kStep * Tile::kRowBytes;
+      return (offset ^ step % 2 * 64) + step * kStep * Tile::kRowBytes;
     } else {
-      return Tile{0}.chunk(row + pass * kStep, static_cast<int>(thread_index() % Tile::kChunks));
+      return Tile{0}.chunk(row + step * kStep, static_cast<int>(thread_index() % kBand));
     }
   }
 };
@@ -179,7 +190,7 @@ OMNIFLASH_DEVICE void fill_whole_tile(const SharedTile<Element, kColumns>& tile,
   const Filler filler(opaque(thread_index()), columns);
   const Element* from = filler.first_chunk(first, stride);
 #pragma unroll
-  for (int pass = 0; pass < Filler::kPasses; ++pass, from += Filler::kStep * stride) filler.copy(tile, pass, from);
+  for (int pass = 0; pass < Filler::kPasses; ++pass) filler.copy(tile, pass, from, stride);
 }
 
 }  // namespace omniflash

@@ -6,8 +6,8 @@
 //! gpu_smoke kernels sm_90           fill the cache named by OMNIFLASH_CACHE with the kernels of `check` and `time`
 //! gpu_smoke check                   errors of many problems against the reference
 //! gpu_smoke time                    one JSON line a case: CUDA graph replay, L2 flushed before each, median
-//! gpu_smoke serve                   times the cases named on standard input, `NAME [block_m x block_n] [algorithm]` a line,
-//!                                   after 80 ms of idling each: to be interleaved with other systems
+//! gpu_smoke serve                   times the cases named on standard input, `NAME [block_m x block_n] [sSTAGES] [wROWS]
+//!                                   [algorithm]` a line, after 80 ms of idling each: to be interleaved with other systems
 //! gpu_smoke overhead                microseconds from the call to the end of a launch, on the host
 //! gpu_smoke jit                     milliseconds of calls with a mask that no cache has seen: first, after a new start,
 //!                                   and planned before
@@ -271,7 +271,7 @@ fn serve(backend: &CudaBackend) -> Result<(), String> {
     Ok(())
 }
 
-/// A line such as `B4_S4096_H16_16_D128_causal 128x160 flash3`.
+/// A line such as `B4_S4096_H16_16_D128_causal 128x160 flash3`; `s1` is one stage, `w16` a warp of 16 rows.
 fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
     let mut words = request.split_whitespace();
     let name = words.next().ok_or("no case")?;
@@ -283,11 +283,15 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
     let [batch, seqlen, heads, kv_heads, dim, ..] = numbers[..] else { return Err("not B_S_H_H_D".into()) };
     let mut config = AttentionConfig::default();
     for word in words {
-        match word.split_once('x') {
-            Some((m, n)) => {
-                (config.block_m, config.block_n) = (m.parse().ok(), n.parse().ok());
-            }
-            None => config.algorithm = word.parse().map_err(|error: Error| error.to_string())?,
+        let number = |prefix: char| word.strip_prefix(prefix)?.parse().ok();
+        if let Some((m, n)) = word.split_once('x') {
+            (config.block_m, config.block_n) = (m.parse().ok(), n.parse().ok());
+        } else if let Some(stages) = number('s') {
+            config.num_pipeline_stages = Some(stages);
+        } else if let Some(rows) = number('w') {
+            config.warp_m = Some(rows);
+        } else {
+            config.algorithm = word.parse().map_err(|error: Error| error.to_string())?;
         }
     }
     std::thread::sleep(std::time::Duration::from_millis(80));
