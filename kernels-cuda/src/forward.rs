@@ -12,6 +12,9 @@ use crate::{LIBRARY, PORTABLE_FORWARD, element_type};
 /// The largest head_dim and value_dim of the portable forward kernel.
 pub const MAX_HEAD_DIM: usize = 256;
 
+/// Shared memory that the system takes of each block.
+pub const RESERVED_SHARED_BYTES: usize = 1024;
+
 /// Blocks of a launch are counted in 31 bits along x.
 const MAX_GRID_X: u64 = (1 << 31) - 1;
 const MAX_GRID_Y: u64 = 65_535;
@@ -119,6 +122,15 @@ impl ForwardConfig {
             paged: false,
             vector_loads: true,
         };
+        // As for 256 columns, and rows of 96 keys take fewer steps.
+        let in_two_blocks = config(&(64, 96, 4, 1));
+        if dtype.size() == 2
+            && (129..=192).contains(&wide)
+            && value_dim > 128
+            && in_two_blocks.blocks_by_memory(shared_memory_limit) >= 2
+        {
+            return Ok(in_two_blocks);
+        }
         tiles
             .iter()
             .map(config)
@@ -131,6 +143,23 @@ impl ForwardConfig {
                     "use algorithm naive",
                 )
             })
+    }
+
+    /// The same under a causal mask over few keys, most of whose tiles lie at its border: smaller tiles, of which fewer scores
+    /// are hidden, in more blocks. `None` where a multiprocessor of `shared_memory_limit` bytes a block has fewer warps so, and
+    /// for dimensions that gain nothing.
+    pub fn for_short_causal(self, shared_memory_limit: usize) -> Option<Self> {
+        let small = ForwardConfig { block_m: 64, warps: 2, ..self };
+        let is_default = (self.dtype.size(), self.block_m, self.warps) == (2, 128, 4);
+        (is_default
+            && self.head_dim.max(self.value_dim) == 64
+            && small.blocks_by_memory(shared_memory_limit) >= 4)
+            .then_some(small)
+    }
+
+    /// Blocks that a multiprocessor's shared memory holds, where one may have `limit` bytes.
+    pub fn blocks_by_memory(&self, limit: usize) -> usize {
+        (limit + RESERVED_SHARED_BYTES) / (self.shared_memory_bytes() + RESERVED_SHARED_BYTES)
     }
 
     /// Checks that such an instance can be built.

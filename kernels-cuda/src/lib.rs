@@ -13,7 +13,7 @@ mod peak;
 mod simple;
 
 pub use decode::{DecodeConfig, SLICE};
-pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM};
+pub use forward::{Arithmetic, ForwardConfig, MAX_HEAD_DIM, RESERVED_SHARED_BYTES};
 pub use hopper::{
     HOPPER_ARCH, HopperConfig, HopperParameters, MAX_HOPPER_HEAD_DIM, SLAB_COLUMNS, TensorMap, WARP_ROWS,
 };

@@ -273,14 +273,17 @@ impl ForwardEntry {
                 for arithmetic in self.arithmetics(default.arithmetic)? {
                     let config =
                         ForwardConfig { paged, arithmetic, vector_loads: self.vector_loads, ..default };
-                    instances.push(Instance {
-                        id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
-                        unit: config.translation_unit(&functors(mask, score_mod)),
-                        block_threads: config.block_threads(),
-                        shared_memory_bytes: config.shared_memory_bytes(),
-                        matrix_instruction: (arithmetic != Arithmetic::Exact).then_some("HMMA"),
-                        accepted_spill_bytes: self.accepted_spill_bytes,
-                    });
+                    let short = config.for_short_causal(architecture.shared_memory);
+                    for config in [Some(config), short.filter(|_| mask == "Causal")].into_iter().flatten() {
+                        instances.push(Instance {
+                            id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
+                            unit: config.translation_unit(&functors(mask, score_mod)),
+                            block_threads: config.block_threads(),
+                            shared_memory_bytes: config.shared_memory_bytes(),
+                            matrix_instruction: (arithmetic != Arithmetic::Exact).then_some("HMMA"),
+                            accepted_spill_bytes: self.accepted_spill_bytes,
+                        });
+                    }
                 }
             }
         }

@@ -2,9 +2,8 @@
 
 use omniflash_core::{AttentionConfig, KvKind, ProblemShape};
 use omniflash_gpu::split::configured;
-use omniflash_kernels_cuda::DecodeConfig;
+use omniflash_kernels_cuda::{DecodeConfig, RESERVED_SHARED_BYTES};
 
-use super::split::RESERVED_SHARED_BYTES;
 use super::{Choice, KernelChoice, Request, arithmetic};
 use omniflash_core::Result;
 

@@ -11,9 +11,6 @@ use super::tile::TileChoice;
 const REGISTERS: usize = 65_536;
 const REGISTERS_OF_A_THREAD: usize = 256;
 
-/// Shared memory that the system takes of each block.
-pub(super) const RESERVED_SHARED_BYTES: usize = 1024;
-
 /// The number of partitions that the caller gave, else the one that fills the device.
 pub(crate) fn choose(request: &Request<'_>, tile: &TileChoice) -> Result<Partitions> {
     if request.config.split_within_block == Some(true) {
@@ -36,8 +33,7 @@ pub(crate) fn choose(request: &Request<'_>, tile: &TileChoice) -> Result<Partiti
 
 /// Blocks that fit on a multiprocessor at a time, estimated: a plan asks no driver.
 fn blocks_of_a_multiprocessor(request: &Request<'_>, config: &ForwardConfig) -> usize {
-    let by_memory = (request.facts.shared_memory_bytes + RESERVED_SHARED_BYTES)
-        / (config.shared_memory_bytes() + RESERVED_SHARED_BYTES);
+    let by_memory = config.blocks_by_memory(request.facts.shared_memory_bytes);
     let by_registers = REGISTERS / (REGISTERS_OF_A_THREAD * config.block_threads() as usize);
     by_memory.min(by_registers).max(1)
 }

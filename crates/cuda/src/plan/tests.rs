@@ -210,6 +210,45 @@ fn short_rows_of_narrow_heads_take_four_warpgroups_where_tiles_are_full() {
     assert_eq!(tile_of(512, "And<Causal, Document>", "Identity"), (192, 128));
 }
 
+/// Rows, keys, warps and stages of the portable family's tile.
+fn portable_tile(
+    shape: &ProblemShape,
+    capability: (u32, u32),
+    mask_type: &str,
+) -> (usize, usize, usize, usize) {
+    let config = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
+    let tile = tiled(&choose_with(shape, &facts(capability), config, mask_type).unwrap());
+    (tile.block_m, tile.block_n, tile.warps, tile.stages)
+}
+
+#[test]
+fn few_keys_under_a_causal_mask_take_small_tiles_where_as_many_warps_fit() {
+    let tile_of = |(keys, dim), capability, mask_type| {
+        portable_tile(&shape(16, (512, keys), (32, 32), dim, DType::BF16), capability, mask_type)
+    };
+    for capability in [(8, 0), (9, 0)] {
+        assert_eq!(tile_of((1024, 64), capability, "Causal"), (64, 64, 2, 2));
+        assert_eq!(tile_of((1025, 64), capability, "Causal"), (128, 64, 4, 2));
+        assert_eq!(tile_of((1024, 64), capability, "NoMask"), (128, 64, 4, 2));
+        assert_eq!(tile_of((1024, 80), capability, "Causal"), (128, 64, 4, 2));
+    }
+    assert_eq!(tile_of((1024, 64), (8, 9), "Causal"), (128, 64, 4, 2));
+}
+
+#[test]
+fn heads_of_192_columns_take_two_blocks_where_the_memory_is_there() {
+    let tile_of = |dims: (usize, usize), capability| {
+        let mut shape = shape(4, (4096, 4096), (16, 16), dims.0, DType::BF16);
+        shape.value_dim = dims.1;
+        portable_tile(&shape, capability, "NoMask")
+    };
+    assert_eq!(tile_of((192, 192), (9, 0)), (64, 96, 4, 1));
+    assert_eq!(tile_of((144, 136), (9, 0)), (64, 96, 4, 1));
+    assert_eq!(tile_of((192, 128), (9, 0)), (128, 64, 8, 2));
+    assert_eq!(tile_of((192, 192), (8, 0)), (128, 64, 8, 2));
+    assert_eq!(tile_of((192, 192), (8, 9)), (128, 32, 8, 2));
+}
+
 #[test]
 fn every_default_tile_can_be_built_and_fits() {
     for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)] {

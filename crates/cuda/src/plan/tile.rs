@@ -25,7 +25,7 @@ pub(crate) fn choose(request: &Request<'_>, rows: usize) -> Result<TileChoice> {
         paged: shape.kv_kind == KvKind::Paged,
         vector_loads: request.is_aligned,
         arithmetic: arithmetic(request),
-        ..small_memory_tile(request, base)
+        ..short_causal_tile(request, small_memory_tile(request, base))
     };
     let heads_per_tile = packed_heads(rows, shape.group_size(), base.block_m);
     let (default, reason) = few_rows_tile(base, rows * heads_per_tile);
@@ -64,6 +64,15 @@ fn small_memory_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfi
     }
     let (block_m, block_n) = if is_causal(request.mask_type) { (64, 64) } else { (128, 32) };
     ForwardConfig { block_m, block_n, warps: 4, stages: 1, ..base }
+}
+
+/// A causal mask over so few keys is mostly border.
+fn short_causal_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfig {
+    const FEW_KEYS: usize = 1024;
+    if !is_causal(request.mask_type) || request.shape.seqlen_k > FEW_KEYS {
+        return base;
+    }
+    base.for_short_causal(request.facts.shared_memory_bytes).unwrap_or(base)
 }
 
 /// Packs the heads of a group into one tile where that saves at least a tenth of the tiles.
