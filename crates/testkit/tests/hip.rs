@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -290,15 +291,22 @@ impl Schedule for KernelsFirst<'_> {
         threads()
     }
 
-    /// Cases of as many kernels as are compiled in one start of clang; those of one kernel are neighbours, so that the emulator
-    /// decodes it once.
+    /// Cases of as many kernels as are compiled in one start of clang, and of fewer towards the end, so that all threads come to it
+    /// together; the longest first. Those of one kernel are neighbours, so that the emulator decodes it once.
     fn groups(&self, specs: &[Spec]) -> Vec<Vec<usize>> {
         let mut by_kernel: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (at, spec) in specs.iter().enumerate() {
             by_kernel.entry(&FORMS[in_table(&spec.name)].kernel).or_default().push(at);
         }
-        let of_kernels: Vec<Vec<usize>> = by_kernel.into_values().collect();
-        of_kernels.chunks(KERNELS_AT_ONCE).map(<[_]>::concat).collect()
+        let mut of_kernels: Vec<Vec<usize>> = by_kernel.into_values().collect();
+        of_kernels.sort_by_key(|cases| Reverse(cases.iter().map(|&at| specs[at].cost()).sum::<u64>()));
+        let (mut groups, mut left) = (Vec::new(), &of_kernels[..]);
+        while !left.is_empty() {
+            let (group, rest) = left.split_at((left.len() / (4 * threads())).clamp(1, KERNELS_AT_ONCE));
+            groups.push(group.concat());
+            left = rest;
+        }
+        groups
     }
 
     fn begin(&self, group: &[&Spec]) {
