@@ -126,10 +126,10 @@ OMNIFLASH_DEVICE void fill_tile(const Tile& tile, int columns, int num_valid, Wa
   }
 }
 
-// A thread's part in filling tiles of rows of one stride of which none is missing. Threads that are neighbours copy a band of a
-// row, so many chunks that neither a band nor the rows that all threads have at once divide by anything but two: each thread
-// has one place in the bands, from its first row down in steps of kStep rows. Nothing is asked for a row, and where the chunks
-// of its passes come from and go differs by constants and by whole steps.
+// A thread's part in filling tiles of rows of one stride of which none is missing. A row is cut into bands of equally many chunks,
+// the largest power of two that divides its own: a row of 12 chunks has 3 bands of 4. Neighbouring threads copy one band of a
+// row; each keeps its place in the bands, and steps from band to band, and kStep rows down after the last. Nothing is asked
+// for a row, and where the chunks of its passes come from and go differs by constants and by whole steps.
 template <int kThreads, int kRows, class Tile>
 struct TileFiller {
   static constexpr int kBand = Tile::kChunks & -Tile::kChunks, kBands = Tile::kChunks / kBand;  // chunks of a band, bands of a row

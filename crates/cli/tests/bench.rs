@@ -157,6 +157,7 @@ fi
     let output = bench("decode", python.to_str().unwrap(), &["--systems", "elsewhere"]);
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && notes.contains("expected some of here, gone"), "{notes}");
+    assert!(output.stdout.is_empty(), "nothing is measured before it is refused");
     // What is not measured of ours is not measured of others.
     let output = bench("paged", python.to_str().unwrap(), &[]);
     let notes = String::from_utf8(output.stderr).unwrap();

@@ -41,6 +41,7 @@ fn usage_errors_are_one_line() {
         (&["bench", "--mode", "warm"], &["--mode", "warm", "cool", "hot"]),
         (&["bench", "--mode", "hot", "--backend", "cpu"], &["--mode hot", "GPU"]),
         (&["bench", "--algorithm", "flash9"], &["--algorithm", "flash9", "flash2"]),
+        (&["bench", "jit", "--algorithm", "flash2"], &["--algorithm", "flash2", "auto", "jit"]),
         (&["bench", "--systems", "fa3"], &["--peers"]),
         (&["bench", "--b", "1"], &["--hq"]),
         (&["bench", "--case", "nothing"], &["nothing", "dec_B1"]),

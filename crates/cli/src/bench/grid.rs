@@ -1,7 +1,7 @@
 //! Which cases are measured.
 
 use clap::ValueEnum;
-use omniflash::{Backend, DeviceId};
+use omniflash::{Algorithm, Backend, DeviceId};
 
 use super::workload::{BenchCase, Form};
 
@@ -55,6 +55,11 @@ impl Group {
             // Three calls in all.
             _ => 0,
         }
+    }
+
+    /// Whether it can be measured of a family of kernels: steps of a call are those of whichever is chosen.
+    pub(super) fn takes(self, algorithm: Algorithm) -> bool {
+        algorithm == Algorithm::Auto || self.is_throughput()
     }
 
     /// Whether its figures are times of computing attention, which a peak bounds.

@@ -88,11 +88,13 @@ pub(super) fn record_of_case(
     backend: &dyn Backend,
     case: &BenchCase,
     dtype: DType,
+    algorithm: Algorithm,
     samples: &Samples,
     peaks: &Peaks,
 ) -> Record {
     let (median, tera) = (samples.median(), 1e-9);
     let mut record = record(backend, &case.name(), dtype, samples);
+    record.system = system(backend, algorithm);
     let (rate, peak) = if case.is_decode() {
         let rate = case.kv_bytes(dtype) / median * tera;
         record.tbps = Some(rounded(rate));

@@ -32,7 +32,7 @@ pub(crate) use clock::time;
 use compare::Baseline;
 pub(crate) use grid::Group;
 use grid::grid;
-use measure::{record, record_of_case, system, take_in_turns};
+use measure::{record, record_of_case, take_in_turns};
 pub(crate) use mode::Mode;
 use schedule::Schedule;
 use workload::dtype_name;
@@ -52,6 +52,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
 fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
     let backends = backends(&arguments.backend)?;
     Mode::check(arguments.mode, &backends)?;
+    check_algorithm(arguments)?;
+    peers::check_systems(arguments, &backends)?;
     let baseline = match &arguments.compare {
         Some(path) => Some(Baseline::read(path, arguments.threshold / 100.0)?),
         None => None,
@@ -92,6 +94,17 @@ fn run_grid(arguments: &BenchArguments) -> anyhow::Result<Verdict> {
     }
 }
 
+/// Refuses a group by name that times no family of kernels.
+fn check_algorithm(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let algorithm = arguments.algorithm;
+    match arguments.groups.iter().find(|group| !group.takes(algorithm)) {
+        Some(group) => {
+            anyhow::bail!("--algorithm is {algorithm}, expected auto for the group {}", group.name())
+        }
+        None => Ok(()),
+    }
+}
+
 /// The backends of these names; `all` is every one but the reference, which is not made for speed.
 fn backends(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
     let registry = Registry::discover();
@@ -129,8 +142,9 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn groups(&self) -> impl Iterator<Item = Group> {
-        let wanted = &self.arguments.groups;
-        Group::ALL.into_iter().filter(move |group| wanted.is_empty() || wanted.contains(group))
+        let BenchArguments { groups: wanted, algorithm, .. } = self.arguments;
+        let is_wanted = move |group: &Group| wanted.is_empty() || wanted.contains(group);
+        Group::ALL.into_iter().filter(is_wanted).filter(|group| group.takes(*algorithm))
     }
 
     fn cases(&self, backend: &dyn Backend) -> Vec<(Group, BenchCase)> {
@@ -175,8 +189,7 @@ impl Bench<'_> {
             let measured = take_in_turns(backend, case, &dtypes, algorithm, budget, mode);
             for (dtype, samples) in dtypes.iter().copied().zip(measured) {
                 let record = samples.map(|samples| {
-                    let mut record = record_of_case(backend, case, dtype, &samples, &peaks);
-                    record.system = system(backend, algorithm);
+                    let mut record = record_of_case(backend, case, dtype, algorithm, &samples, &peaks);
                     record.mode = mode.map(|mode| mode.name().into());
                     vec![record]
                 });

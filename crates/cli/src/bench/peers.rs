@@ -54,12 +54,7 @@ pub(super) fn run(
     limit: Option<Duration>,
     mut take: impl FnMut(Record) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let scripts = scripts()?;
-    let python = arguments
-        .python
-        .clone()
-        .or_else(|| std::env::var_os(PYTHON_VARIABLE).map(PathBuf::from))
-        .unwrap_or_else(|| "python3".into());
+    let (scripts, python) = (scripts()?, python(arguments));
     for backend in backends {
         let Some(folder) = folder(&**backend) else {
             note(format_args!("{}: no peers are known for this kind of device", backend.info().name))?;
@@ -68,8 +63,9 @@ pub(super) fn run(
         let script = scripts.join(folder).join("peers.py");
         match list(&python, &script) {
             Ok(listed) => {
-                let (absent, present): (Vec<Listed>, Vec<Listed>) = chosen(listed, &arguments.systems)?
+                let (absent, present): (Vec<Listed>, Vec<Listed>) = listed
                     .into_iter()
+                    .filter(|listed| is_chosen(&listed.system, arguments))
                     .partition(|listed| listed.absent.is_some());
                 for Listed { system, absent } in absent {
                     note(format_args!("{system} is absent: {}", absent.unwrap_or_default()))?;
@@ -106,17 +102,35 @@ fn scripts() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("--peers: no {SCRIPTS} in {} or above", here.display()))
 }
 
-/// Those of the systems that were asked for, or all.
-fn chosen(listed: Vec<Listed>, wanted: &[String]) -> anyhow::Result<Vec<Listed>> {
-    for name in wanted {
-        let known = || listed.iter().map(|listed| listed.system.as_str()).collect::<Vec<_>>().join(", ");
-        anyhow::ensure!(
-            listed.iter().any(|listed| listed.system == *name),
-            "--systems names {name}, expected some of {}",
-            known()
-        );
+/// The Python that was named, by the command line or the environment, else the one on PATH.
+fn python(arguments: &BenchArguments) -> PathBuf {
+    let named = || std::env::var_os(PYTHON_VARIABLE).map(PathBuf::from);
+    arguments.python.clone().or_else(named).unwrap_or_else(|| "python3".into())
+}
+
+fn is_chosen(system: &str, arguments: &BenchArguments) -> bool {
+    arguments.systems.is_empty() || arguments.systems.iter().any(|name| name == system)
+}
+
+/// Refuses peers by a name that no backend's script knows, before anything is measured. Scripts that cannot be asked know
+/// nothing, which is told later.
+///
+/// # Errors
+/// Such a name, with those that are known.
+pub(super) fn check_systems(arguments: &BenchArguments, backends: &[Arc<dyn Backend>]) -> anyhow::Result<()> {
+    if arguments.systems.is_empty() {
+        return Ok(());
     }
-    Ok(listed.into_iter().filter(|listed| wanted.is_empty() || wanted.contains(&listed.system)).collect())
+    let (scripts, python) = (scripts()?, python(arguments));
+    let folders = backends.iter().filter_map(|backend| folder(&**backend));
+    let listed = folders.filter_map(|folder| list(&python, &scripts.join(folder).join("peers.py")).ok());
+    let known: Vec<String> = listed.flatten().map(|listed| listed.system).collect();
+    match arguments.systems.iter().find(|name| !known.is_empty() && !known.contains(name)) {
+        Some(name) => {
+            anyhow::bail!("--systems names {name}, expected some of {}", known.join(", "))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The systems that a script knows.
@@ -249,20 +263,6 @@ mod tests {
     #[test]
     fn a_text_is_found_by_its_regular_expression() {
         assert_eq!(escaped("dec_B1+.*"), r"dec_B1\+\.\*");
-    }
-
-    #[test]
-    fn only_systems_that_are_known_can_be_chosen() {
-        let listed = || ["fa3", "mojo"].map(|name| Listed { system: name.into(), absent: None }).into();
-        let names = |wanted: &[&str]| {
-            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-            chosen(listed(), &wanted)
-                .map(|chosen| chosen.into_iter().map(|listed| listed.system).collect::<Vec<_>>())
-        };
-        assert_eq!(names(&[]).unwrap(), ["fa3", "mojo"]);
-        assert_eq!(names(&["mojo"]).unwrap(), ["mojo"]);
-        let error = names(&["fa5"]).unwrap_err().to_string();
-        assert_eq!(error, "--systems names fa5, expected some of fa3, mojo");
     }
 
     #[test]
