@@ -62,12 +62,8 @@ constexpr int kCopyUnroll = kVectorLoads && !Keys::kOneStride ? 8 : 1;
 // Whether a warp's rows of the queries stay in registers: where they take few, each tile loads a fifth less.
 constexpr bool kKeepsQueries = sizeof(Element) == 2 && kFragments * (kHeadDim / 4) <= 32;
 
-// Whether a mask hides any key before a sequence's end.
-template <class Mask>
-constexpr bool hides_keys = true;
-template <>
-inline constexpr bool hides_keys<NoMask> = false;
-constexpr bool kHides = hides_keys<MaskType> || hides_by_score<ScoreModType>;
+// Whether any key before a sequence's end can be hidden.
+constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
 
 // Whether tiles of keys of which none is missing are copied by constant steps.
 constexpr bool kCopiesWholeTiles = kVectorLoads && Keys::kOneStride;
@@ -83,8 +79,6 @@ struct Block {
   float scale;      // of scores before mask and modification; 1 where it is folded
   float factor;     // of scores in the exponential
   bool is_folded;   // whether scores stay unscaled, or the modification scales them
-  int first_query, first_rest;  // of the tile's first row: its query, and heads of that query before it
-  unsigned reciprocal;          // of the heads of a tile, in units of 2^-31
 
   OMNIFLASH_DEVICE Block(const AttentionParameters& parameters, const Functors<MaskType, ScoreModType>& functors,
                          const Work& work)
@@ -92,22 +86,13 @@ struct Block {
         functors(functors),
         sequence(parameters, work.batch),
         rows(parameters, work, sequence, kBlockM),
-        keys(parameters, sequence, work.first_head / parameters.group_size),
+        keys(parameters, sequence, quotient(work.first_head, parameters.by_group_size)),
         warp_row(thread_index() / 32 * 16 * kFragments) {
     // The largest score is the largest product only under a positive factor.
     const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
     scale = folded ? 1.0f : parameters.softmax_scale;
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
     is_folded = !kFoldable || folded;
-    first_query = rows.first_row;
-    first_rest = 0;
-    reciprocal = 1u << 31;
-    if (rows.heads > 1) {
-      const unsigned heads = rows.heads;
-      first_query = static_cast<unsigned>(rows.first_row) / heads;
-      first_rest = rows.first_row - first_query * rows.heads;
-      reciprocal = (1u << 31) / heads + 1;
-    }
   }
 
   // Whether this warp has any row.
@@ -127,18 +112,9 @@ struct Block {
   OMNIFLASH_DEVICE int row(int fragment, int half) const {
     return minimum(rows.first_row + warp_row + 16 * fragment + 8 * half + lane_index() / 4, rows.num_rows - 1);
   }
-  // Queries after the first and the head of a row of the tile, by a product: rows are few, so it is exact.
-  OMNIFLASH_DEVICE int queries_before(int row) const {
-    const unsigned within = row - rows.first_row + first_rest;
-    return static_cast<int>(2ull * within * reciprocal >> 32);
-  }
-  OMNIFLASH_DEVICE int query(int row) const { return first_query + queries_before(row); }
-  OMNIFLASH_DEVICE int head(int row) const {
-    return rows.first_head + row - rows.first_row + first_rest - queries_before(row) * rows.heads;
-  }
   OMNIFLASH_DEVICE ScoreIndex index(int row) const {
-    const int query = this->query(row);
-    return ScoreIndex{sequence.batch, head(row), query, sequence.start + query, 0};
+    const int query = rows.query(row);
+    return ScoreIndex{sequence.batch, rows.head(row), query, sequence.start + query, 0};
   }
 
   // Steps through rows, which are interleaved heads of queries.
@@ -149,7 +125,7 @@ struct Block {
     OMNIFLASH_DEVICE const Element* at(bool valid) const {
       const int i = valid ? row : block.rows.first_row;
       return block.sequence.template row<const Element>(block.parameters.q, is_ragged(block.parameters),
-                                                        block.query(i), block.head(i));
+                                                        block.rows.query(i), block.rows.head(i));
     }
   };
   OMNIFLASH_DEVICE void copy_queries() const {
@@ -297,9 +273,7 @@ struct TileWalk {
 
   OMNIFLASH_DEVICE TileWalk(const Block& block)
       : tiles(block.functors.mask, block.sequence, block.rows, kBlockM, kBlockN) {
-    // A division takes its time before the first copies.
-    const int num_partitions = block.parameters.num_partitions;
-    if (num_partitions > 1) tiles.take_partition(block_index_y(), num_partitions);
+    tiles.take_partition(block.parameters, block_index_y());
   }
   OMNIFLASH_DEVICE int end() const { return tiles.end; }
 
@@ -367,7 +341,7 @@ using FinishedRows = FinishedRow[kFragments][2];
 // Where a partition's part of a row lies, in f32.
 OMNIFLASH_DEVICE long long row_of_partition(const Block& block, int row) {
   return block_index_y() * block.parameters.total_q * block.parameters.num_heads +
-         block.sequence.workspace_row(block.parameters, block.query(row), block.head(row));
+         block.sequence.workspace_row(block.parameters, block.rows.query(row), block.rows.head(row));
 }
 OMNIFLASH_DEVICE float* part_of_row(const Block& block, int row) {
   return static_cast<float*>(block.parameters.partial_out) + row_of_partition(block, row) * block.parameters.value_dim;
@@ -493,7 +467,7 @@ OMNIFLASH_DEVICE void store_output(const Block& block) {
   for (int i = thread_index(); i < kBlockM * kChunks; i += kThreads) {
     const int row = block.rows.first_row + i / kChunks, column = i % kChunks * kElements;
     if (row >= block.rows.num_rows || column >= columns) continue;
-    Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.query(row), block.head(row)) + column;
+    Element* to = block.sequence.row<Element>(block.parameters.out, ragged, block.rows.query(row), block.rows.head(row)) + column;
     Chunk chunk;
     load_shared_16(chunk.words, out.chunk(i / kChunks, i % kChunks));
     if constexpr (kVectorLoads) {
@@ -534,7 +508,7 @@ OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, const Softmax& 
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float sink = has_sinks ? sink_log2(block.parameters, block.head(block.row(m, half))) : -kInfinity;
+      const float sink = has_sinks ? sink_log2(block.parameters, block.rows.head(block.row(m, half))) : -kInfinity;
       const float offset = softmax[m][half].offset(block.factor);
       const SoftmaxResult result = finalize(offset, quad_sum(softmax[m][half].sum), sink);
       finished[m][half] = FinishedRow{offset, result.scale, result.lse};
@@ -565,8 +539,8 @@ OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, const Softmax& 
       if (lane_index() % 4 != 0 || !block.is_row(m, half)) continue;
       const int row = block.row(m, half);
       float* lse = is_part ? static_cast<float*>(block.parameters.partial_lse) + row_of_partition(block, row)
-                           : block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.query(row),
-                                                       block.head(row));
+                           : block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.rows.query(row),
+                                                       block.rows.head(row));
       *lse = finished[m][half].lse;
     }
   }
@@ -661,7 +635,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     if (tile >= tiles.end()) break;
 
     // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
-    const bool touched = hides_keys<MaskType> && status != TileStatus::Full;
+    const bool touched = !hides_nothing<MaskType> && status != TileStatus::Full;
     has_hidden = has_hidden || touched || hides_by_score<ScoreModType>;
 
     copy_wait<0>();

@@ -29,11 +29,12 @@ OMNIFLASH_DEVICE void wait_for_copies() {
 #pragma clang diagnostic ignored "-Winline-asm"
 // 16 bytes for each lane that is active, to `to` plus 16 times its number, of which M0 is assumed to reach every byte of
 // the 160 KiB: no manual was at hand to say so, and the last tiles of d128 lie above 64. Neither clang nor a barrier waits for it: with
-// the builtin, every later read of shared memory would. Behind a write to M0 the manual wants one other instruction.
+// the builtin, every later read of shared memory would. The place is the same for all lanes, which clang has to be told where it
+// keeps it in vector registers. Behind a write to M0 the manual wants one other instruction.
 OMNIFLASH_DEVICE void copy_to_shared(int to, const void* from) {
   asm volatile("s_mov_b32 m0, %0\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off"
                :
-               : "s"((OMNIFLASH_LOCAL unsigned char*)shared_bytes + to), "v"((const OMNIFLASH_GLOBAL Chunk*)from)
+               : "s"((OMNIFLASH_LOCAL unsigned char*)shared_bytes + __builtin_amdgcn_readfirstlane(to)), "v"((const OMNIFLASH_GLOBAL Chunk*)from)
                : "m0", "memory");
 }
 #pragma clang diagnostic pop
@@ -87,22 +88,8 @@ struct DirectTile {
       }
     }
 
-    // It has arrived. Takes out what is not finite if `clear`; whether there was any.
-    OMNIFLASH_DEVICE bool store(int, int base, bool clear) const {
-      if (!clear) return false;
-      bool found = false;
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        const int block = first + pass * kWarps;
-        if (kBlocks % kWarps != 0 && block >= kBlocks) break;
-        const int at = base + block * kBlockBytes + lane_index() * 16;
-        Chunk chunk = load_shared<Chunk>(at);
-        if (!clear_non_finite<Element>(chunk)) continue;
-        store_shared(at, chunk);
-        found = true;
-      }
-      return found;
-    }
+    // It is there already.
+    OMNIFLASH_DEVICE void store(int, int) const {}
 
    private:
     // Linear over bits.

@@ -13,9 +13,11 @@
 //                 blockIdx.y cuts the tiles of keys into partitions; combine.hpp joins their results.
 //
 // Threads: kWarps waves, all alike. Each holds its rows of Q, S and O in registers; all copy tiles.
-// Shared memory: [ K | V | one flag a wave ], with direct copies twice; with one stage [ K or V | one flag a wave ].
+// Shared memory: [ K | V ], with direct copies twice; with one stage [ K or V ].
 // With two stages both tiles of n + 1 are on their way to registers, or to the other half of shared memory, during all of
 // n; with one, V(n) during Q K(n)^T and K(n + 1) during P V(n).
+// Hidden values that are not finite make sums that are not (0 times Inf is NaN): a wave whose sums come out so sums its
+// rows again by the definition.
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
 // kStages, kVectorLoads and kDirectCopies.
@@ -67,10 +69,8 @@ using ValueTile = Tiles<Element, kDirectCopies>::Value;
 
 // Shared memory that is in use at a time; with direct copies there is as much again, for the next tiles.
 constexpr int kLongerBytes = KeyTile::kBytes < ValueTile::kBytes ? ValueTile::kBytes : KeyTile::kBytes;
-constexpr int kFlagBytes = (kWarps * 4 + 15) / 16 * 16;
 constexpr int kValuesAt = kStages == 2 ? KeyTile::kBytes : 0;
-constexpr int kFlagsAt = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
-constexpr int kTileBytes = kFlagsAt + kFlagBytes;
+constexpr int kTileBytes = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;
 
 // On RDNA a long output leaves no registers for a long query, and the products of f32 are a loop over its chunks.
 #if OMNIFLASH_MFMA
@@ -90,6 +90,9 @@ constexpr bool kFewRegisters = !Keys::kOneStride;
 // Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
 
+// Whether any key before a sequence's end can be hidden.
+constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
+
 // Compute dies are given blocks in turn; one that works on neighbouring blocks finds their keys in its own cache.
 #if defined(__gfx942__) || defined(__gfx950__)
 constexpr unsigned kDies = 8;
@@ -98,7 +101,7 @@ constexpr unsigned kDies = 1;
 #endif
 OMNIFLASH_DEVICE unsigned block_of_die(const AttentionParameters& parameters, unsigned block) {
   if constexpr (kDies == 1) return block;
-  const unsigned blocks = parameters.batch * (parameters.num_heads / parameters.heads_per_tile) * parameters.num_row_tiles;
+  const unsigned blocks = parameters.num_pairs * parameters.num_row_tiles;
   const unsigned die = block % kDies, most = blocks / kDies, longer = blocks % kDies;
   return die * most + minimum(die, longer) + block / kDies;
 }
@@ -132,7 +135,7 @@ struct Block {
         functors(functors),
         sequence(parameters, work.batch),
         rows(parameters, work, sequence, kBlockM),
-        keys(parameters, sequence, work.first_head / parameters.group_size),
+        keys(parameters, sequence, quotient(work.first_head, parameters.by_group_size)),
         warp_row(warp_index() * kTile) {
     const int row = rows.first_row + warp_row + lane_column();
     is_valid = row < rows.num_rows;
@@ -164,6 +167,13 @@ struct Block {
                                       opaque_uniform(parameters.value_dim), keys_from(tile));
   }
 };
+
+// The tiles of keys that the mask does not skip, in the block's partition.
+OMNIFLASH_DEVICE KeyTiles<MaskType> tiles_of(const Block& block) {
+  KeyTiles<MaskType> tiles(block.functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
+  tiles.take_partition(block.parameters, block_index_y());
+  return tiles;
+}
 
 // ---- scores
 
@@ -250,56 +260,88 @@ OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow& row, Scores& s, O
 OMNIFLASH_DEVICE constexpr bool may_end(int first) { return result_row(first, 0) + 32 > kValueDim; }
 
 // ---- values that are not finite
-//
-// In a product a hidden value has weight 0, and 0 times Inf or NaN is NaN. So in tiles that the mask touches such values
-// do not get into shared memory, and are added by hand to the rows that do see them.
 
-OMNIFLASH_DEVICE void store_flag(int at, bool found) {
-  const bool any = warp_any(found);
-  if (lane_index() == 0) store_shared<int>(at + kFlagsAt + warp_index() * 4, any);
-}
-OMNIFLASH_DEVICE bool any_flag(int at) {
-  int any = 0;
+// Whether a result of the lane's row is not finite.
+OMNIFLASH_DEVICE bool has_non_finite(const Output& o) {
+  float zero[4] = {};  // as long as all are finite
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) any |= load_shared<int>(at + kFlagsAt + warp * 4);
-  return __builtin_amdgcn_readfirstlane(any) != 0;
+  for (int i = 0; i < kOutputs; ++i) zero[i % 4] = fused_multiply_add(result(o, i), 0.0f, zero[i % 4]);
+  const float sum = zero[0] + zero[1] + (zero[2] + zero[3]);
+  return !(sum == 0.0f);
 }
 
-OMNIFLASH_DEVICE void add_non_finite(const Block& block, int tile, const Scores& p, Output& o) {
-  constexpr int kElements = kChunkElements<Element>;
-  const int keys = minimum(block.keys_from(tile), kBlockN);
-  auto walker = block.keys.template values_from<Element>(tile * kBlockN);
+// What the lane's row is made of: its weights' offset, what its sums are multiplied by, and its lse.
+struct FinishedRow {
+  float offset, scale, lse;
+
+  OMNIFLASH_DEVICE FinishedRow(const Block& block, const SoftmaxRow& row) : offset(row.offset(block.factor)) {
+    // A sink counts once: where the sequence is cut, in combine.hpp.
+    const bool is_part = block.parameters.num_partitions > 1;
+    const float sink = is_part ? -kInfinity : sink_log2(block.parameters, block.at.head);
+    const SoftmaxResult result = finalize(offset, row.sum + of_other_group(row.sum), sink);
+    scale = result.scale;
+    lse = result.lse;
+  }
+};
+
+// Where a partition's part of a row lies among all of them, in f32.
+OMNIFLASH_DEVICE long long row_of_partition(const Block& block, int row, int head) {
+  const AttentionParameters& parameters = block.parameters;
+  return block_index_y() * parameters.total_q * parameters.num_heads +
+         block.sequence.workspace_row(parameters, row, head);
+}
+OMNIFLASH_DEVICE float* part_of_row(const Block& block, long long row) {
+  return static_cast<float*>(block.parameters.partial_out) + row * block.parameters.value_dim;
+}
+
+// The rows of a wave by the definition, which leaves hidden values out, in place of sums that met one. Offsets and sums of
+// weights are right already. A lane has every kWarpSize-th column. Rare, and slow.
+OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const FinishedRow& finished) {
+  constexpr int kColumns = (kValueDim + kWarpSize - 1) / kWarpSize;
+  const AttentionParameters& parameters = block.parameters;
+  const Keys keys(parameters, block.sequence, quotient(block.rows.first_head, parameters.by_group_size));
+  const KeyTiles<MaskType> tiles = tiles_of(block);
+  const int lane = lane_index(), head_dim = parameters.head_dim, value_dim = parameters.value_dim;
+  const int last = minimum(tiles.end * kBlockN, block.sequence.kv_len);
 #pragma unroll 1
-  for (int key = 0; key < keys; ++key) {
-    float weight = 0.0f;
-    const int own_key = key - 8 * lane_group();
+  for (int i = 0; i < kTile; ++i) {
+    const int row = block.rows.first_row + block.warp_row + i;
+    if (row >= block.rows.num_rows) break;
+    const float offset = shuffle(finished.offset, i), scale = shuffle(finished.scale, i);
+    const int query = block.rows.query(row);
+    ScoreIndex at{block.sequence.batch, block.rows.head(row), query, block.sequence.start + query, 0};
+    const bool ragged = is_ragged(parameters);
+    const Element* q = block.sequence.template row<const Element>(parameters.q, ragged, at.row, at.head);
+    float sum[kColumns] = {};
+#pragma unroll 1
+    for (at.k = tiles.begin * kBlockN; at.k < last; ++at.k) {
+      const Element* k = keys.template keys_from<Element>(at.k).at(true);
+      float score = 0.0f;
+#pragma unroll 1
+      for (int column = lane; column < head_dim; column += kWarpSize) score += to_float(q[column]) * to_float(k[column]);
+#pragma unroll 1
+      for (int other = kWarpSize / 2; other > 0; other /= 2) score += shuffle_xor(score, other);
+      score = masked(block.functors.mask, block.functors.score_mod.apply(score * block.scale, at), at);
+      const float weight = exp2_of(score, block.factor, offset);
+      if (weight == 0.0f) continue;
+      const Element* v = keys.template values_from<Element>(at.k).at(true);
 #pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      if (result_row(i, 0) == own_key) weight = result(p, i);
-    }
-    // One of the two is 0, or they both are.
-    weight = maximum(weight, of_other_group(weight));
-    const Element* value = walker.at(true);
-    walker.advance(1);
-    if (weight == 0.0f) continue;
-    const int columns = opaque(block.parameters.value_dim), group = opaque(thread_index()) / kTile % 2;
-#pragma unroll
-    for (int first = 0; first < kOutputs; first += kElements) {
-      // One after the other: this happens seldom, and must not cost registers.
-      __builtin_amdgcn_sched_barrier(0);
-      const int column = result_row(first, group);
-      Chunk chunk = 0;
-      if constexpr (kVectorLoads) {
-        chunk = load_global<Chunk>(value + (may_end(first) ? minimum(column, columns - kElements) : column));
-      } else {
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) set_element(chunk, i, value[minimum(column + i, columns - 1)]);
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = lane + kWarpSize * c;
+        if (column < value_dim) sum[c] += weight * to_float(v[column]);
       }
+    }
+    const bool is_part = parameters.num_partitions > 1;
+    float* part = part_of_row(block, row_of_partition(block, at.row, at.head));
+    Element* out = block.sequence.template row<Element>(parameters.out, ragged, at.row, at.head);
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        const float number = element_of<Element>(chunk, i);
-        const bool is_inside = !may_end(first) || column + i < columns;
-        set_result(o, first + i, result(o, first + i) + (__builtin_isfinite(number) || !is_inside ? 0.0f : number));
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = lane + kWarpSize * c;
+      if (column >= value_dim) break;
+      if (is_part) {
+        part[column] = sum[c] * scale;
+      } else {
+        out[column] = from_float<Element>(sum[c] * scale);
       }
     }
   }
@@ -345,27 +387,27 @@ OMNIFLASH_DEVICE void store_row(T* to, int columns, const Output& o) {
   }
 }
 
-OMNIFLASH_DEVICE void store(const Block& block, const SoftmaxRow& row, Output& o) {
-  const AttentionParameters& parameters = block.parameters;
-  const bool partitioned = parameters.num_partitions > 1;
-  // A sink counts once: where the sequence is cut, in combine.hpp.
-  const float sink = partitioned ? -kInfinity : sink_log2(parameters, block.at.head);
-  const SoftmaxResult finished = finalize(row.offset(block.factor), row.sum + of_other_group(row.sum), sink);
+OMNIFLASH_DEVICE void store(const Block& block, const FinishedRow& finished, Output& o) {
 #pragma unroll
   for (int n = 0; n < kOutputTiles; ++n) o[n] *= finished.scale;
   if (!block.is_valid) return;
+  const AttentionParameters& parameters = block.parameters;
   const int columns = parameters.value_dim;
-  if (partitioned) {
-    // combine.hpp does not read rows whose lse is -inf.
-    const long long at = block_index_y() * parameters.total_q * parameters.num_heads +
-                         block.sequence.workspace_row(parameters, block.at.row, block.at.head);
-    if (lane_group() == 0) static_cast<float*>(parameters.partial_lse)[at] = finished.lse;
-    if (finished.lse != -kInfinity) store_row(static_cast<float*>(parameters.partial_out) + at * columns, columns, o);
-    return;
+  if (parameters.num_partitions == 1) {
+    store_row(block.template row<Element>(parameters.out), columns, o);
+  } else if (finished.lse != -kInfinity) {
+    // combine.hpp does not read other rows.
+    store_row(part_of_row(block, row_of_partition(block, block.at.row, block.at.head)), columns, o);
   }
-  store_row(block.template row<Element>(parameters.out), columns, o);
-  if (static_cast<LseForm>(parameters.lse_form) == LseForm::Written && lane_group() == 0) {
-    *block.template row<float>(parameters.lse) = finished.lse;
+}
+
+OMNIFLASH_DEVICE void store_lse(const Block& block, float lse) {
+  const AttentionParameters& parameters = block.parameters;
+  if (!block.is_valid || lane_group() != 0) return;
+  if (parameters.num_partitions > 1) {
+    static_cast<float*>(parameters.partial_lse)[row_of_partition(block, block.at.row, block.at.head)] = lse;
+  } else if (static_cast<LseForm>(parameters.lse_form) == LseForm::Written) {
+    *block.template row<float>(parameters.lse) = lse;
   }
 }
 
@@ -378,8 +420,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   const Block block(parameters, functors, work_of_block(parameters, block_of_die(parameters, block_index_x())));
   if (block.rows.is_empty()) return;
 
-  KeyTiles<MaskType> tiles(functors.mask, block.sequence, block.rows, kBlockM, kBlockN);
-  tiles.take_partition(block_index_y(), parameters.num_partitions);
+  KeyTiles<MaskType> tiles = tiles_of(block);
   // At first there is no tile: what loads the next one stands in the loop alone, or each kernel would be a third longer.
   int tile = -1, from = tiles.begin;
   // Where the tile is in shared memory, and where the next one will be.
@@ -401,27 +442,23 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   Output o = {};
   SoftmaxRow row;
   const int active = block.is_active();
+  bool has_hidden = false;
   do {
     if constexpr (kDirectCopies) wait_for_copies();
     const int next = tiles.next(from, next_status);
     const bool touched = status != TileStatus::Full;
-    const bool hides = touched || hides_by_score<ScoreModType>;
     const bool has_tile = kDirectCopies ? opaque_uniform(tile) < tiles.end : opaque_uniform(tile) >= 0;
     Scores s;
     if (has_tile) {
       if constexpr (!kDirectCopies) barrier();  // all waves have left the tiles of the last one
-      key_stage.store(copying_thread(), at, false);
-      if constexpr (kStages == 2) {
-        const bool found = value_stage.store(copying_thread(), at + kValuesAt, hides);
-        if (hides) store_flag(at, found);
-      }
+      key_stage.store(copying_thread(), at);
+      if constexpr (kStages == 2) value_stage.store(copying_thread(), at + kValuesAt);
       barrier();
       if constexpr (kStages == 1) {
         block.load_values(value_stage, at, tile);
         if (opaque_uniform(active)) multiply_keys(s, query, at);
         barrier();  // all waves have left the keys
-        const bool found = value_stage.store(copying_thread(), at + kValuesAt, hides);
-        if (hides) store_flag(at, found);
+        value_stage.store(copying_thread(), at + kValuesAt);
         barrier();
       }
     }
@@ -435,9 +472,9 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     if (has_tile && opaque_uniform(active)) {
       if constexpr (kStages == 2 && !kSplitsBranch) multiply_keys(s, query, at);
       modify(block, tile, s);
+      has_hidden = has_hidden || touched || hides_by_score<ScoreModType>;
       if (touched || (tile + 1) * kBlockN > block.sequence.kv_len) hide(block, functors.mask, tile, touched, s);
       online_softmax(block.factor, row, s, o);
-      if (hides && any_flag(at)) add_non_finite(block, tile, s, o);
       Product::values<ValueTile>(o, s, at + kValuesAt);
     }
     tile = next, from = next + 1, status = next_status;
@@ -446,5 +483,12 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   if (!active) return;
   const AttentionParameters& again = parameters_again();
   const unsigned index = opaque_uniform(static_cast<int>(block_index_x()));
-  store(Block(again, functors, work_of_block(again, block_of_die(again, index))), row, o);
+  const Block later(again, functors, work_of_block(again, block_of_die(again, index)));
+  const FinishedRow finished(later, row);
+  if (kHides && has_hidden && warp_any(has_non_finite(o))) {
+    write_rows_by_definition(later, finished);
+  } else {
+    store(later, finished, o);
+  }
+  store_lse(later, finished.lse);
 }

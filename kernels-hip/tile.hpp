@@ -34,33 +34,6 @@ OMNIFLASH_DEVICE void store_global(void* to, T value) {
   *(OMNIFLASH_GLOBAL T*)to = value;
 }
 
-// ---- numbers that are not finite
-
-// The bits of a word that belong to numbers that are not finite.
-template <class Element>
-OMNIFLASH_DEVICE unsigned non_finite_bits(unsigned word) {
-  constexpr unsigned kExponent = exponent_bits<Element>;
-  if constexpr (sizeof(Element) == 4) {
-    return (word & kExponent) == kExponent ? ~0u : 0u;
-  } else {
-    const unsigned low = (word & kExponent) == kExponent ? 0xffffu : 0u;
-    return (word >> 16 & kExponent) == kExponent ? low | 0xffff0000u : low;
-  }
-}
-
-// Zeros in their place; whether there were any.
-template <class Element>
-OMNIFLASH_DEVICE bool clear_non_finite(Chunk& chunk) {
-  unsigned found = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const unsigned bits = non_finite_bits<Element>(chunk[i]);
-    chunk[i] &= ~bits;
-    found |= bits;
-  }
-  return found != 0;
-}
-
 // ---- chunks of rows in global memory
 
 // The chunk of a row that begins at `column`; zeros where there is no row or no column.
@@ -147,18 +120,14 @@ struct LinearTile {
       }
     }
 
-    // Takes out what is not finite if `clear`; whether there was any.
-    OMNIFLASH_DEVICE bool store(int thread, int base, bool clear) {
+    OMNIFLASH_DEVICE void store(int thread, int base) const {
       const int chunk = thread % kChunks, first = thread / kChunks;
-      bool found = false;
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         const int row = first + pass * kStep;
         if (first >= kStep || row >= kRows) continue;
-        if (clear) found |= clear_non_finite<Element>(chunks[pass]);
         store_shared(chunk_at(base, kInSlots ? slot_of(row) : row, chunk), chunks[pass]);
       }
-      return found;
     }
   };
 };
@@ -240,17 +209,11 @@ struct TransposedTile {
       }
     }
 
-    // Takes out what is not finite if `clear`; whether there was any.
-    OMNIFLASH_DEVICE bool store(int thread, int base, bool clear) {
-      bool found = false;
+    OMNIFLASH_DEVICE void store(int thread, int base) const {
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         const Unit unit(thread, pass);
         if (!unit.is_inside) continue;
-        if (clear) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) found |= clear_non_finite<Element>(chunks[pass][i]);
-        }
 #pragma unroll
         for (int column = 0; column < 8; ++column) {
           // The low or the high halves of two words.
@@ -262,7 +225,6 @@ struct TransposedTile {
           store_shared(chunk_at(base, slot_of(unit.column), unit.key / 8, slot_of(column), 0) + unit.key % 8 * 2, pair);
         }
       }
-      return found;
     }
   };
 };

@@ -111,8 +111,7 @@ using Tiles = KeyTiles<MaskType>;
 
 // Which key head the heads of a tile share.
 OMNIFLASH_DEVICE int key_head_of(const AttentionParameters& parameters, int head_tile) {
-  const int heads = parameters.heads_per_tile, group = parameters.group_size;
-  return heads == group ? head_tile : head_tile * heads / group;
+  return quotient(head_tile * static_cast<int>(parameters.heads_per_tile), parameters.by_group_size);
 }
 
 // What one block works on: all rows of a sequence that share a key head.

@@ -121,7 +121,7 @@ OMNIFLASH_DEVICE void run_segment(const Block& block, int from, int to, bool is_
 OMNIFLASH_DEVICE Start guess_start(const AttentionParameters& parameters, unsigned head_tiles, unsigned worker) {
   const unsigned tiles = (parameters.seqlen_k + kBlockN - 1) / kBlockN, count = maximum(tiles, 1u) + kTilesOfItem;
   const Line line(parameters.batch * head_tiles * count, parameters.num_workers);
-  const unsigned at = line.begin(worker), item = at / count, batch = item / head_tiles;
+  const unsigned at = line.begin(worker), item = at / count, batch = quotient(item, parameters.by_head_tiles);
   if (batch >= parameters.batch) return {};
   return {static_cast<int>(batch), static_cast<int>(item - batch * head_tiles), first_of_block(at - item * count),
           static_cast<int>(parameters.seqlen_k)};
@@ -147,8 +147,7 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
                 [] { return Parts{1, 0, 0, 0, 0, 0}; }, [] {});
     return;
   }
-  const unsigned head_tiles =
-      parameters.heads_per_tile == 1 ? parameters.num_heads : parameters.num_heads / parameters.heads_per_tile;
+  const unsigned head_tiles = parameters.head_tiles;
   const bool is_line = parameters.num_workers > 0;
   // In a line the worker's run, and where the group of sequences begins; else the item and which partition of it.
   const unsigned worker = block_index_x() / kCluster, cut = block_index_x(), partition = block_index_y();
@@ -167,7 +166,7 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
   }
   unsigned long long policy = cache_policy(false);
   Line line;
-  int first = is_line ? 0 : cut / head_tiles;
+  int first = is_line ? 0 : quotient(cut, parameters.by_head_tiles);
 #pragma unroll 1
   for (bool is_counting = is_line;;) {
     const Group group(parameters, functors, head_tiles, first, is_line ? parameters.batch - first : 1);
@@ -201,8 +200,8 @@ OMNIFLASH_DEVICE void decode(const AttentionParameters& parameters, const Functo
         from = at - item;
         to = minimum(count, end - item);
       } else {
-        head_tile = cut % head_tiles;
-        const unsigned run = (count + parameters.num_partitions - 1) / parameters.num_partitions;
+        head_tile = cut - first * head_tiles;
+        const unsigned run = quotient(count + parameters.num_partitions - 1, parameters.by_num_partitions);
         from = minimum(partition * run, count);
         to = minimum(from + run, count);
       }

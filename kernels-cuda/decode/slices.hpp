@@ -43,11 +43,10 @@ struct FirstPages<PagedKeys> {
   // Entries that the table has are read, also those past a sequence's end: which these are is not known.
   OMNIFLASH_DEVICE FirstPages(const AttentionParameters& parameters, int batch, int tile) : batch(batch), tile(tile) {
     if constexpr (kReadsMany) {
-      const int j = first_key_of(tile + lane_index() * kStep), size = parameters.page_size;
-      const int index = (size & (size - 1)) == 0 ? j >> (31 - leading_zeros(size)) : j / size;
+      const int j = first_key_of(tile + lane_index() * kStep), index = quotient(j, parameters.by_page_size);
       const Table& table = parameters.block_table;
       num_read = 32;
-      in_page = j - index * size;
+      in_page = j - index * static_cast<int>(parameters.page_size);
       if (j < static_cast<int>(parameters.seqlen_k)) {
         pages = static_cast<const int*>(table.data)[batch * table.row_stride + index * table.column_stride];
       }
@@ -107,7 +106,7 @@ struct Slices<PagedKeys> {
   }
 
  private:
-  OMNIFLASH_DEVICE int index_of(int j) const { return keys.page_shift >= 0 ? j >> keys.page_shift : j / keys.page_size; }
+  OMNIFLASH_DEVICE int index_of(int j) const { return quotient(j, keys.by_page_size); }
   OMNIFLASH_DEVICE int read(int j, int kv_len) const {
     return j < kv_len ? keys.table[index_of(j) * keys.table_stride] : 0;
   }

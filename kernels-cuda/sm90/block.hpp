@@ -33,10 +33,6 @@ using ValueTile = SlabTile<kBlockN, kValueDim>;
 constexpr int kHeadSlabs = KeyTile::kSlabs, kValueSlabs = ValueTile::kSlabs;
 
 // A mask that hides something, or a score that does: then a value that is not finite may have weight 0.
-template <class Mask>
-constexpr bool hides_nothing = false;
-template <>
-inline constexpr bool hides_nothing<NoMask> = true;
 constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
 
 // What a warpgroup may see of its first tile: all, or, where the mask has a range that may end there, the first half of the keys.

@@ -40,7 +40,7 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const WarpRows& at_rows, const fl
   const AttentionParameters& parameters = at_rows.parameters;
   const int lane = lane_index(), kv_len = at_rows.sequence.kv_len;
   const int head_dim = parameters.head_dim, value_dim = parameters.value_dim;
-  const StridedKeys keys(parameters, at_rows.sequence, at_rows.rows.first_head / static_cast<int>(parameters.group_size));
+  const StridedKeys keys(parameters, at_rows.sequence, quotient(at_rows.rows.first_head, parameters.by_group_size));
 #pragma unroll 1
   for (int i = 0; i < 16 && at_rows.first_row + i < at_rows.rows.num_rows; ++i) {
     const float row_offset = shuffle(i < 8 ? offset[0] : offset[1], i % 8 * 4);
@@ -118,7 +118,7 @@ OMNIFLASH_DEVICE void send_output(const WarpRows& rows, const HopperParameters& 
     __syncwarp();
     if (lane == 0) {
       const RowsOfSequence place = query_rows(rows.parameters, rows.sequence, hopper.out_batch_rows);
-      const int first = place.row(rows.rows.query(rows.first_row)), head_tile = rows.rows.first_head / rows.rows.heads;
+      const int first = place.row(rows.rows.query(rows.first_row)), head_tile = quotient(rows.rows.first_head, rows.rows.by_heads);
 #pragma unroll
       for (int i = 0; i < OutputTile::kSlabs; ++i) {
         if (column + i * kSlabColumns >= kValueDim) break;

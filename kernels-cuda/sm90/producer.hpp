@@ -55,9 +55,8 @@ struct Producer {
   }
   OMNIFLASH_DEVICE void load_query(const RowsOfSequence& rows, const RowTile& tile) {
     mbarrier_wait(shared.query_empty(query.slot), query.parity ^ 1);
-    const int heads = tile.heads;
     load_tile<kHeadSlabs>(shared.query(query.slot), hopper.q, shared.query_full(query.slot), rows,
-                          tile.first_row / heads, tile.first_head / heads, kEvictFirst);
+                          tile.query(tile.first_row), quotient(tile.first_head, tile.by_heads), kEvictFirst);
     query.advance();
   }
   OMNIFLASH_DEVICE void load_key(const RowsOfSequence& rows, int tile, int head) {
@@ -87,7 +86,7 @@ struct Producer {
   OMNIFLASH_DEVICE void produce(const Message& first) {
     const Work& work = first.work;
     const RowTile tile_of_rows(parameters, work, first.sequence, kBlockM);
-    const int head = work.first_head / static_cast<int>(parameters.group_size);
+    const int head = quotient(work.first_head, parameters.by_group_size);
     const RowsOfSequence q = query_rows(parameters, first.sequence, hopper.q_batch_rows);
     const RowsOfSequence k = key_rows(parameters, first.sequence, hopper.k_batch_rows);
     const RowsOfSequence v = key_rows(parameters, first.sequence, hopper.v_batch_rows);

@@ -16,7 +16,7 @@ struct RaggedTiles {
 
   OMNIFLASH_DEVICE explicit RaggedTiles(const AttentionParameters& parameters)
       : parameters(parameters),
-        head_tiles(parameters.num_heads / parameters.heads_per_tile),
+        head_tiles(parameters.head_tiles),
         most(parameters.seqlen_q),
         least(most / 2) {}
 

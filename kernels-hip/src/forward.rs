@@ -208,8 +208,8 @@ impl ForwardConfig {
             && self.direct_bytes() <= self.architecture.shared_memory()
     }
 
-    /// Dynamic shared memory of a block: the tile of keys, the tile of values over or behind it, a flag for each wave; twice
-    /// where tiles are copied directly.
+    /// Dynamic shared memory of a block: the tile of keys, the tile of values over or behind it; twice where
+    /// tiles are copied directly.
     pub fn shared_memory_bytes(&self) -> usize {
         if self.copies_directly() {
             return self.direct_bytes();
@@ -224,8 +224,7 @@ impl ForwardConfig {
             self.value_columns() * size
         };
         let values = self.block_n * value_bytes;
-        let tiles = if self.stages == 1 { keys.max(values) } else { keys + values };
-        tiles + self.flag_bytes()
+        if self.stages == 1 { keys.max(values) } else { keys + values }
     }
 
     /// Each kilobyte that a wave copies at once is followed by padding, 16 bytes among keys and 64 among values.
@@ -233,11 +232,7 @@ impl ForwardConfig {
         let kilobytes = |columns: usize| self.block_n * columns * self.dtype.size() / 1024;
         let keys = kilobytes(self.head_dim) * (1024 + 16);
         let values = kilobytes(self.value_columns()) * (1024 + 64);
-        2 * (keys + values + self.flag_bytes())
-    }
-
-    fn flag_bytes(&self) -> usize {
-        (4 * self.warps).next_multiple_of(16)
+        2 * (keys + values)
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
@@ -358,7 +353,7 @@ mod tests {
         let config = of(Architecture::Gfx950, DType::BF16, 128);
         assert!(config.copies_directly());
         // 16 kilobytes of keys and of values.
-        assert_eq!(config.shared_memory_bytes(), 2 * (16 * (1024 + 16) + 16 * (1024 + 64) + 32));
+        assert_eq!(config.shared_memory_bytes(), 2 * (16 * (1024 + 16) + 16 * (1024 + 64)));
         assert!(!ForwardConfig { vector_loads: false, ..config }.copies_directly());
         assert!(!ForwardConfig { stages: 1, ..config }.copies_directly());
         assert!(!ForwardConfig { block_n: 96, ..config }.copies_directly());

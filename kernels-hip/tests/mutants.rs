@@ -98,7 +98,8 @@ fn output_of(config: &ForwardConfig, image: &[u8], seed: u64) -> Result<Vec<bf16
         num_partitions: 1,
         softmax_scale: 0.5,
         ..Default::default()
-    };
+    }
+    .derived();
     let mut arguments = bytemuck::bytes_of(&parameters).to_vec();
     let functors = FunctorSpec::new(&Mask::None, &ScoreMod::Identity, 1, "test").unwrap().parameters;
     if !functors.is_empty() {
@@ -242,7 +243,8 @@ fn direct_copies_are_waited_for_and_leave_the_tile_alone_that_is_read() {
         assert!(matches!(found, Err(Violation::MissingWait(_))), "{architecture}: {found:?}");
     }
     // All into the same half.
-    let halves = "constexpr int kTileBytes = kFlagsAt + kFlagBytes;";
+    let halves =
+        "constexpr int kTileBytes = kStages == 2 ? KeyTile::kBytes + ValueTile::kBytes : kLongerBytes;";
     for (architecture, found) in
         direct(&|source| replaced(source, halves, "constexpr int kTileBytes = 0;", 1))
     {

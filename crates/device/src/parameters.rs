@@ -35,6 +35,7 @@ parameter_types! {
     Rows => "Rows",
     Indices => "Indices",
     Table => "Table",
+    Divisor => "Divisor",
 }
 
 /// A field of a parameter struct, as the C++ compiler must see it.
@@ -213,6 +214,30 @@ parameter_struct! {
 }
 
 parameter_struct! {
+    /// A divisor that is the same in a whole launch, by which the device divides with a product (Granlund and Montgomery 1994, "Division by invariant integers using multiplication").
+    pub struct Divisor {
+        /// floor(2^(31 + shift) / divisor) + 1.
+        pub multiplier: u32,
+        /// The least whose power of two is no less than the divisor.
+        pub shift: u32,
+    }
+}
+
+impl Divisor {
+    /// What divides numbers below 2^31 by `divisor`, which is below 2^31; by 1 where it is 0.
+    pub fn new(divisor: u32) -> Self {
+        let divisor = u64::from(divisor.max(1));
+        let shift = divisor.next_power_of_two().trailing_zeros();
+        Divisor { multiplier: ((1u64 << (31 + shift)) / divisor) as u32 + 1, shift }
+    }
+
+    /// `dividend` by the divisor, rounded down, as the device computes it.
+    pub fn quotient(self, dividend: u32) -> u32 {
+        (((2 * u64::from(dividend)) * u64::from(self.multiplier)) >> 32 >> self.shift) as u32
+    }
+}
+
+parameter_struct! {
     /// What every attention kernel is given: forward, combine and naive alike.
     pub struct AttentionParameters {
         /// Queries.
@@ -281,8 +306,50 @@ parameter_struct! {
         pub num_workers: u32,
         /// Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
         pub least_q_len: u32,
+        /// Tiles of heads: num_heads / heads_per_tile.
+        pub head_tiles: u32,
+        /// Pairs of sequence and head tile: batch * head_tiles.
+        pub num_pairs: u32,
+        /// By group_size.
+        pub by_group_size: Divisor,
+        /// By heads_per_tile.
+        pub by_heads_per_tile: Divisor,
+        /// By head_tiles.
+        pub by_head_tiles: Divisor,
+        /// By the pairs of a section.
+        pub by_section: Divisor,
+        /// By those of the last section, which may have fewer.
+        pub by_last_section: Divisor,
+        /// By the row tiles of a section: section * num_row_tiles.
+        pub by_section_tiles: Divisor,
+        /// By num_partitions.
+        pub by_num_partitions: Divisor,
+        /// By page_size.
+        pub by_page_size: Divisor,
         /// Multiplies every dot product.
         pub softmax_scale: f32,
+    }
+}
+
+impl AttentionParameters {
+    /// The same with what follows from the other fields: heads and pairs, and the divisors.
+    #[must_use]
+    pub fn derived(mut self) -> Self {
+        self.head_tiles = self.num_heads / self.heads_per_tile.max(1);
+        self.num_pairs = self.batch.saturating_mul(self.head_tiles);
+        let last_section = match self.num_pairs % self.section.max(1) {
+            0 => self.section,
+            pairs => pairs,
+        };
+        self.by_group_size = Divisor::new(self.group_size);
+        self.by_heads_per_tile = Divisor::new(self.heads_per_tile);
+        self.by_head_tiles = Divisor::new(self.head_tiles);
+        self.by_section = Divisor::new(self.section);
+        self.by_last_section = Divisor::new(last_section);
+        self.by_section_tiles = Divisor::new(self.section.saturating_mul(self.num_row_tiles));
+        self.by_num_partitions = Divisor::new(self.num_partitions);
+        self.by_page_size = Divisor::new(self.page_size);
+        self
     }
 }
 
@@ -407,6 +474,7 @@ pub const STRUCTS: &[StructLayout] = &[
     Rows::LAYOUT,
     Indices::LAYOUT,
     Table::LAYOUT,
+    Divisor::LAYOUT,
     AttentionParameters::LAYOUT,
     VerifyParameters::LAYOUT,
     KvAppendParameters::LAYOUT,
@@ -466,6 +534,24 @@ mod tests {
             cpp_header(),
             "run `cargo xtask codegen`"
         );
+    }
+
+    #[test]
+    fn a_product_divides_like_a_division() {
+        let most = i32::MAX as u32;
+        let powers = (0..31).map(|power| 1u32 << power);
+        let divisors =
+            powers.flat_map(|power| [power.max(2) - 1, power, power + 1]).chain([7, 641, 1_000_003, most]);
+        for divisor in divisors.filter(|&divisor| divisor <= most) {
+            let by = Divisor::new(divisor);
+            // Where a quotient that is a little off would show: beside multiples of the divisor, the largest among them.
+            let multiples = [0, 1, 2, most / divisor / 2, most / divisor].map(|quotient| quotient * divisor);
+            let dividends = multiples.into_iter().flat_map(|n| [n.saturating_sub(1), n, n.saturating_add(1)]);
+            for dividend in dividends.chain([most - 1, most]).filter(|&dividend| dividend <= most) {
+                assert_eq!(by.quotient(dividend), dividend / divisor, "{dividend} / {divisor}");
+            }
+        }
+        assert_eq!(Divisor::new(0), Divisor::new(1));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Sets what the cut decides.
+    /// Sets what the cut decides, and what follows from it.
     pub fn apply(&self, parameters: &mut AttentionParameters) {
         parameters.heads_per_tile = self.heads_per_tile as u32;
         parameters.num_row_tiles = self.num_row_tiles;
@@ -32,6 +32,7 @@ impl Cut {
         parameters.num_partitions = self.num_partitions as u32;
         parameters.num_workers = self.num_workers;
         parameters.least_q_len = self.least_q_len;
+        *parameters = parameters.derived();
     }
 }
 

@@ -330,7 +330,8 @@ fn launch(
         num_partitions: 1,
         softmax_scale: 0.125,
         ..Default::default()
-    };
+    }
+    .derived();
     let mut arguments = bytemuck::bytes_of(&parameters).to_vec();
     if !functors.is_empty() {
         arguments.resize(arguments.len().next_multiple_of(16), 0);

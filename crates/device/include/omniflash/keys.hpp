@@ -63,7 +63,8 @@ struct PagedKeys {
   const int* table;
   long long table_stride;
   long long k_page_stride, k_stride, k_base, v_page_stride, v_stride, v_base;
-  int page_size, page_shift;  // page_shift is -1 for sizes that are no power of two
+  int page_size;
+  Divisor by_page_size;
 
   OMNIFLASH_DEVICE PagedKeys(const AttentionParameters& parameters, const Sequence& sequence, int kv_head)
       : k(parameters.k.data),
@@ -78,7 +79,7 @@ struct PagedKeys {
         v_stride(parameters.v.row_stride),
         v_base(kv_head * parameters.v.head_stride),
         page_size(parameters.page_size),
-        page_shift((page_size & (page_size - 1)) == 0 ? 31 - leading_zeros(page_size) : -1) {}
+        by_page_size(parameters.by_page_size) {}
 
   // Stands at one vector and steps to later ones; the table is read where the vector is asked for and exists.
   template <class Element>
@@ -90,7 +91,7 @@ struct PagedKeys {
     OMNIFLASH_DEVICE void advance(int keys) { j += keys; }
     OMNIFLASH_DEVICE const Element* at(bool valid) const {
       if (!valid) return base;
-      const int index = keys.page_shift >= 0 ? j >> keys.page_shift : j / keys.page_size;
+      const int index = quotient(j, keys.by_page_size);
       const long long page = keys.table[index * keys.table_stride];
       return base + (page * page_stride + (j - index * keys.page_size) * stride);
     }

@@ -15,6 +15,12 @@ struct NoMask {
   OMNIFLASH_DEVICE unsigned bits(const ScoreIndex&) const { return ~0u; }
 };
 
+// Whether a mask hides no key before a sequence's end.
+template <class Mask>
+constexpr bool hides_nothing = false;
+template <>
+inline constexpr bool hides_nothing<NoMask> = true;
+
 // A mask under which a query sees the keys begin(batch, q)..end(batch, q), both never falling as q grows.
 template <class Mask>
 struct IntervalMask {

@@ -57,7 +57,7 @@ omniflash_naive(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   const int i = rows % parameters.seqlen_q, batch = rows / parameters.seqlen_q;
   const Sequence sequence(parameters, batch);
   if (i >= sequence.q_len) return;
-  const Keys keys(parameters, sequence, head / parameters.group_size);
+  const Keys keys(parameters, sequence, quotient(head, parameters.by_group_size));
   const bool ragged = is_ragged(parameters);
   const Row row{parameters,
                 functors,

@@ -108,6 +108,17 @@ OMNIFLASH_CHECK_OFFSET(Table, data, 0);
 OMNIFLASH_CHECK_OFFSET(Table, row_stride, 8);
 OMNIFLASH_CHECK_OFFSET(Table, column_stride, 16);
 
+// A divisor that is the same in a whole launch, by which the device divides with a product (Granlund and Montgomery 1994, "Division by invariant integers using multiplication").
+struct Divisor {
+  // floor(2^(31 + shift) / divisor) + 1.
+  unsigned multiplier;
+  // The least whose power of two is no less than the divisor.
+  unsigned shift;
+};
+static_assert(sizeof(Divisor) == 8);
+OMNIFLASH_CHECK_OFFSET(Divisor, multiplier, 0);
+OMNIFLASH_CHECK_OFFSET(Divisor, shift, 4);
+
 // What every attention kernel is given: forward, combine and naive alike.
 struct AttentionParameters {
   // Queries.
@@ -176,10 +187,30 @@ struct AttentionParameters {
   unsigned num_workers;
   // Sequences with fewer query rows are another launch's; 0 for none. Not for the decode kernel.
   unsigned least_q_len;
+  // Tiles of heads: num_heads / heads_per_tile.
+  unsigned head_tiles;
+  // Pairs of sequence and head tile: batch * head_tiles.
+  unsigned num_pairs;
+  // By group_size.
+  Divisor by_group_size;
+  // By heads_per_tile.
+  Divisor by_heads_per_tile;
+  // By head_tiles.
+  Divisor by_head_tiles;
+  // By the pairs of a section.
+  Divisor by_section;
+  // By those of the last section, which may have fewer.
+  Divisor by_last_section;
+  // By the row tiles of a section: section * num_row_tiles.
+  Divisor by_section_tiles;
+  // By num_partitions.
+  Divisor by_num_partitions;
+  // By page_size.
+  Divisor by_page_size;
   // Multiplies every dot product.
   float softmax_scale;
 };
-static_assert(sizeof(AttentionParameters) == 360);
+static_assert(sizeof(AttentionParameters) == 432);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, q, 0);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, k, 32);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, v, 64);
@@ -213,7 +244,17 @@ OMNIFLASH_CHECK_OFFSET(AttentionParameters, section, 340);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_partitions, 344);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_workers, 348);
 OMNIFLASH_CHECK_OFFSET(AttentionParameters, least_q_len, 352);
-OMNIFLASH_CHECK_OFFSET(AttentionParameters, softmax_scale, 356);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, head_tiles, 356);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, num_pairs, 360);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_group_size, 364);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_heads_per_tile, 372);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_head_tiles, 380);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_section, 388);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_last_section, 396);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_section_tiles, 404);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_num_partitions, 412);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, by_page_size, 420);
+OMNIFLASH_CHECK_OFFSET(AttentionParameters, softmax_scale, 428);
 
 // What the check of page and lookup tables is given.
 struct VerifyParameters {

@@ -14,31 +14,33 @@ struct Work {
 // Blocks along x: pairs of sequence and head tile in sections; in a section the last row tiles of all pairs come first,
 // because under a causal mask they are the longest.
 OMNIFLASH_DEVICE Work work_of_block(const AttentionParameters& parameters, unsigned block) {
-  const unsigned head_tiles = parameters.num_heads / parameters.heads_per_tile;
-  const unsigned pairs = parameters.batch * head_tiles, row_tiles = parameters.num_row_tiles;
-  const unsigned section = block / (row_tiles * parameters.section);
-  const unsigned first_pair = section * parameters.section;
-  const unsigned pairs_here = minimum(parameters.section, pairs - first_pair);
-  const unsigned within = block - first_pair * row_tiles;
-  const unsigned pair = first_pair + within % pairs_here;
-  return Work{static_cast<int>(pair / head_tiles), static_cast<int>(pair % head_tiles * parameters.heads_per_tile),
-              static_cast<int>(row_tiles - 1 - within / pairs_here)};
+  const int first_pair = quotient(block, parameters.by_section_tiles) * parameters.section;
+  const int pairs_left = parameters.num_pairs - first_pair, within = block - first_pair * parameters.num_row_tiles;
+  const bool is_last = pairs_left <= static_cast<int>(parameters.section);
+  const int row_tile = quotient(within, is_last ? parameters.by_last_section : parameters.by_section);
+  const int pair = first_pair + within - row_tile * minimum(static_cast<int>(parameters.section), pairs_left);
+  const int batch = quotient(pair, parameters.by_head_tiles);
+  const int head_tile = pair - batch * static_cast<int>(parameters.head_tiles);
+  return Work{batch, head_tile * static_cast<int>(parameters.heads_per_tile),
+              static_cast<int>(parameters.num_row_tiles) - 1 - row_tile};
 }
 
 // The rows of one tile: queries of a sequence, with the heads of the tile interleaved.
 struct RowTile {
   int first_row, num_rows;  // rows of the whole sequence: q_len * heads
   int first_head, heads;
+  Divisor by_heads;
 
   OMNIFLASH_DEVICE RowTile(const AttentionParameters& parameters, const Work& work, const Sequence& sequence, int block_m)
       : first_row(work.row_tile * block_m),
         num_rows(sequence.q_len * static_cast<int>(parameters.heads_per_tile)),
         first_head(work.first_head),
-        heads(parameters.heads_per_tile) {}
+        heads(parameters.heads_per_tile),
+        by_heads(parameters.by_heads_per_tile) {}
 
   OMNIFLASH_DEVICE bool is_empty() const { return first_row >= num_rows; }
-  OMNIFLASH_DEVICE int query(int row) const { return heads == 1 ? row : row / heads; }
-  OMNIFLASH_DEVICE int head(int row) const { return heads == 1 ? first_head : first_head + row % heads; }
+  OMNIFLASH_DEVICE int query(int row) const { return quotient(row, by_heads); }
+  OMNIFLASH_DEVICE int head(int row) const { return first_head + row - query(row) * heads; }
 };
 
 // The keys that a tile of rows may see, in tiles of block_n, and what is known of each.
@@ -81,8 +83,9 @@ struct KeyTiles {
   }
 
   // Leaves one of the equal runs that the tiles are cut into.
-  OMNIFLASH_DEVICE void take_partition(int partition, int num_partitions) {
-    const int run = ceil_divide(end - begin, num_partitions), last = end;
+  OMNIFLASH_DEVICE void take_partition(const AttentionParameters& parameters, int partition) {
+    const int num_partitions = parameters.num_partitions, last = end;
+    const int run = quotient(end - begin + num_partitions - 1, parameters.by_num_partitions);
     begin = minimum(begin + partition * run, last);
     end = minimum(begin + run, last);
   }

@@ -6,8 +6,15 @@
 
 namespace omniflash {
 
-OMNIFLASH_DEVICE int index_at(const Indices& indices, long long i) {
-  return static_cast<const int*>(indices.data)[i * indices.stride];
+OMNIFLASH_DEVICE const int* address_of(const Indices& indices, unsigned i) {
+  return static_cast<const int*>(indices.data) + i * indices.stride;
+}
+OMNIFLASH_DEVICE int index_at(const Indices& indices, unsigned i) { return *address_of(indices, i); }
+
+// A number below 2^31 by one that the whole launch has in common.
+OMNIFLASH_DEVICE int quotient(unsigned dividend, const Divisor& by) {
+  const unsigned high = static_cast<unsigned long long>(2 * dividend) * by.multiplier >> 32;
+  return static_cast<int>(high >> by.shift);
 }
 
 OMNIFLASH_DEVICE int clamp(int value, unsigned most) {
@@ -25,32 +32,29 @@ struct Sequence {
   OMNIFLASH_DEVICE Sequence() {}
   OMNIFLASH_DEVICE Sequence(const AttentionParameters& parameters, int b) : batch(b) {
     const auto query_form = static_cast<QueryForm>(parameters.query_form);
-    if (query_form == QueryForm::Ragged) {
-      const int begin = index_at(parameters.query_lengths, b);
-      q_base = begin;
-      q_len = clamp(index_at(parameters.query_lengths, b + 1) - begin, parameters.seqlen_q);
-    } else {
-      q_base = static_cast<long long>(b) * parameters.seqlen_q;
-      q_len = query_form == QueryForm::Padded ? static_cast<int>(parameters.seqlen_q)
-                                              : clamp(index_at(parameters.query_lengths, b), parameters.seqlen_q);
+    q_len = static_cast<int>(parameters.seqlen_q);
+    q_base = static_cast<long long>(b) * parameters.seqlen_q;
+    if (query_form != QueryForm::Padded) {
+      const int* at = address_of(parameters.query_lengths, b);
+      const bool is_ragged = query_form == QueryForm::Ragged;
+      if (is_ragged) q_base = *at;
+      q_len = clamp(is_ragged ? at[parameters.query_lengths.stride] - *at : *at, parameters.seqlen_q);
     }
     const auto key_form = static_cast<KeyForm>(parameters.key_form);
-    if (key_form == KeyForm::Dense) {
-      kv_len = static_cast<int>(parameters.seqlen_k);
-    } else if (key_form == KeyForm::Ragged) {
-      kv_len = clamp(index_at(parameters.key_lengths, b + 1) - index_at(parameters.key_lengths, b), parameters.seqlen_k);
-    } else {
-      kv_len = clamp(index_at(parameters.key_lengths, b), parameters.seqlen_k);
+    kv_len = static_cast<int>(parameters.seqlen_k);
+    if (key_form != KeyForm::Dense) {
+      const int* at = address_of(parameters.key_lengths, b);
+      kv_len = clamp(key_form == KeyForm::Ragged ? at[parameters.key_lengths.stride] - *at : *at, parameters.seqlen_k);
     }
     start = static_cast<StartForm>(parameters.start_form) == StartForm::Given ? index_at(parameters.query_start, b)
                                                                               : kv_len - q_len;
   }
 
-  // Row of a tensor of queries or outputs: padded tensors have a batch axis, ragged ones do not.
+  // Row of a tensor of queries or outputs: padded tensors have a batch axis, of ragged ones its stride is 0.
   template <class Element>
   OMNIFLASH_DEVICE Element* row(const Rows& rows, bool ragged, int i, int head) const {
-    const long long at = ragged ? (q_base + i) * rows.row_stride : batch * rows.batch_stride + i * rows.row_stride;
-    return static_cast<Element*>(rows.data) + at + head * rows.head_stride;
+    const long long at = (ragged ? q_base + i : i) * rows.row_stride + batch * rows.batch_stride + head * rows.head_stride;
+    return static_cast<Element*>(rows.data) + at;
   }
 
   // Row of the workspace: [total_q][num_heads].
