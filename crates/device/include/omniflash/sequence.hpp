@@ -53,8 +53,9 @@ struct Sequence {
   // Row of a tensor of queries or outputs: padded tensors have a batch axis, of ragged ones its stride is 0.
   template <class Element>
   OMNIFLASH_DEVICE Element* row(const Rows& rows, bool ragged, int i, int head) const {
-    const long long at = (ragged ? q_base + i : i) * rows.row_stride + batch * rows.batch_stride + head * rows.head_stride;
-    return static_cast<Element*>(rows.data) + at;
+    // Of 32 bits without a sign, which are cheap to multiply: offsets of ragged rows have 31.
+    const unsigned row = ragged ? static_cast<unsigned>(q_base) + i : i, b = batch, h = head;
+    return static_cast<Element*>(rows.data) + (row * rows.row_stride + b * rows.batch_stride + h * rows.head_stride);
   }
 
   // Row of the workspace: [total_q][num_heads].
