@@ -148,8 +148,10 @@ const FEWEST_KEYS_OF_HALVES: usize = 1024;
 const MOST_KEYS_OF_FOUR: usize = 1024;
 const MOST_CAUSAL_KEYS_OF_FOUR: usize = 4096;
 
-/// From so many keys on, reading keys and values once for two blocks is worth that these wait for each other.
+/// From so many keys on, reading keys and values once for two blocks is worth that these wait for each other; above head_dim 192
+/// from half as many, where it gains more at the power limit than it loses below.
 const FEWEST_KEYS_OF_PAIRS: usize = 2048;
+const FEWEST_KEYS_OF_WIDE_PAIRS: usize = 1024;
 
 /// The tile for these dimensions.
 fn default_tile(request: &Request<'_>) -> HopperConfig {
@@ -274,7 +276,11 @@ fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usiz
     let has_all_rows = request.hopper.has_all_rows && !shape.ragged_q;
     let sections = shape.batch * shape.num_kv_heads;
     let is_even = num_tiles.is_multiple_of(2 * sections);
-    let is_worth_it = tile.head_dim.min(tile.value_dim) > 96 && shape.seqlen_k >= FEWEST_KEYS_OF_PAIRS;
+    let is_worth_it = match tile.head_dim.min(tile.value_dim) {
+        ..=96 => false,
+        97..=192 => shape.seqlen_k >= FEWEST_KEYS_OF_PAIRS,
+        193.. => shape.seqlen_k >= FEWEST_KEYS_OF_WIDE_PAIRS,
+    };
     if sees_all && has_all_rows && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors {
         2
     } else {
