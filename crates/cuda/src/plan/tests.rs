@@ -4,7 +4,7 @@ use omniflash_core::{
     AttentionOptions, AttentionProblem, DeviceId, KvCache, Layout, Query, Swizzle, TensorMut, TensorRef,
 };
 use omniflash_gpu::plan::kernel_id;
-use omniflash_kernels_cuda::ForwardConfig;
+use omniflash_kernels_cuda::{ForwardConfig, HopperConfig};
 
 use super::*;
 
@@ -170,12 +170,31 @@ fn plans_for_ada_are_these() {
 }
 
 /// Rows and keys of the tile that the Hopper family takes.
-fn hopper_tile(shape: &ProblemShape, functors: (&str, &str)) -> (usize, usize) {
+fn hopper(shape: &ProblemShape, functors: (&str, &str)) -> HopperConfig {
     let choice = choose_functors(shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
     match choice.kernel {
-        KernelChoice::Hopper(tile) => (tile.block_m, tile.block_n),
+        KernelChoice::Hopper(config) => config,
         kernel => panic!("{kernel:?}"),
     }
+}
+
+fn hopper_tile(shape: &ProblemShape, functors: (&str, &str)) -> (usize, usize) {
+    let config = hopper(shape, functors);
+    (config.block_m, config.block_n)
+}
+
+#[test]
+fn blocks_share_copies_from_2048_keys_on_and_wide_heads_from_1024() {
+    let cluster_of = |dim, length, mask_type| {
+        let shape = shape(16, (length, length), (16, 16), dim, DType::BF16);
+        hopper(&shape, (mask_type, "Identity")).cluster
+    };
+    for (dim, fewest) in [(128, 2048), (192, 2048), (256, 1024)] {
+        assert_eq!((dim, cluster_of(dim, fewest, "NoMask")), (dim, 2));
+        assert_eq!((dim, cluster_of(dim, fewest / 2, "NoMask")), (dim, 1));
+        assert_eq!((dim, cluster_of(dim, fewest, "Causal")), (dim, 1));
+    }
+    assert_eq!(cluster_of(64, 4096, "NoMask"), 1);
 }
 
 #[test]
