@@ -9,19 +9,18 @@ namespace omniflash {
 // the other. Each block walks once through the sequences, 32 at a time, as its numbers grow.
 struct RaggedTiles {
   const AttentionParameters& parameters;
-  unsigned head_tiles;
   int most, least;     // rows of the sequences that have their turn: least + 1 .. most
   unsigned first = 0;  // of the 32
   unsigned passed = 0; // tiles before them
 
   OMNIFLASH_DEVICE explicit RaggedTiles(const AttentionParameters& parameters)
       : parameters(parameters),
-        head_tiles(parameters.head_tiles),
         most(parameters.seqlen_q),
         least(most / 2) {}
 
   // The whole warp finds tile `index`, if there is one; indices never fall.
   OMNIFLASH_DEVICE bool find(unsigned index, Work& work) {
+    const unsigned head_tiles = parameters.head_tiles;
     for (; most > 0; most = least, least = most / 8) {
       for (; first < parameters.batch; first += 32) {
         const unsigned batch = first + lane_index();

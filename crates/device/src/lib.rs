@@ -36,6 +36,7 @@ macro_rules! header {
 /// The shared headers, by the names that kernels include them by.
 pub const HEADERS: &[SourceFile] = &[
     header!("arch.hpp"),
+    header!("divisor.hpp"),
     header!("functor.hpp"),
     header!("keys.hpp"),
     header!("kv_append.hpp"),

@@ -149,7 +149,7 @@ const MOST_KEYS_OF_FOUR: usize = 1024;
 const MOST_CAUSAL_KEYS_OF_FOUR: usize = 4096;
 
 /// From so many keys on, reading keys and values once for two blocks is worth that these wait for each other; above head_dim 192
-/// from half as many, where it gains more at the power limit than it loses below.
+/// from half as many, where it gains at the power limit and loses nothing below.
 const FEWEST_KEYS_OF_PAIRS: usize = 2048;
 const FEWEST_KEYS_OF_WIDE_PAIRS: usize = 1024;
 

@@ -1,8 +1,8 @@
 // Where one sequence of the batch begins and ends.
 #pragma once
 
+#include "omniflash/divisor.hpp"
 #include "omniflash/numeric.hpp"
-#include "omniflash/parameters.hpp"
 
 namespace omniflash {
 
@@ -10,12 +10,6 @@ OMNIFLASH_DEVICE const int* address_of(const Indices& indices, unsigned i) {
   return static_cast<const int*>(indices.data) + i * indices.stride;
 }
 OMNIFLASH_DEVICE int index_at(const Indices& indices, unsigned i) { return *address_of(indices, i); }
-
-// A number below 2^31 by one that the whole launch has in common.
-OMNIFLASH_DEVICE int quotient(unsigned dividend, const Divisor& by) {
-  const unsigned high = static_cast<unsigned long long>(2 * dividend) * by.multiplier >> 32;
-  return static_cast<int>(high >> by.shift);
-}
 
 OMNIFLASH_DEVICE int clamp(int value, unsigned most) {
   return minimum(maximum(value, 0), static_cast<int>(most));
