@@ -300,6 +300,29 @@ struct TileWalk {
   }
 };
 
+// ---- what the next block begins with
+
+// Whether a block asks for the queries of the one that takes its place: where its own copies take turns and no mask needs its
+// registers. With two slots it was slower.
+constexpr bool kPrefetchesQueries = kStages == 1 && hides_nothing<MaskType>;
+
+// Brings the queries of the block that follows this one on its multiprocessor into the second-level cache. Blocks follow one
+// another at a distance of all that are at work: registers allow 256 threads on each multiprocessor.
+OMNIFLASH_DEVICE void prefetch_next_queries(const AttentionParameters& parameters) {
+  constexpr int kLineElements = static_cast<int>(128 / sizeof(Element)), kLines = (kHeadDim + kLineElements - 1) / kLineElements;
+  const unsigned next = block_index_x() + num_multiprocessors() * ceil_divide(256, kThreads);
+  if (next >= parameters.num_pairs * parameters.num_row_tiles) return;
+  const Work work = work_of_block(parameters, next);
+  const Sequence sequence(parameters, work.batch);
+  const RowTile rows(parameters, work, sequence, kBlockM);
+  const int num_lines = minimum(kBlockM, rows.num_rows - rows.first_row) * kLines;
+  for (int i = thread_index(); i < num_lines; i += kThreads) {
+    const int row = rows.first_row + i / kLines;
+    prefetch_line(sequence.template row<const Element>(parameters.q, is_ragged(parameters), rows.query(row), rows.head(row)) +
+                  minimum(i % kLines * kLineElements, static_cast<int>(parameters.head_dim) - 1));
+  }
+}
+
 // ---- scores; templates, because only products of 16 bits keep queries
 
 template <class Product, class Queries>
@@ -568,6 +591,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     block.copy_queries();
     TileCopies(block, opaque(thread_index())).copy_first(tile);
   }
+  if constexpr (kPrefetchesQueries) prefetch_next_queries(parameters);
   const TileCopies copies(block, thread_index());
   const bool active = block.is_active();
   const int whole_tiles = block.sequence.kv_len / kBlockN;

@@ -38,6 +38,15 @@ OMNIFLASH_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Asks for the line of 128 bytes around an address to be brought into the second-level cache.
+OMNIFLASH_DEVICE void prefetch_line(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+// Multiprocessors of the device; perhaps a few more than there are.
+OMNIFLASH_DEVICE unsigned num_multiprocessors() {
+  unsigned number;
+  asm("mov.u32 %0, %%nsmid;" : "=r"(number));
+  return number;
+}
+
 OMNIFLASH_DEVICE void store_shared_16(unsigned to, const unsigned (&words)[4]) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                "r"(words[3])

@@ -145,16 +145,30 @@ impl ForwardConfig {
             })
     }
 
-    /// The same under a causal mask over few keys, most of whose tiles lie at its border: smaller tiles, of which fewer scores
-    /// are hidden, in more blocks. `None` where a multiprocessor of `shared_memory_limit` bytes a block has fewer warps so, and
-    /// for dimensions that gain nothing.
-    pub fn for_short_causal(self, shared_memory_limit: usize) -> Option<Self> {
-        let small = ForwardConfig { block_m: 64, warps: 2, ..self };
+    /// The same under a causal mask over `keys` keys, where they are so few that most tiles lie at its border. `None` where
+    /// the default is faster.
+    pub fn for_causal(self, keys: usize, shared_memory_limit: usize) -> Option<Self> {
+        match self.head_dim.max(self.value_dim) {
+            64 if keys <= 1024 => self.in_half_tiles(2, shared_memory_limit),
+            128 if keys <= 4096 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            _ => None,
+        }
+    }
+
+    /// The same under a sliding window, which has a border on either side. `None` where the default is faster.
+    pub fn for_window(self, shared_memory_limit: usize) -> Option<Self> {
+        match self.head_dim.max(self.value_dim) {
+            64 | 96 | 128 if !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            _ => None,
+        }
+    }
+
+    /// Tiles of half the rows, of which fewer scores are hidden, in blocks of half the threads. `None` where a multiprocessor
+    /// of `shared_memory_limit` bytes a block has fewer warps so.
+    fn in_half_tiles(self, stages: usize, shared_memory_limit: usize) -> Option<Self> {
+        let half = ForwardConfig { block_m: 64, warps: 2, stages, ..self };
         let is_default = (self.dtype.size(), self.block_m, self.warps) == (2, 128, 4);
-        (is_default
-            && self.head_dim.max(self.value_dim) == 64
-            && small.blocks_by_memory(shared_memory_limit) >= 4)
-            .then_some(small)
+        (is_default && half.blocks_by_memory(shared_memory_limit) >= 4).then_some(half)
     }
 
     /// Blocks that a multiprocessor's shared memory holds, where one may have `limit` bytes.

@@ -273,8 +273,14 @@ impl ForwardEntry {
                 for arithmetic in self.arithmetics(default.arithmetic)? {
                     let config =
                         ForwardConfig { paged, arithmetic, vector_loads: self.vector_loads, ..default };
-                    let short = config.for_short_causal(architecture.shared_memory);
-                    for config in [Some(config), short.filter(|_| mask == "Causal")].into_iter().flatten() {
+                    // Short and long causal problems have tiles of their own; windows of any width have the same.
+                    let limit = architecture.shared_memory;
+                    let configs = match mask {
+                        "Causal" => [config.for_causal(1, limit), Some(config)],
+                        "SlidingWindow" => [config.for_window(limit).or(Some(config)), None],
+                        _ => [Some(config), None],
+                    };
+                    for config in configs.into_iter().flatten() {
                         instances.push(Instance {
                             id: format!("fwd-{config}-{}", functor_id(mask, score_mod)),
                             unit: config.translation_unit(&functors(mask, score_mod)),

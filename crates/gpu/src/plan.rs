@@ -195,7 +195,16 @@ pub fn may_be_causal(mask_type: &str) -> bool {
 
 /// Whether a mask's C++ type hides keys after the query.
 pub fn is_causal(mask_type: &str) -> bool {
-    !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains("Causal")
+    narrows_to(mask_type, "Causal")
+}
+
+/// Whether a sliding window hides what it hides, whatever else the mask does.
+pub fn is_windowed(mask_type: &str) -> bool {
+    narrows_to(mask_type, "SlidingWindow")
+}
+
+fn narrows_to(mask_type: &str, leaf: &str) -> bool {
+    !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains(leaf)
 }
 
 /// `{instance}-{mask}-{score modification}`, the instance as [`KernelInstance::id`] names it.

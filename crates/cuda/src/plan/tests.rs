@@ -252,6 +252,23 @@ fn few_keys_under_a_causal_mask_take_small_tiles_where_as_many_warps_fit() {
         assert_eq!(tile_of((1024, 80), capability, "Causal"), (128, 64, 4, 2));
     }
     assert_eq!(tile_of((1024, 64), (8, 9), "Causal"), (128, 64, 4, 2));
+    assert_eq!(tile_of((4096, 128), (9, 0), "Causal"), (64, 64, 2, 1));
+    assert_eq!(tile_of((4097, 128), (9, 0), "Causal"), (128, 64, 4, 2));
+    assert_eq!(tile_of((4096, 96), (9, 0), "Causal"), (128, 64, 4, 2));
+}
+
+#[test]
+fn windows_take_small_tiles_whatever_the_number_of_keys() {
+    let tile_of = |dim, mask_type| {
+        portable_tile(&shape(1, (16_384, 16_384), (16, 16), dim, DType::BF16), (9, 0), mask_type)
+    };
+    for dim in [64, 96, 128] {
+        assert_eq!(tile_of(dim, "SlidingWindow"), (64, 64, 2, 1));
+        assert_eq!(tile_of(dim, "And<SlidingWindow, Document>"), (64, 64, 2, 1));
+        assert_eq!(tile_of(dim, "Or<SlidingWindow, Document>"), (128, 64, 4, 2));
+    }
+    assert_eq!(tile_of(80, "SlidingWindow"), (128, 64, 4, 2));
+    assert_eq!(tile_of(256, "SlidingWindow"), (64, 64, 4, 1));
 }
 
 #[test]
@@ -443,7 +460,7 @@ fn kernel_ids_name_everything_chosen() {
     assert_eq!(id(&choice), "fwd-sm_90a-bf16-d128-m128n128q2-tma-and(chunked,causal)-then(softcap,tilt)");
     let flash2 = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
     let choice = choose_with(&shape, &facts, flash2, "And<Chunked, Causal>").unwrap();
-    assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
+    assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m64n64w2s1-strided-and(chunked,causal)-then(softcap,tilt)");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
 use omniflash_kernels_cuda::ForwardConfig;
 
-use super::{Request, arithmetic, is_causal, is_half};
+use super::{Request, arithmetic, is_causal, is_half, is_windowed};
 
 /// Rows of a warp: one or two products of 16 rows.
 const WARP_ROWS: usize = 16;
@@ -25,7 +25,7 @@ pub(crate) fn choose(request: &Request<'_>, rows: usize) -> Result<TileChoice> {
         paged: shape.kv_kind == KvKind::Paged,
         vector_loads: request.is_aligned,
         arithmetic: arithmetic(request),
-        ..short_causal_tile(request, small_memory_tile(request, base))
+        ..border_tile(request, small_memory_tile(request, base))
     };
     let heads_per_tile = packed_heads(rows, shape.group_size(), base.block_m);
     let (default, reason) = few_rows_tile(base, rows * heads_per_tile);
@@ -66,13 +66,13 @@ fn small_memory_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfi
     ForwardConfig { block_m, block_n, warps: 4, stages: 1, ..base }
 }
 
-/// A causal mask over so few keys is mostly border.
-fn short_causal_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfig {
-    const FEW_KEYS: usize = 1024;
-    if !is_causal(request.mask_type) || request.shape.seqlen_k > FEW_KEYS {
-        return base;
-    }
-    base.for_short_causal(request.facts.shared_memory_bytes).unwrap_or(base)
+/// Where most tiles lie at a mask's border, tiles of which less is hidden.
+fn border_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfig {
+    let limit = request.facts.shared_memory_bytes;
+    let causal =
+        || is_causal(request.mask_type).then(|| base.for_causal(request.shape.seqlen_k, limit)).flatten();
+    let window = || is_windowed(request.mask_type).then(|| base.for_window(limit)).flatten();
+    causal().or_else(window).unwrap_or(base)
 }
 
 /// Packs the heads of a group into one tile where that saves at least a tenth of the tiles.
