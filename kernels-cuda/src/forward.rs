@@ -150,7 +150,7 @@ impl ForwardConfig {
     pub fn for_causal(self, keys: usize, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
             64 if keys <= 1024 => self.in_half_tiles(2, shared_memory_limit),
-            128 if keys <= 4096 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            128 if keys <= 8192 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
             _ => None,
         }
     }

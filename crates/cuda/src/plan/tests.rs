@@ -252,8 +252,8 @@ fn few_keys_under_a_causal_mask_take_small_tiles_where_as_many_warps_fit() {
         assert_eq!(tile_of((1024, 80), capability, "Causal"), (128, 64, 4, 2));
     }
     assert_eq!(tile_of((1024, 64), (8, 9), "Causal"), (128, 64, 4, 2));
-    assert_eq!(tile_of((4096, 128), (9, 0), "Causal"), (64, 64, 2, 1));
-    assert_eq!(tile_of((4097, 128), (9, 0), "Causal"), (128, 64, 4, 2));
+    assert_eq!(tile_of((8192, 128), (9, 0), "Causal"), (64, 64, 2, 1));
+    assert_eq!(tile_of((8193, 128), (9, 0), "Causal"), (128, 64, 4, 2));
     assert_eq!(tile_of((4096, 96), (9, 0), "Causal"), (128, 64, 4, 2));
 }
 
