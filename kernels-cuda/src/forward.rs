@@ -145,8 +145,8 @@ impl ForwardConfig {
             })
     }
 
-    /// The same under a causal mask over `keys` keys, where they are so few that most tiles lie at its border. `None` where
-    /// the default is faster.
+    /// The same under a causal mask over `keys` keys, where they are so few that many tiles lie at its border. `None` where this
+    /// was not measured to be faster, and where a multiprocessor of `shared_memory_limit` bytes a block has fewer warps so.
     pub fn for_causal(self, keys: usize, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
             64 if keys <= 1024 => self.in_half_tiles(2, shared_memory_limit),
@@ -155,7 +155,7 @@ impl ForwardConfig {
         }
     }
 
-    /// The same under a sliding window, which has a border on either side. `None` where the default is faster.
+    /// The same under a sliding window, which has a border on either side. `None` as for [`Self::for_causal`].
     pub fn for_window(self, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
             64 | 96 | 128 if !self.paged => self.in_half_tiles(1, shared_memory_limit),

@@ -203,6 +203,7 @@ pub fn is_windowed(mask_type: &str) -> bool {
     narrows_to(mask_type, "SlidingWindow")
 }
 
+/// Whether one of the masks that are all to agree is `leaf`.
 fn narrows_to(mask_type: &str, leaf: &str) -> bool {
     !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains(leaf)
 }

@@ -169,7 +169,7 @@ fn plans_for_ada_are_these() {
     insta::assert_snapshot!(table((8, 9)));
 }
 
-/// Rows and keys of the tile that the Hopper family takes.
+/// The kernel that the Hopper family takes.
 fn hopper(shape: &ProblemShape, functors: (&str, &str)) -> HopperConfig {
     let choice = choose_functors(shape, &facts((9, 0)), AttentionConfig::default(), functors).unwrap();
     match choice.kernel {
@@ -178,6 +178,7 @@ fn hopper(shape: &ProblemShape, functors: (&str, &str)) -> HopperConfig {
     }
 }
 
+/// Rows and keys of its tile.
 fn hopper_tile(shape: &ProblemShape, functors: (&str, &str)) -> (usize, usize) {
     let config = hopper(shape, functors);
     (config.block_m, config.block_n)

@@ -128,6 +128,8 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
     let packed = Case { seqlen: (70, 2112), heads: (8, 4), dims: (32, 32), ..base };
     let cases = [
         Case { mask: MaskKind::Causal, ..base },
+        // Blocks ask for the queries of those that follow.
+        Case { dims: (256, 256), seqlen: (70, 70), ragged_q: true, batch: 3, ..base },
         Case { mask: MaskKind::Closure, seqlen: (40, 70), ..base },
         Case { score: ScoreKind::Bias, keys: Keys::Ragged, ragged_q: true, batch: 3, sinks: true, ..base },
         Case { keys: Keys::Continuous, mask: MaskKind::Window(31, 0), partitions: Some(3), ..base },
