@@ -163,6 +163,14 @@ impl ForwardConfig {
         }
     }
 
+    /// The same under a mask in a table, whose border may be anywhere. `None` as for [`Self::for_causal`].
+    pub fn for_table(self, shared_memory_limit: usize) -> Option<Self> {
+        match self.head_dim.max(self.value_dim) {
+            128 if !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            _ => None,
+        }
+    }
+
     /// Tiles of half the rows, of which fewer scores are hidden, in blocks of half the threads. `None` where a multiprocessor
     /// of `shared_memory_limit` bytes a block has fewer warps so.
     fn in_half_tiles(self, stages: usize, shared_memory_limit: usize) -> Option<Self> {

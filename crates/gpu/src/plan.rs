@@ -203,6 +203,11 @@ pub fn is_windowed(mask_type: &str) -> bool {
     narrows_to(mask_type, "SlidingWindow")
 }
 
+/// Whether the device finds what some part of the mask hides in a table that the host has made.
+pub fn has_table(mask_type: &str) -> bool {
+    mask_type.contains("TableMask")
+}
+
 /// Whether one of the masks that are all to agree is `leaf`.
 fn narrows_to(mask_type: &str, leaf: &str) -> bool {
     !mask_type.contains("Or<") && !mask_type.contains("Not<") && mask_type.contains(leaf)

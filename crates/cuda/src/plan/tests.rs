@@ -273,6 +273,19 @@ fn windows_take_small_tiles_whatever_the_number_of_keys() {
 }
 
 #[test]
+fn masks_in_tables_take_small_tiles_at_128_columns() {
+    let tile_of = |keys, dim, mask_type| {
+        portable_tile(&shape(1, (keys, keys), (16, 16), dim, DType::BF16), (9, 0), mask_type)
+    };
+    for keys in [2048, 16_384] {
+        assert_eq!(tile_of(keys, 128, "TableMask"), (64, 64, 2, 1));
+        assert_eq!(tile_of(keys, 128, "Or<TableMask, Document>"), (64, 64, 2, 1));
+        assert_eq!(tile_of(keys, 64, "TableMask"), (128, 64, 4, 2));
+        assert_eq!(tile_of(keys, 256, "TableMask"), (64, 64, 4, 1));
+    }
+}
+
+#[test]
 fn heads_of_192_columns_take_two_blocks_where_the_memory_is_there() {
     let tile_of = |dims: (usize, usize), capability| {
         let mut shape = shape(4, (4096, 4096), (16, 16), dims.0, DType::BF16);

@@ -241,6 +241,7 @@ struct PackedAdditive {
 // A mask that the host has evaluated: a status for every block of 64 rows and 64 keys, and for partial blocks a row
 // of two words for each query. Hidden outside of the table.
 struct TableMask {
+  static constexpr bool kStatusReads = true;
   static constexpr int kBlock = 64, kSkip = -2, kFull = -1;
   const int* planes;        // of each sequence and head
   const int* blocks;        // [plane][q block][k block]: kSkip, kFull, or which words
