@@ -189,8 +189,7 @@ pub fn typical_rows(shape: &ProblemShape) -> usize {
 
 /// Whether later rows may see more keys: a mask's C++ type says so, or only the device knows what the mask hides.
 pub fn may_be_causal(mask_type: &str) -> bool {
-    const KNOWN_TO_DEVICE: [&str; 3] = ["PackedMask", "PackedAdditive", "TableMask"];
-    is_causal(mask_type) || KNOWN_TO_DEVICE.iter().any(|name| mask_type.contains(name))
+    is_causal(mask_type) || is_tabulated(mask_type)
 }
 
 /// Whether a mask's C++ type hides keys after the query.
@@ -203,9 +202,9 @@ pub fn is_windowed(mask_type: &str) -> bool {
     narrows_to(mask_type, "SlidingWindow")
 }
 
-/// Whether the device finds what some part of the mask hides in a table that the host has made.
-pub fn has_table(mask_type: &str) -> bool {
-    mask_type.contains("TableMask")
+/// Whether the device finds what some part of the mask hides in a table: of a closure, or of a packed tensor.
+pub fn is_tabulated(mask_type: &str) -> bool {
+    ["PackedMask", "PackedAdditive", "TableMask"].iter().any(|name| mask_type.contains(name))
 }
 
 /// Whether one of the masks that are all to agree is `leaf`.

@@ -14,7 +14,7 @@ mod tests;
 
 use omniflash_core::{Algorithm, AttentionConfig, DType, Error, F32Arithmetic, KvKind, ProblemShape, Result};
 use omniflash_gpu::check::check_sizes;
-use omniflash_gpu::plan::{check_naive, has_table, is_causal, is_windowed, may_be_causal, typical_rows};
+use omniflash_gpu::plan::{check_naive, is_causal, is_tabulated, is_windowed, may_be_causal, typical_rows};
 use omniflash_kernels_cuda::{Arithmetic, NaiveConfig};
 
 use crate::probe::DeviceFacts;

@@ -279,7 +279,9 @@ fn masks_in_tables_take_small_tiles_at_128_columns() {
     };
     for keys in [2048, 16_384] {
         assert_eq!(tile_of(keys, 128, "TableMask"), (64, 64, 2, 1));
-        assert_eq!(tile_of(keys, 128, "Or<TableMask, Document>"), (64, 64, 2, 1));
+        assert_eq!(tile_of(keys, 128, "Or<PackedMask, Document>"), (64, 64, 2, 1));
+        assert_eq!(tile_of(keys, 128, "PackedAdditive<__nv_bfloat16, 2>"), (64, 64, 2, 1));
+        assert_eq!(tile_of(keys, 128, "DenseMask"), (128, 64, 4, 2));
         assert_eq!(tile_of(keys, 64, "TableMask"), (128, 64, 4, 2));
         assert_eq!(tile_of(keys, 256, "TableMask"), (64, 64, 4, 1));
     }

@@ -3,7 +3,7 @@
 use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
 use omniflash_kernels_cuda::ForwardConfig;
 
-use super::{Request, arithmetic, has_table, is_causal, is_half, is_windowed};
+use super::{Request, arithmetic, is_causal, is_half, is_tabulated, is_windowed};
 
 /// Rows of a warp: one or two products of 16 rows.
 const WARP_ROWS: usize = 16;
@@ -72,7 +72,7 @@ fn border_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfig {
     let causal =
         || is_causal(request.mask_type).then(|| base.for_causal(request.shape.seqlen_k, limit)).flatten();
     let window = || is_windowed(request.mask_type).then(|| base.for_window(limit)).flatten();
-    let table = || has_table(request.mask_type).then(|| base.for_table(limit)).flatten();
+    let table = || is_tabulated(request.mask_type).then(|| base.for_table(limit)).flatten();
     causal().or_else(window).or_else(table).unwrap_or(base)
 }
 
