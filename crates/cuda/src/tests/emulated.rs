@@ -131,6 +131,8 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         // Blocks ask for the queries of those that follow.
         Case { dims: (256, 256), seqlen: (70, 70), ragged_q: true, batch: 3, ..base },
         Case { mask: MaskKind::Closure, seqlen: (40, 70), ..base },
+        // More tiles than the lanes of a warp ask a table for at a time.
+        Case { mask: MaskKind::Closure, seqlen: (140, 2200), partitions: Some(1), ..base },
         Case { score: ScoreKind::Bias, keys: Keys::Ragged, ragged_q: true, batch: 3, sinks: true, ..base },
         Case { keys: Keys::Continuous, mask: MaskKind::Window(31, 0), partitions: Some(3), ..base },
         Case { partitions: Some(4), ..paged },
