@@ -397,8 +397,8 @@ impl HopperEntry {
 /// Functors of a type whose parameters come with a launch.
 fn functors(mask: &str, score_mod: &str) -> FunctorSpec<'static> {
     FunctorSpec {
-        mask_type: mask.into(),
-        score_mod_type: score_mod.into(),
+        mask_type: mask.to_owned().into(),
+        score_mod_type: score_mod.to_owned().into(),
         sources: Vec::new(),
         parameters: Vec::new(),
         tables: Vec::new(),

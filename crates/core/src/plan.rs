@@ -13,7 +13,7 @@ use crate::config::Algorithm;
 #[derive(Clone)]
 pub struct AttentionPlan {
     /// The kernel: `fwd-{arch}-{dtype}-d{head_dim}-{mask}-{score}-{kv}`.
-    pub kernel_id: String,
+    pub kernel_id: Arc<str>,
     /// The algorithm.
     pub algorithm: Algorithm,
     /// Blocks of the launch; tasks on a CPU.
@@ -33,7 +33,7 @@ pub struct AttentionPlan {
     /// Pieces into which keys are split; 1 for none.
     pub num_partitions: usize,
     /// Why these numbers.
-    pub reason: String,
+    pub reason: Arc<str>,
     /// What the backend keeps for itself.
     pub detail: Option<Arc<dyn Any + Send + Sync>>,
 }

@@ -419,7 +419,7 @@ impl Backend for ReferenceBackend {
         self.supports(problem).into_result()?;
         let shape = problem.shape();
         Ok(AttentionPlan {
-            kernel_id: format!("reference-f64-{}-d{}", shape.dtype, shape.head_dim),
+            kernel_id: format!("reference-f64-{}-d{}", shape.dtype, shape.head_dim).into(),
             algorithm: Algorithm::Naive,
             grid: [shape.batch as u32, shape.num_heads as u32, shape.seqlen_q as u32],
             block_threads: 1,

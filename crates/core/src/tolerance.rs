@@ -23,7 +23,7 @@ use crate::tensor::TensorRef;
 /// )?;
 /// run(&ReferenceBackend::new(), &problem, &Stream::host())?;
 /// let expectation = Expectation::of(&problem)?;
-/// let deviation = expectation.compare(&problem, &problem.out().as_ref(), None);
+/// let deviation = expectation.compare(&problem, problem.out().as_view(), None);
 /// assert!(deviation.is_within(&expectation.tolerance));
 /// # Ok::<(), omniflash_core::Error>(())
 /// ```

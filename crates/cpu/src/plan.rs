@@ -99,7 +99,7 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
         reason += " in matrices";
     }
     Ok(AttentionPlan {
-        kernel_id: kernel_id(problem, isa),
+        kernel_id: kernel_id(problem, isa).into(),
         algorithm: Algorithm::Flash2,
         grid: grid.map(|extent| u32::try_from(extent).unwrap_or(u32::MAX)),
         block_threads: 1,
@@ -109,7 +109,7 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> 
         shared_memory_bytes: sizes.words() * size_of::<f32>(),
         workspace_bytes: workspace.saturating_mul(size_of::<f32>()),
         num_partitions: tiling.pieces,
-        reason,
+        reason: reason.into(),
         detail: Some(Arc::new(Route::Tiles(tiling))),
     })
 }
@@ -131,7 +131,7 @@ fn plan_rows(problem: &AttentionProblem<'_>, isa: Isa, threads: usize) -> Result
     }
     let extents = [shape.total_q.div_ceil(threads.max(1)), shape.num_heads, 1];
     Ok(AttentionPlan {
-        kernel_id: kernel_id(problem, isa).replacen("fwd-", "naive-", 1),
+        kernel_id: kernel_id(problem, isa).replacen("fwd-", "naive-", 1).into(),
         algorithm: Algorithm::Naive,
         grid: extents.map(|extent| u32::try_from(extent).unwrap_or(u32::MAX)),
         block_threads: 1,

@@ -170,7 +170,7 @@ impl<T: Storage> Rows<T> {
 
     /// Rows that are written.
     pub(crate) fn new_mut(tensor: &TensorMut<'_>) -> Self {
-        Rows { pointer: tensor.as_mut_ptr().cast(), ..Rows::new(&tensor.as_ref()) }
+        Rows { pointer: tensor.as_mut_ptr().cast(), ..Rows::new(tensor.as_view()) }
     }
 
     /// The vector of a head at a row; in a ragged tensor rows count from the tensor's first.

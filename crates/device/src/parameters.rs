@@ -228,6 +228,10 @@ impl Divisor {
     pub fn new(divisor: u32) -> Self {
         let divisor = u64::from(divisor.max(1));
         let shift = divisor.next_power_of_two().trailing_zeros();
+        if divisor.is_power_of_two() {
+            // The most common ones, without a division: a launch has eight divisors.
+            return Divisor { multiplier: (1 << 31) + 1, shift };
+        }
         Divisor { multiplier: ((1u64 << (31 + shift)) / divisor) as u32 + 1, shift }
     }
 

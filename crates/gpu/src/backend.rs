@@ -130,8 +130,10 @@ impl<V: Vendor> GpuBackend<V> {
         report.write(&[0xff; 16], stream)?;
         let kernel = self.planner.verify_kernel(&parameters)?;
         let module = kernel.module(self.driver())?;
+        let entered = self.driver().enter()?;
         // SAFETY: the kernel's only parameter is this struct; the tables are the caller's duty, the report is ours.
-        unsafe { module.launch(&kernel.launch, &[bytemuck::bytes_of(&parameters)], stream) }?;
+        unsafe { module.launch(&kernel.launch, &[bytemuck::bytes_of(&parameters)], stream, &entered) }?;
+        drop(entered);
         let mut answer = [u64::MAX; 2];
         let bytes = bytemuck::must_cast_slice_mut(&mut answer);
         // SAFETY: the report has 16 bytes; the copy waits for the kernel.

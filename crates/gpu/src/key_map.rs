@@ -3,11 +3,10 @@
 //! Keys are sizes, options and types of the caller's own problems, and at most some thousands are kept, so that nothing has to be
 //! defended against keys chosen to collide.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A map by such a hash.
-pub(crate) type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+/// A map by such a hash. The standard library's own cannot be asked by what is only equivalent to a key.
+pub(crate) type KeyMap<K, V> = hashbrown::HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
 /// Multiplies each word into the ones before it.
 #[derive(Clone, Copy, Debug, Default)]

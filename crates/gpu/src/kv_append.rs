@@ -7,6 +7,7 @@ use omniflash_device::parameters::{
     AppendForm, DeviceAddress, Indices, KeyForm, KvAppendParameters, QueryForm, Rows, Table,
 };
 
+use crate::driver::Driver;
 use crate::module::Module;
 use crate::parameters::{indices, is_multiple_of, table};
 use crate::planner::Planner;
@@ -34,7 +35,8 @@ impl<V: Vendor> AppendKernels<V> {
         append: &KvAppend<'_>,
         stream: &Stream,
     ) -> Result<()> {
-        self.module(planner, driver, unit_of(append, &V::KV_APPEND_UNITS), stream).map(drop)
+        let entered = driver.enter()?;
+        self.module(planner, driver, unit_of(append, &V::KV_APPEND_UNITS), stream, &entered).map(drop)
     }
 
     /// Enqueues the kernel.
@@ -54,9 +56,10 @@ impl<V: Vendor> AppendKernels<V> {
         let unit = unit_of(append, &V::KV_APPEND_UNITS);
         let parameters = parameters(append, V::KV_APPEND_UNITS[unit]);
         let launch = V::kv_append_launch(&parameters)?;
-        let module = self.module(planner, driver, unit, stream)?;
+        let entered = driver.enter()?;
+        let module = self.module(planner, driver, unit, stream, &entered)?;
         // SAFETY: the kernel's only parameter is this struct; what it addresses is the caller's duty.
-        unsafe { module.launch(&launch, &[bytemuck::bytes_of(&parameters)], stream) }
+        unsafe { module.launch(&launch, &[bytemuck::bytes_of(&parameters)], stream, &entered) }
     }
 
     fn module(
@@ -65,11 +68,12 @@ impl<V: Vendor> AppendKernels<V> {
         driver: &Arc<V::Driver>,
         unit: usize,
         stream: &Stream,
+        entered: &<V::Driver as Driver>::Entered<'_>,
     ) -> Result<&Module<V::Driver>> {
         if let Some(module) = self.modules[unit].get() {
             return Ok(module);
         }
-        StreamUse::new(driver, stream)?.check_may_allocate("the first kv_append of its kind")?;
+        StreamUse::new(driver, stream, entered)?.check_may_allocate("the first kv_append of its kind")?;
         let (kernel, entry) = planner.append_kernel(V::KV_APPEND_UNITS[unit])?;
         let module = Module::load(driver, &kernel.image, entry, 0)?;
         Ok(self.modules[unit].get_or_init(|| module))
@@ -79,9 +83,9 @@ impl<V: Vendor> AppendKernels<V> {
 /// The index of the first unit that divides every address, stride and vector; of the last, which divides elements.
 fn unit_of(append: &KvAppend<'_>, units: &[usize]) -> usize {
     let (new, cache) = (append.new_kv(), append.cache());
-    let (cache_k, cache_v) = (cache.k().as_ref(), cache.v().as_ref());
+    let (cache_k, cache_v) = (cache.k().as_view(), cache.v().as_view());
     let fits = |unit: usize| {
-        [new.k(), new.v(), &cache_k, &cache_v].into_iter().all(|tensor| is_multiple_of(tensor, unit))
+        [new.k(), new.v(), cache_k, cache_v].into_iter().all(|tensor| is_multiple_of(tensor, unit))
     };
     units.iter().position(|&unit| fits(unit)).unwrap_or(units.len() - 1)
 }
@@ -105,12 +109,12 @@ fn parameters(append: &KvAppend<'_>, unit: usize) -> KvAppendParameters {
         _ => AppendForm::Start,
     };
     let units = |dim: usize| (dim * shape.dtype.size() / unit) as u32;
-    let (cache_k, cache_v) = (cache.k().as_ref(), cache.v().as_ref());
+    let (cache_k, cache_v) = (cache.k().as_view(), cache.v().as_view());
     KvAppendParameters {
         new_k: rows(new.k(), unit),
         new_v: rows(new.v(), unit),
-        k: rows(&cache_k, unit),
-        v: rows(&cache_v, unit),
+        k: rows(cache_k, unit),
+        v: rows(cache_v, unit),
         new_lengths,
         positions: indices(append.at().positions()),
         block_table,

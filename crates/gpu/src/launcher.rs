@@ -10,7 +10,7 @@ use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionProblem, Result, Stream};
 use omniflash_device::parameters::{AttentionParameters, DeviceAddress};
 
-use crate::driver::Driver as _;
+use crate::driver::Driver;
 use crate::packing;
 use crate::parameters;
 use crate::planner::{Planned, Planner};
@@ -47,7 +47,8 @@ impl<V: Vendor> Launcher<V> {
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
         planned.key.check(problem, &functors)?;
-        let launch = StreamUse::new(&self.driver, stream)?;
+        let entered = self.driver.enter()?;
+        let launch = StreamUse::new(&self.driver, stream, &entered)?;
         planned.kernels().try_for_each(|kernel| kernel.load(&launch))?;
         let state = self.states.of(&launch)?;
         let mut state = lock(&state);
@@ -68,17 +69,19 @@ impl<V: Vendor> Launcher<V> {
     ) -> Result<()> {
         let mut functors = planner.functors(problem)?;
         planned.key.check(problem, &functors)?;
-        // Once for all that follows, which else would each change the thread's device and back.
-        let _entered = self.driver.enter()?;
+        // Once for all that follows.
+        let entered = self.driver.enter()?;
         let needs_state = planned.workspace.partial_bytes() > 0
             || planned.instance.counts_tiles()
             || !functors.tables.is_empty()
             || !functors.packed.is_empty();
         if !needs_state && planned.is_loaded() {
             // SAFETY: the caller's duties, for a launch that uses the problem's memory only.
-            return unsafe { self.enqueue(planned, problem, &mut functors, Kept::default(), stream) };
+            return unsafe {
+                self.enqueue(planned, problem, &mut functors, Kept::default(), stream, &entered)
+            };
         }
-        let launch = StreamUse::new(&self.driver, stream)?;
+        let launch = StreamUse::new(&self.driver, stream, &entered)?;
         planned.kernels().try_for_each(|kernel| kernel.load(&launch))?;
         let state = self.states.of(&launch)?;
         // Held until all kernels are enqueued: the next launch on this stream must not come between them, since it
@@ -88,7 +91,7 @@ impl<V: Vendor> Launcher<V> {
         let kept = Kept::of(planned, &mut state, &launch)?;
         // SAFETY: the caller's duties; the workspace is as large as the plan says, and used in the stream's order, as
         // is the counter.
-        unsafe { self.enqueue(planned, problem, &mut functors, kept, stream) }
+        unsafe { self.enqueue(planned, problem, &mut functors, kept, stream, &entered) }
     }
 
     /// Enqueues the kernels of a plan, all of them loaded.
@@ -104,28 +107,29 @@ impl<V: Vendor> Launcher<V> {
         functors: &mut FunctorSpec<'_>,
         kept: Kept,
         stream: &Stream,
+        entered: &<V::Driver as Driver>::Entered<'_>,
     ) -> Result<()> {
         let mut parameters = parameters::attention(problem, &planned.cut);
         parameters.partial_out = DeviceAddress(kept.partials);
         parameters.partial_lse = DeviceAddress(kept.partials + planned.workspace.partial_out as u64);
         parameters.counters = DeviceAddress(kept.part_counters);
         // SAFETY: the caller's duties; packed masks have a place of their own.
-        unsafe { pack(planned, functors, &parameters, kept.packed, stream) }?;
+        unsafe { pack(planned, functors, &parameters, kept.packed, stream, entered) }?;
         let beside = V::beside(&self.driver, &planned.instance, &planned.cut, problem, kept.tile_counter)?;
         let arguments = Arguments::new(&parameters, functors, beside.as_ref());
         // SAFETY: the kernel's parameters are this struct, the functors' bytes and what it takes beside; what they
         // address is the caller's duty.
-        unsafe { planned.forward.enqueue(arguments.of_kernel(), stream) }?;
+        unsafe { planned.forward.enqueue(arguments.of_kernel(), stream, entered) }?;
         if let Some(combine) = &planned.combine {
             // SAFETY: as above; this kernel's only parameter is the struct.
-            unsafe { combine.enqueue(&arguments.of_kernel()[..1], stream) }?;
+            unsafe { combine.enqueue(&arguments.of_kernel()[..1], stream, entered) }?;
         }
         if let Some(short) = &planned.short {
             short.cut.apply(&mut parameters);
             let beside = V::beside(&self.driver, &short.instance, &short.cut, problem, None)?;
             let arguments = Arguments::new(&parameters, functors, beside.as_ref());
             // SAFETY: as for the first kernel; this one writes other rows.
-            unsafe { short.kernel.enqueue(arguments.of_kernel(), stream) }?;
+            unsafe { short.kernel.enqueue(arguments.of_kernel(), stream, entered) }?;
         }
         Ok(())
     }
@@ -166,12 +170,13 @@ unsafe fn pack<V: Vendor>(
     parameters: &AttentionParameters,
     mut address: u64,
     stream: &Stream,
+    entered: &<V::Driver as Driver>::Entered<'_>,
 ) -> Result<()> {
     for (slot, (packer, packing)) in planned.packers.iter().zip(&planned.key.packings).enumerate() {
         let packed = packing::parameters(&functors.packed[slot], address);
         let arguments = [bytemuck::bytes_of(parameters), bytemuck::bytes_of(&packed)];
         // SAFETY: the kernel's parameters are these structs; what they address is the caller's duty.
-        unsafe { packer.enqueue(&arguments, stream) }?;
+        unsafe { packer.enqueue(&arguments, stream, entered) }?;
         functors.set_packed(slot, address);
         address += packing.bytes() as u64;
     }

@@ -125,13 +125,14 @@ impl<V: Vendor> GpuBackend<V> {
         budget: Duration,
     ) -> Result<f64> {
         let (begin, end) = (self.event()?, self.event()?);
+        let entered = self.driver().enter()?;
         let until = Instant::now() + budget;
         let (mut fastest, mut launches) = (f64::INFINITY, 0);
         while launches < FEWEST_LAUNCHES || Instant::now() < until {
             let milliseconds = elapsed(&begin, &end, stream, || {
                 // SAFETY: the kernel's only parameter is this struct; its memory is the caller's and outlives the
                 // launch, for which `elapsed` waits.
-                unsafe { module.launch(launch, &[bytemuck::bytes_of(parameters)], stream) }
+                unsafe { module.launch(launch, &[bytemuck::bytes_of(parameters)], stream, &entered) }
             })?;
             fastest = fastest.min(milliseconds * 1e-3);
             launches += 1;

@@ -87,8 +87,13 @@ impl<D: Driver> Module<D> {
     ///   and as aligned.
     /// - What those bytes address is valid until the stream has passed the launch, and used by nothing else in a
     ///   way that conflicts.
-    pub(crate) unsafe fn launch(&self, launch: &Launch, parameters: &[&[u8]], on: &Stream) -> Result<()> {
-        let _entered = self.driver.enter()?;
+    pub(crate) unsafe fn launch(
+        &self,
+        launch: &Launch,
+        parameters: &[&[u8]],
+        on: &Stream,
+        _entered: &D::Entered<'_>,
+    ) -> Result<()> {
         let mut pointers = [ptr::null_mut::<c_void>(); MOST_PARAMETERS];
         let pointers = &mut pointers[..parameters.len()];
         for (pointer, parameter) in pointers.iter_mut().zip(parameters) {

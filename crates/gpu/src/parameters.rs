@@ -42,14 +42,14 @@ pub fn attention(problem: &AttentionProblem<'_>, cut: &Cut) -> AttentionParamete
     let (q_form, q_lengths) = query_lengths(problem.query());
     let (k_form, k_lengths) = key_lengths(problem.kv());
     let (block_table, page_size) = block_table(problem.kv());
-    let out = problem.out().as_ref();
-    let lse = problem.lse().map(|lse| lse.as_ref());
+    let out = problem.out().as_view();
+    let lse = problem.lse().map(|lse| lse.as_view());
     let mut parameters = AttentionParameters {
         q: rows(problem.query().tensor()),
         k: rows(problem.kv().k()),
         v: rows(problem.kv().v()),
-        out: rows(&out),
-        lse: lse.as_ref().map(lse_rows).unwrap_or_default(),
+        out: rows(out),
+        lse: lse.map(lse_rows).unwrap_or_default(),
         total_q: shape.total_q as i64,
         query_lengths: q_lengths.map(indices).unwrap_or_default(),
         key_lengths: k_lengths.map(indices).unwrap_or_default(),
@@ -101,8 +101,8 @@ pub fn verify(problem: &AttentionProblem<'_>, report: u64) -> Option<VerifyParam
 /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes, so that it
 /// can be moved 16 bytes at a time.
 pub fn is_aligned(problem: &AttentionProblem<'_>) -> bool {
-    let out = problem.out().as_ref();
-    [problem.query().tensor(), problem.kv().k(), problem.kv().v(), &out]
+    let out = problem.out().as_view();
+    [problem.query().tensor(), problem.kv().k(), problem.kv().v(), out]
         .into_iter()
         .all(|tensor| is_multiple_of(tensor, 16))
 }

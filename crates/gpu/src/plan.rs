@@ -1,5 +1,9 @@
 //! What plans depend on, and the parts of planning that are the same for every GPU.
 
+use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
+
+use hashbrown::Equivalent;
 use omniflash_core::lower::FunctorSpec;
 use omniflash_core::{AttentionConfig, AttentionProblem, Error, ProblemShape, Result};
 
@@ -38,22 +42,28 @@ pub(crate) fn closure_with_query_start(backend: &str) -> Error {
 }
 
 /// What a plan depends on, and so what it is kept by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanKey {
     /// Sizes, dtype and the forms of query and cache.
     pub shape: ProblemShape,
     /// What the caller fixed.
     pub config: AttentionConfig,
     /// The C++ type of the mask.
-    pub mask_type: String,
+    pub mask_type: Cow<'static, str>,
     /// The C++ type of the score modification.
-    pub score_mod_type: String,
+    pub score_mod_type: Cow<'static, str>,
     /// Device sources that those types are defined in.
     pub(crate) sources: Vec<String>,
     /// Whether every row of q, k, v and out begins at a multiple of 16 bytes and has a multiple of 16 bytes.
     pub is_aligned: bool,
     /// Mask tensors that launches pack.
     pub packings: Vec<Packing>,
+}
+
+impl Hash for PlanKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_key(&self.shape, &self.mask_type, &self.score_mod_type, state);
+    }
 }
 
 impl PlanKey {
@@ -70,6 +80,15 @@ impl PlanKey {
         }
     }
 
+    /// Whether such a problem has the same sizes and kernels' types, and packs as many mask tensors.
+    fn is_lowered_as(&self, shape: &ProblemShape, functors: &FunctorSpec<'_>) -> bool {
+        self.shape == *shape
+            && self.mask_type == functors.mask_type
+            && self.score_mod_type == functors.score_mod_type
+            && self.sources == functors.sources
+            && self.packings.len() == functors.packed.len()
+    }
+
     /// Mask and score modification, as the kernel store keeps kernels by them.
     pub fn functor(&self) -> String {
         format!("{} {}", self.mask_type, self.score_mod_type)
@@ -80,11 +99,7 @@ impl PlanKey {
     /// # Errors
     /// [`Error::Value`].
     pub fn check(&self, problem: &AttentionProblem<'_>, functors: &FunctorSpec<'_>) -> Result<()> {
-        let same = self.shape == *problem.shape()
-            && self.mask_type == functors.mask_type
-            && self.score_mod_type == functors.score_mod_type
-            && self.sources == functors.sources
-            && self.packings.len() == functors.packed.len()
+        let same = self.is_lowered_as(problem.shape(), functors)
             && self.packings.iter().zip(&functors.packed).all(|(own, slot)| own.serves(&Packing::new(slot)))
             && (!self.is_aligned || is_aligned(problem));
         if same {
@@ -97,6 +112,39 @@ impl PlanKey {
              repeat themselves alike",
         ))
     }
+}
+
+/// A problem as the plan is looked up by that is kept for its kind: no key is made for that.
+pub(crate) struct Wanted<'w, F> {
+    pub(crate) problem: &'w AttentionProblem<'w>,
+    pub(crate) functors: &'w FunctorSpec<'w>,
+    /// What else the vendor's choice depends on.
+    pub(crate) fit: F,
+}
+
+/// As of the key with its fit.
+impl<F: Hash> Hash for Wanted<'_, F> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_key(self.problem.shape(), &self.functors.mask_type, &self.functors.score_mod_type, state);
+        self.fit.hash(state);
+    }
+}
+
+impl<F: PartialEq> Equivalent<(PlanKey, F)> for Wanted<'_, F> {
+    fn equivalent(&self, (key, fit): &(PlanKey, F)) -> bool {
+        key.is_lowered_as(self.problem.shape(), self.functors)
+            && key.config == *self.problem.config()
+            && key.is_aligned == is_aligned(self.problem)
+            && key.packings.iter().zip(&self.functors.packed).all(|(own, slot)| *own == Packing::new(slot))
+            && *fit == self.fit
+    }
+}
+
+/// What tells most keys apart: the rest is compared.
+fn hash_key<H: Hasher>(shape: &ProblemShape, mask_type: &str, score_mod_type: &str, state: &mut H) {
+    shape.hash(state);
+    mask_type.hash(state);
+    score_mod_type.hash(state);
 }
 
 /// The kernel chosen, and how it is launched.

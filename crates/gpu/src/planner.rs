@@ -2,6 +2,7 @@
 //!
 //! Needs no driver, so that kernels for a device can be built on a machine without one.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -19,7 +20,7 @@ use crate::key_map::KeyMap;
 use crate::module::{LazyModule, Module, Modules};
 use crate::packing::Packing;
 use crate::parameters::Cut;
-use crate::plan::{Choice, PlanKey, functors, kernel_id};
+use crate::plan::{Choice, PlanKey, Wanted, functors, kernel_id};
 use crate::stream_state::{StreamUse, lock};
 use crate::tuned::{KeptChoice, TunedChoices};
 use crate::vendor::{KernelInstance, Vendor};
@@ -47,8 +48,8 @@ type FoundKernels<K> = KeyMap<SourceKey<K>, (Kernel, &'static str)>;
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct SourceKey<K> {
     kernel: K,
-    mask_type: String,
-    score_mod_type: String,
+    mask_type: Cow<'static, str>,
+    score_mod_type: Cow<'static, str>,
     sources: Vec<String>,
 }
 
@@ -150,11 +151,12 @@ impl<V: Vendor> Planner<V> {
     /// # Errors
     /// Those of [`Vendor::choose`], [`Error::NoKernel`](omniflash_core::Error::NoKernel).
     pub fn plan(&self, problem: &AttentionProblem<'_>) -> Result<AttentionPlan> {
-        let key = self.key(problem)?;
-        if let Some(plan) = lock(&self.plans).get(&key) {
+        let functors = self.functors(problem)?;
+        let wanted = Wanted { problem, functors: &functors, fit: V::fit(&self.facts, problem) };
+        if let Some(plan) = lock(&self.plans).get(&wanted) {
             return Ok(plan.clone());
         }
-        let functors = self.functors(problem)?;
+        let key = (PlanKey::new(problem, functors.clone()), wanted.fit);
         let choice = self.choose(&key, &functors)?;
         let plan = self.plan_with(&key.0, choice, &functors)?;
         let mut plans = lock(&self.plans);
@@ -270,7 +272,7 @@ impl<V: Vendor> Planner<V> {
             planned.as_ref().map_or("no work".into(), |planned| planned.forward.kernel.origin.to_string());
         tracing::debug!(id = %kernel_id, reason = %reason, origin, "planned");
         Ok(AttentionPlan {
-            kernel_id,
+            kernel_id: kernel_id.into(),
             algorithm: choice.kernel.algorithm(),
             grid: launch.grid,
             block_threads: launch.block_threads,
@@ -282,7 +284,7 @@ impl<V: Vendor> Planner<V> {
                 .as_ref()
                 .map_or(0, |planned| planned.workspace.partial_bytes() + planned.packed_bytes()),
             num_partitions: choice.num_partitions,
-            reason,
+            reason: reason.into(),
             detail: planned.map(|planned| Arc::new(planned) as _),
         })
     }
@@ -452,10 +454,15 @@ impl<D: Driver> PlannedKernel<D> {
     ///
     /// # Safety
     /// Those of [`Module::launch`].
-    pub(crate) unsafe fn enqueue(&self, arguments: &[&[u8]], stream: &Stream) -> Result<()> {
+    pub(crate) unsafe fn enqueue(
+        &self,
+        arguments: &[&[u8]],
+        stream: &Stream,
+        entered: &D::Entered<'_>,
+    ) -> Result<()> {
         let module = self.module.get().expect("loaded before it is enqueued");
         // SAFETY: the caller's duties.
-        unsafe { module.launch(&self.launch, arguments, stream) }
+        unsafe { module.launch(&self.launch, arguments, stream, entered) }
     }
 }
 

@@ -26,16 +26,19 @@ const COUNTERS_STEP: usize = 4 << 10;
 
 /// The states of all streams of a backend.
 #[derive(Debug)]
-pub(crate) struct StreamStates<D: Driver> {
+pub(crate) struct StreamStates<D: Driver>(Mutex<Streams<D>>);
+
+#[derive(Debug)]
+struct Streams<D: Driver> {
     /// By the driver's id of the stream.
-    states: Mutex<KeyMap<u64, Arc<Mutex<StreamState<D>>>>>,
+    states: KeyMap<u64, Arc<Mutex<StreamState<D>>>>,
     /// The id last seen of each handle: the driver does not tell it while the stream is captured.
-    ids: Mutex<KeyMap<u64, u64>>,
+    ids: KeyMap<u64, u64>,
 }
 
 impl<D: Driver> Default for StreamStates<D> {
     fn default() -> Self {
-        StreamStates { states: Mutex::default(), ids: Mutex::default() }
+        StreamStates(Mutex::new(Streams { states: KeyMap::default(), ids: KeyMap::default() }))
     }
 }
 
@@ -74,8 +77,7 @@ struct Kept<D: Driver> {
     is_captured: bool,
 }
 
-/// One launch's use of what is kept for its stream.
-#[derive(Debug)]
+/// One launch's use of what is kept for its stream, on a device that is the thread's.
 pub(crate) struct StreamUse<'u, D: Driver> {
     pub(crate) driver: &'u Arc<D>,
     pub(crate) stream: &'u Stream,
@@ -83,13 +85,11 @@ pub(crate) struct StreamUse<'u, D: Driver> {
 }
 
 impl<'u, D: Driver> StreamUse<'u, D> {
-    /// Asks whether the stream is being captured.
+    /// Asks whether the stream is being captured. Null is the current device's stream.
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub(crate) fn new(driver: &'u Arc<D>, stream: &'u Stream) -> Result<Self> {
-        // Null is the current device's stream.
-        let _entered = driver.enter()?;
+    pub(crate) fn new(driver: &'u Arc<D>, stream: &'u Stream, _entered: &'u D::Entered<'_>) -> Result<Self> {
         let is_capturing = driver.is_capturing(stream)?;
         Ok(StreamUse { driver, stream, is_capturing })
     }
@@ -119,15 +119,17 @@ impl<D: Driver> StreamStates<D> {
     /// [`Error::Driver`].
     pub(crate) fn of(&self, launch: &StreamUse<'_, D>) -> Result<Arc<Mutex<StreamState<D>>>> {
         let handle = launch.stream.raw();
-        let id = if launch.is_capturing {
+        let told = if launch.is_capturing { None } else { Some(launch.driver.stream_id(launch.stream)?) };
+        let mut streams = lock(&self.0);
+        let id = match told {
+            Some(id) => {
+                streams.ids.insert(handle, id);
+                id
+            }
             // A stream that was never used before its capture has no state to find: id 0 is no stream's.
-            lock(&self.ids).get(&handle).copied().unwrap_or(0)
-        } else {
-            let id = stream_id(&**launch.driver, launch.stream)?;
-            lock(&self.ids).insert(handle, id);
-            id
+            None => streams.ids.get(&handle).copied().unwrap_or(0),
         };
-        Ok(Arc::clone(lock(&self.states).entry(id).or_default()))
+        Ok(Arc::clone(streams.states.entry(id).or_default()))
     }
 
     /// Forgets a stream that is about to be destroyed; what graphs use stays.
@@ -135,8 +137,9 @@ impl<D: Driver> StreamStates<D> {
     /// # Errors
     /// [`Error::Driver`].
     pub(crate) fn forget(&self, driver: &D, stream: &Stream) -> Result<()> {
-        let id = stream_id(driver, stream)?;
-        let Some(state) = lock(&self.states).get(&id).cloned() else {
+        let _entered = driver.enter()?;
+        let id = driver.stream_id(stream)?;
+        let Some(state) = lock(&self.0).states.get(&id).cloned() else {
             return Ok(());
         };
         let mut state = lock(&state);
@@ -150,15 +153,10 @@ impl<D: Driver> StreamStates<D> {
             state.give_up(counters.memory, counters.is_captured, stream);
         }
         if state.retired.is_empty() {
-            lock(&self.states).remove(&id);
+            lock(&self.0).states.remove(&id);
         }
         Ok(())
     }
-}
-
-fn stream_id<D: Driver>(driver: &D, stream: &Stream) -> Result<u64> {
-    let _entered = driver.enter()?;
-    driver.stream_id(stream)
 }
 
 /// Locks state that a panic elsewhere leaves whole.

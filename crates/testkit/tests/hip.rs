@@ -213,7 +213,7 @@ impl Planning {
     /// The id of the kernel that computes a case; empty where none does.
     fn kernel_of(&self, spec: &Spec) -> String {
         let plan = spec.outline().with_host_problem(|problem| self.planner.plan(problem)).unwrap();
-        plan.map_or(String::new(), |plan| plan.kernel_id)
+        plan.map_or(String::new(), |plan| plan.kernel_id.to_string())
     }
 
     /// The sources for these cases that were not asked for before.

@@ -8,8 +8,8 @@ use crate::tensor::TensorRef;
 pub(super) fn check(new: &NewKv<'_>, cache: &KvCacheMut<'_>, at: &AppendAt<'_>) -> Result<KvAppendShape> {
     let shape = shape_of(new, cache)?;
     let device = shape.device;
-    let (cache_k, cache_v) = (cache.k().as_ref(), cache.v().as_ref());
-    for (name, tensor) in [("new_k", new.k()), ("new_v", new.v()), ("k", &cache_k), ("v", &cache_v)] {
+    let (cache_k, cache_v) = (cache.k().as_view(), cache.v().as_view());
+    for (name, tensor) in [("new_k", new.k()), ("new_v", new.v()), ("k", cache_k), ("v", cache_v)] {
         if !tensor.dtype().is_float() {
             return Err(Error::dtype(name, tensor.dtype(), "f32, f16 or bf16"));
         }
@@ -48,7 +48,7 @@ pub(super) fn check(new: &NewKv<'_>, cache: &KvCacheMut<'_>, at: &AppendAt<'_>) 
             return Err(overlap(with));
         }
     }
-    if overlaps(&cache_k, &cache_v) {
+    if overlaps(cache_k, cache_v) {
         return Err(Error::Overlap { argument: "k".into(), with: "v".into() });
     }
     Ok(shape)
@@ -67,15 +67,15 @@ fn shape_of(new: &NewKv<'_>, cache: &KvCacheMut<'_>) -> Result<KvAppendShape> {
         }
     };
     let value_dim = values_dim("new_v", new.v(), new.k(), "new_k")?;
-    let (cache_k, cache_v) = (cache.k().as_ref(), cache.v().as_ref());
-    let [blocks, rows, heads, dim] = extents(&cache_k, "k", "[blocks, rows, num_kv_heads, head_dim]")?;
+    let (cache_k, cache_v) = (cache.k().as_view(), cache.v().as_view());
+    let [blocks, rows, heads, dim] = extents(cache_k, "k", "[blocks, rows, num_kv_heads, head_dim]")?;
     if (heads, dim) != (num_kv_heads, head_dim) {
         return Err(Error::shape(
             "k",
             format!("{heads} heads of {dim}, expected new_k's {num_kv_heads} of {head_dim}"),
         ));
     }
-    let cache_value_dim = values_dim("v", &cache_v, &cache_k, "k")?;
+    let cache_value_dim = values_dim("v", cache_v, cache_k, "k")?;
     if cache_value_dim != value_dim {
         return Err(Error::shape("v", format!("value_dim {cache_value_dim}, expected new_v's {value_dim}")));
     }

@@ -1,5 +1,6 @@
 //! From trees to types and bytes.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::dtype::DType;
@@ -15,6 +16,9 @@ use super::table::MaskTable;
 /// Every leaf of the parameters begins at a multiple of this many bytes.
 pub const LEAF_ALIGNMENT: usize = 16;
 
+/// Room for the parameters of most trees: every launch lowers its own.
+const USUAL_BYTES: usize = 4 * LEAF_ALIGNMENT;
+
 /// Sides of windows are cut to this, so that 32-bit positions cannot overflow; no sequence is so long.
 const MAX_SIDE: usize = 1 << 30;
 
@@ -22,9 +26,9 @@ const MAX_SIDE: usize = 1 << 30;
 #[derive(Clone)]
 pub struct FunctorSpec<'m> {
     /// The C++ type of the mask.
-    pub mask_type: String,
+    pub mask_type: Cow<'static, str>,
     /// The C++ type of the score modification.
-    pub score_mod_type: String,
+    pub score_mod_type: Cow<'static, str>,
     /// Sources of users' functors; the i-th is compiled inside `namespace source{i}`.
     pub sources: Vec<String>,
     /// The bytes of the members: the mask's leaves, then the score modification's.
@@ -104,7 +108,7 @@ impl<'m> FunctorSpec<'m> {
             num_heads,
             packing,
             sources: Vec::new(),
-            parameters: Vec::new(),
+            parameters: Vec::with_capacity(USUAL_BYTES),
             tables: Vec::new(),
             packed: Vec::new(),
         };
@@ -194,7 +198,7 @@ struct Lowering<'m, 'b> {
 }
 
 impl<'m> Lowering<'m, '_> {
-    fn mask(&mut self, mask: &Canonical<'m>) -> String {
+    fn mask(&mut self, mask: &Canonical<'m>) -> Cow<'static, str> {
         match mask {
             Canonical::All => self.leaf("NoMask", &[]),
             Canonical::Causal => self.leaf("Causal", &[]),
@@ -204,18 +208,18 @@ impl<'m> Lowering<'m, '_> {
             Canonical::Chunked(size) => self.leaf("Chunked", &[Member::I32(*size as i32)]),
             Canonical::And(a, b) => {
                 let (a, b) = (self.mask(a), self.mask(b));
-                format!("And<{a}, {b}>")
+                format!("And<{a}, {b}>").into()
             }
             Canonical::Or(a, b) => {
                 let (a, b) = (self.mask(a), self.mask(b));
-                format!("Or<{a}, {b}>")
+                format!("Or<{a}, {b}>").into()
             }
-            Canonical::Not(inner) => format!("Not<{}>", self.mask(inner)),
+            Canonical::Not(inner) => format!("Not<{}>", self.mask(inner)).into(),
             Canonical::Leaf(leaf) => self.mask_leaf(leaf),
         }
     }
 
-    fn mask_leaf(&mut self, mask: &'m Mask<'m>) -> String {
+    fn mask_leaf(&mut self, mask: &'m Mask<'m>) -> Cow<'static, str> {
         match mask {
             Mask::PrefixLm { prefix_len } => self.leaf("PrefixLm", &vector(prefix_len)),
             Mask::Document { ids } => {
@@ -233,7 +237,7 @@ impl<'m> Lowering<'m, '_> {
             }
             Mask::Dense(tensor) => self.tensor(tensor),
             Mask::Custom(function) => match function.device_source() {
-                Some(source) => self.user(source),
+                Some(source) => self.user(source).into(),
                 None => {
                     self.tables.push(TableSlot { offset: self.parameters.len(), function: &**function });
                     self.leaf("TableMask", &MaskTable::MEMBERS)
@@ -244,11 +248,11 @@ impl<'m> Lowering<'m, '_> {
     }
 
     /// A mask tensor as it is, or what the launch packs it into: of values that are added the tensor itself comes after that.
-    fn tensor(&mut self, tensor: &'m TensorRef<'m>) -> String {
+    fn tensor(&mut self, tensor: &'m TensorRef<'m>) -> Cow<'static, str> {
         let is_bool = tensor.dtype() == DType::Bool;
         match (self.packing)(tensor) {
             None if is_bool => self.leaf("DenseMask", &dense(tensor)),
-            None => self.leaf(&format!("AdditiveMask<{}>", values_of(tensor)), &dense(tensor)),
+            None => self.leaf(format!("AdditiveMask<{}>", values_of(tensor)), &dense(tensor)),
             Some(packing) => {
                 self.packed.push(PackedSlot { offset: self.parameters.len(), tensor, packing });
                 let mut members = packing.members(0);
@@ -256,29 +260,29 @@ impl<'m> Lowering<'m, '_> {
                     return self.leaf("PackedMask", &members);
                 }
                 members.extend(dense(tensor));
-                self.leaf(&format!("PackedAdditive<{}>", values_of(tensor)), &members)
+                self.leaf(format!("PackedAdditive<{}>", values_of(tensor)), &members)
             }
         }
     }
 
-    fn score_mod(&mut self, score_mod: &ScoreMod<'_>) -> Result<String> {
+    fn score_mod(&mut self, score_mod: &ScoreMod<'_>) -> Result<Cow<'static, str>> {
         Ok(match score_mod {
             ScoreMod::Identity => self.leaf("Identity", &[]),
             ScoreMod::Softcap { cap } => self.leaf("Softcap", &[Member::F32(*cap)]),
             ScoreMod::Alibi { slopes: None } => self.leaf("Alibi", &[Member::I32(self.num_heads as i32)]),
             ScoreMod::Alibi { slopes: Some(slopes) } => {
-                self.leaf(&format!("AlibiSlopes<{}>", cpp_type(slopes.dtype())), &vector(slopes))
+                self.leaf(format!("AlibiSlopes<{}>", cpp_type(slopes.dtype())), &vector(slopes))
             }
-            ScoreMod::Bias(bias) => self.leaf(&format!("Bias<{}>", values_of(bias)), &dense(bias)),
+            ScoreMod::Bias(bias) => self.leaf(format!("Bias<{}>", values_of(bias)), &dense(bias)),
             ScoreMod::Then(a, b) => match (&**a, &**b) {
                 (ScoreMod::Identity, other) | (other, ScoreMod::Identity) => self.score_mod(other)?,
                 (a, b) => {
                     let (a, b) = (self.score_mod(a)?, self.score_mod(b)?);
-                    format!("Then<{a}, {b}>")
+                    format!("Then<{a}, {b}>").into()
                 }
             },
             ScoreMod::Custom(function) => match function.device_source() {
-                Some(source) => self.user(source),
+                Some(source) => self.user(source).into(),
                 None => {
                     return Err(Error::unsupported(
                         self.backend,
@@ -303,7 +307,7 @@ impl<'m> Lowering<'m, '_> {
         type_name
     }
 
-    fn leaf(&mut self, type_name: &str, members: &[Member]) -> String {
+    fn leaf(&mut self, type_name: impl Into<Cow<'static, str>>, members: &[Member]) -> Cow<'static, str> {
         self.append(&bytes_of(members));
         type_name.into()
     }

@@ -11,7 +11,7 @@ fn lowered(mask: &Mask<'_>, score_mod: &ScoreMod<'_>) -> String {
 }
 
 fn lowered_mask(mask: Mask<'_>) -> String {
-    FunctorSpec::new(&mask, &ScoreMod::Identity, 8, "test").unwrap().mask_type
+    FunctorSpec::new(&mask, &ScoreMod::Identity, 8, "test").unwrap().mask_type.into_owned()
 }
 
 struct Stripes;

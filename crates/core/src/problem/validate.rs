@@ -274,7 +274,7 @@ fn check_outputs(problem: &AttentionProblem<'_>, options: &AttentionOptions<'_>)
     if problem.out.dtype() != shape.dtype {
         return Err(Error::dtype("out", problem.out.dtype(), format!("{} as q", shape.dtype)));
     }
-    check_rows("out", &problem.out.as_ref(), shape.device)?;
+    check_rows("out", problem.out.as_view(), shape.device)?;
     check_written("out", &problem.out, problem)?;
     match (&problem.lse, options.lse) {
         (None, true) => return Err(Error::shape("lse", "asked for, but no tensor to write it to")),
@@ -290,9 +290,9 @@ fn check_outputs(problem: &AttentionProblem<'_>, options: &AttentionOptions<'_>)
             if lse.dtype() != DType::F32 {
                 return Err(Error::dtype("lse", lse.dtype(), "f32"));
             }
-            check_memory("lse", &lse.as_ref(), shape.device)?;
+            check_memory("lse", lse.as_view(), shape.device)?;
             check_written("lse", lse, problem)?;
-            if overlaps(&lse.as_ref(), &problem.out.as_ref()) {
+            if overlaps(lse.as_view(), problem.out.as_view()) {
                 return Err(Error::Overlap { argument: "lse".into(), with: "out".into() });
             }
         }
@@ -308,7 +308,7 @@ fn check_written(name: &str, written: &TensorMut<'_>, problem: &AttentionProblem
     }
     let mut met = None;
     visit_read(problem, &mut |with, read| {
-        if met.is_none() && overlaps(&written.as_ref(), read) {
+        if met.is_none() && overlaps(written.as_view(), read) {
             met = Some(with);
         }
     });

@@ -63,7 +63,7 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, kernel_id: String) -> Attenti
     let joined = if pieces.count > 1 { shape.batch * pieces.count * shape.num_kv_heads } else { 0 };
     let grid = [pieces.count, geometry.head_groups(), shape.batch];
     AttentionPlan {
-        kernel_id: kernel_id.replacen("fwd-", "decode-", 1),
+        kernel_id: kernel_id.replacen("fwd-", "decode-", 1).into(),
         algorithm: Algorithm::Flash2,
         grid: grid.map(|extent| u32::try_from(extent).unwrap_or(u32::MAX)),
         block_threads: 1,
@@ -76,7 +76,8 @@ pub(crate) fn plan(problem: &AttentionProblem<'_>, kernel_id: String) -> Attenti
         reason: format!(
             "{rows} rows of a key head: reading is all that matters; {} heads side by side, pieces of {} keys",
             geometry.heads, pieces.keys
-        ),
+        )
+        .into(),
         detail: None,
     }
 }

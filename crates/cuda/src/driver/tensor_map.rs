@@ -42,7 +42,6 @@ pub(crate) fn encode_tensor_map(context: &Context, what: &TensorBox) -> Result<T
         DType::F16 => ElementType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         _ => ElementType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
     };
-    let _entered = context.enter()?;
     let mut map = TensorMap::default();
     // SAFETY: the map is writable, 128 bytes and aligned to 64 as the driver asks; the arrays have the rank's length. The
     // address is written down, not read.

@@ -29,7 +29,7 @@ impl TensorBoxes {
         tile: &HopperConfig,
         heads_per_tile: usize,
     ) -> Option<Self> {
-        let (shape, out) = (problem.shape(), problem.out().as_ref());
+        let (shape, out) = (problem.shape(), problem.out().as_view());
         let queries = |tensor: &TensorRef<'_>, rows: usize| {
             let ragged = matches!(problem.query(), Query::Ragged { .. });
             Axes::new(tensor, ragged)?.tensor_box(shape.seqlen_q, heads_per_tile, rows)
@@ -46,25 +46,27 @@ impl TensorBoxes {
             q: queries(problem.query().tensor(), tile.block_m)?,
             k: keys(problem.kv().k())?,
             v: keys(problem.kv().v())?,
-            out: queries(&out, WARP_ROWS)?,
+            out: queries(out, WARP_ROWS)?,
         })
     }
 }
 
 /// Whether tensor maps can describe the tensors of a problem.
 pub(crate) fn is_mappable(problem: &AttentionProblem<'_>) -> bool {
-    let shape = problem.shape();
-    // What can be described does not depend on the tile.
-    let tile = HopperConfig {
-        dtype: shape.dtype,
-        head_dim: 64,
-        value_dim: 64,
-        block_m: 128,
-        block_n: 64,
-        query_tiles: 1,
-        cluster: 1,
+    let (shape, query, kv) = (problem.shape(), problem.query(), problem.kv());
+    let ragged_q = matches!(query, Query::Ragged { .. });
+    let is_mappable = |tensor: &TensorRef<'_>, ragged, most_rows| {
+        Axes::new(tensor, ragged).is_some_and(|axes| axes.place(most_rows, 1).is_some())
     };
-    TensorBoxes::new(problem, &tile, 1).is_some()
+    let are_keys = |tensor: &TensorRef<'_>| {
+        // Of no keys nothing is ever copied.
+        tensor.shape().contains(&0)
+            || is_mappable(tensor, matches!(kv, KvCache::Ragged { .. }), shape.seqlen_k)
+    };
+    is_mappable(query.tensor(), ragged_q, shape.seqlen_q)
+        && is_mappable(problem.out().as_view(), ragged_q, shape.seqlen_q)
+        && are_keys(kv.k())
+        && are_keys(kv.v())
 }
 
 /// The maps of keys and of values for slices of the decode kernel: columns of a slab, heads, rows, sequences or blocks or
@@ -167,18 +169,24 @@ impl Axes {
         })
     }
 
-    /// The map for boxes of `rows` rows, of which `heads_per_tile` heads of a query are neighbours.
-    fn tensor_box(&self, most_rows: usize, heads_per_tile: usize, rows: usize) -> Option<(TensorBox, u32)> {
+    /// Where a map begins, how many shifts it has and how far its tiles of `heads_per_tile` heads lie apart; `None` where no
+    /// map can.
+    fn place(&self, most_rows: usize, heads_per_tile: usize) -> Option<(u64, u64, u64)> {
         let most_rows = most_rows as u64;
-        let before = most_rows.checked_mul(self.row_stride)?;
+        let address = self.address.checked_sub(most_rows.checked_mul(self.row_stride)?)?;
         let shifts = self.all_rows.checked_add(most_rows + 1)?;
         let tile_stride = self.head_stride * heads_per_tile as u64;
-        if shifts > MAX_EXTENT || tile_stride >= MAX_STRIDE {
-            return None;
-        }
+        let is_small = shifts <= MAX_EXTENT && tile_stride < MAX_STRIDE;
+        (is_small && self.batch_rows <= u64::from(u32::MAX)).then_some((address, shifts, tile_stride))
+    }
+
+    /// The map for boxes of `rows` rows, of which `heads_per_tile` heads of a query are neighbours.
+    fn tensor_box(&self, most_rows: usize, heads_per_tile: usize, rows: usize) -> Option<(TensorBox, u32)> {
+        let (address, shifts, tile_stride) = self.place(most_rows, heads_per_tile)?;
+        let most_rows = most_rows as u64;
         let map = TensorBox {
             dtype: self.dtype,
-            address: self.address.checked_sub(before)?,
+            address,
             extents: [
                 self.columns as u64,
                 heads_per_tile as u64,
@@ -192,7 +200,7 @@ impl Axes {
             // wants soon.
             fetched: if self.columns > SLAB_COLUMNS { Fetched::Bytes128 } else { Fetched::Bytes256 },
         };
-        Some((map, u32::try_from(self.batch_rows).ok()?))
+        Some((map, self.batch_rows as u32))
     }
 }
 

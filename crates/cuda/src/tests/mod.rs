@@ -3,6 +3,8 @@
 mod emulated;
 mod fake;
 
+use std::sync::Arc;
+
 use bytemuck::Zeroable;
 use omniflash_core::{
     Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, DeviceId, Error, KvCache,
@@ -187,6 +189,34 @@ fn a_hopper_launch_passes_maps_tiles_and_a_counter_that_captured_launches_do_not
     let captured = [found[0].counter, found[2].counter];
     assert_ne!(captured[0], captured[1]);
     assert!(!captured.contains(&found[1].counter), "a replay may run beside a launch");
+}
+
+#[test]
+fn a_plan_is_kept_for_problems_of_its_kind_and_no_others() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let bits = Tensor::zeros(&backend, DType::Bool, &[1, 1, 1024, 1024], &stream).unwrap();
+    let detail = |rows: usize, options: &AttentionOptions<'_>| {
+        let mut tensors = Tensors::new(&backend, &stream, (rows, 1024), (8, 2), 128);
+        backend.plan(&tensors.problem(options)).unwrap().detail.unwrap()
+    };
+    let causal = AttentionOptions::new().mask(Mask::Causal);
+    let kinds = [
+        (1024, causal.clone()),
+        (1023, causal.clone()),
+        (1024, AttentionOptions::new()),
+        (1024, causal.clone().score_mod(ScoreMod::Softcap { cap: 30.0 })),
+        (1024, causal.clone().num_partitions(1)),
+        (1024, causal.clone().softmax_scale(-1.0)),
+        (1024, AttentionOptions::new().mask(Mask::Dense(bits.view()))),
+    ];
+    let first: Vec<_> = kinds.iter().map(|(rows, options)| detail(*rows, options)).collect();
+    for (i, (rows, options)) in kinds.iter().enumerate() {
+        let again = detail(*rows, options);
+        let same: Vec<usize> = (0..first.len()).filter(|&j| Arc::ptr_eq(&again, &first[j])).collect();
+        assert_eq!(same, [i], "{options:?}");
+    }
 }
 
 #[test]
