@@ -197,6 +197,7 @@ struct Answers {
     size: i32,
     keep: i32,
     bit: i32,
+    in_interval: i32,
     status: i32,
     begin: i32,
     end: i32,
@@ -226,7 +227,7 @@ fn generated(pairs: &[Pair]) -> String {
     text.push_str(
         "namespace omniflash {
 struct Question { ScoreIndex at; int q_begin, q_end, k_begin, k_end; float score; };
-struct Answers { int size, keep, bit, status, begin, end; float added, applied; };
+struct Answers { int size, keep, bit, in_interval, status, begin, end; float added, applied; };
 template <class F> void answer(const void* parameters, const Question& question, Answers& answers) {
   const F& f = *static_cast<const F*>(parameters);
   const ScoreIndex& at = question.at;
@@ -237,6 +238,11 @@ template <class F> void answer(const void* parameters, const Question& question,
     ScoreIndex word = at;
     word.k = at.k / 32 * 32;
     answers.bit = f.mask.bits(word) >> at.k % 32 & 1;
+  }
+  answers.in_interval = -1;
+  if constexpr (is_interval<decltype(f.mask)>) {
+    const KeyRange keys = interval_of(f.mask, at, KEYS);
+    answers.in_interval = keys.begin <= at.k && at.k < keys.end;
   }
   answers.status = static_cast<int>(status_of(f.mask, TileRect{at.batch, at.head, question.q_begin, question.q_end,
                                                               question.k_begin, question.k_end}));
@@ -249,6 +255,8 @@ template <class F> void answer(const void* parameters, const Question& question,
 }
 }
 using namespace omniflash;
+static_assert(is_interval<NoMask> && is_interval<And<Chunked, Causal>> && !is_interval<Or<Chunked, Causal>>);
+static_assert(!is_interval<And<Causal, Document>> && !is_interval<Not<Causal>>);
 extern \"C\" void ask(int pair, const void* parameters, const Question* question, Answers* answers) {
   switch (pair) {
 "
@@ -368,6 +376,7 @@ fn compare(pair: &Pair, asked: &Question, answers: &Answers) {
         assert_eq!(answers.added, additive, "{}", context());
     }
     assert!(answers.bit == -1 || answers.bit == answers.keep, "{}", context());
+    assert!(answers.in_interval == -1 || answers.in_interval == answers.keep, "{}", context());
 
     // Statuses and ranges, against every pair of the tile and of its rows.
     let sees =

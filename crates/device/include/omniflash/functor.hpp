@@ -1,7 +1,7 @@
 // What a kernel asks of a mask and a score modification, and what it assumes where a functor does not answer.
 //
 // A mask has keep(ScoreIndex); optional are status(TileRect), range(RowRange, KeyRange&), bits(ScoreIndex),
-// add(ScoreIndex), kHeadInvariant, kSeesEveryTile and kStatusReads. A score modification has apply(score, ScoreIndex). See the README.
+// begin(batch, q) with end(batch, q), add(ScoreIndex), kHeadInvariant, kSeesEveryTile and kStatusReads. A score modification has apply(score, ScoreIndex). See the README.
 #pragma once
 
 #include "omniflash/numeric.hpp"
@@ -51,6 +51,13 @@ OMNIFLASH_DEVICE TileStatus across(TileStatus a, TileStatus b) { return a == b ?
 
 template <class Mask>
 constexpr bool has_bits = requires(const Mask& mask, const ScoreIndex& at) { mask.bits(at); };
+
+// Whether a row sees the keys begin(batch, q)..end(batch, q), those that exist, and no others.
+template <class Mask>
+constexpr bool is_interval = requires(const Mask& mask) {
+  mask.begin(0, 0);
+  mask.end(0, 0);
+};
 
 template <class Mask>
 constexpr bool has_add = requires(const Mask& mask, const ScoreIndex& at) { mask.add(at); };
@@ -109,6 +116,13 @@ OMNIFLASH_DEVICE unsigned low_bits(int count) { return count >= 32 ? ~0u : (1u <
 OMNIFLASH_DEVICE unsigned band_bits(int begin, int end, int k) {
   const unsigned below_end = end <= k ? 0u : low_bits(end - k);
   return begin <= k ? below_end : below_end & ~low_bits(begin - k);
+}
+
+// The keys that a row sees under a mask that shows an interval, of kv_len keys.
+template <class Mask>
+OMNIFLASH_DEVICE KeyRange interval_of(const Mask& mask, const ScoreIndex& at, int kv_len) {
+  const int begin = sees_every_tile<Mask> ? 0 : mask.begin(at.batch, at.q);
+  return KeyRange{begin, minimum(mask.end(at.batch, at.q), kv_len)};
 }
 
 // A kernel's second argument: what the host packs.

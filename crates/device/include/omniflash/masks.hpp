@@ -13,6 +13,8 @@ struct NoMask {
   OMNIFLASH_DEVICE bool keep(const ScoreIndex&) const { return true; }
   OMNIFLASH_DEVICE TileStatus status(const TileRect&) const { return TileStatus::Full; }
   OMNIFLASH_DEVICE unsigned bits(const ScoreIndex&) const { return ~0u; }
+  OMNIFLASH_DEVICE int begin(int, int) const { return 0; }
+  OMNIFLASH_DEVICE int end(int, int) const { return kNoLastKey; }
 };
 
 // Whether a mask hides no key before a sequence's end.
@@ -291,6 +293,12 @@ struct And {
   }
   OMNIFLASH_DEVICE unsigned bits(const ScoreIndex& at) const requires(has_bits<A> && has_bits<B>) {
     return a.bits(at) & b.bits(at);
+  }
+  OMNIFLASH_DEVICE int begin(int batch, int q) const requires(is_interval<A> && is_interval<B>) {
+    return maximum(a.begin(batch, q), b.begin(batch, q));
+  }
+  OMNIFLASH_DEVICE int end(int batch, int q) const requires(is_interval<A> && is_interval<B>) {
+    return minimum(a.end(batch, q), b.end(batch, q));
   }
   OMNIFLASH_DEVICE float add(const ScoreIndex& at) const requires(has_add<A> || has_add<B>) {
     return added_by(a, at) + added_by(b, at);
