@@ -65,6 +65,10 @@ constexpr bool kKeepsQueries = sizeof(Element) == 2 && kFragments * (kHeadDim / 
 // Whether any key before a sequence's end can be hidden.
 constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
 
+// Whether a warp asks what the mask does to its own rows of a tile: where it has half of the block's or all, that takes more
+// than it saves.
+constexpr bool kAsksForOwnRows = kWarps > 2 && !status_reads<MaskType>;
+
 // Whether tiles of keys of which none is missing are copied by constant steps.
 constexpr bool kCopiesWholeTiles = kVectorLoads && Keys::kOneStride;
 
@@ -671,7 +675,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
 
     // What the warp's own rows see of the tile.
     TileStatus own = touched ? TileStatus::Partial : TileStatus::Full;
-    if constexpr (!status_reads<MaskType>) {
+    if constexpr (kAsksForOwnRows) {
       if (touched && active) own = block.status_of_warp(tile);
     }
     const bool computes = active && own != TileStatus::Skip;
