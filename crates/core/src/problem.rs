@@ -1,5 +1,7 @@
 //! The validated request: having an [`AttentionProblem`] means its shapes, dtypes, devices and memory fit together.
 
+use arrayvec::ArrayVec;
+
 use crate::config::AttentionConfig;
 use crate::device::DeviceId;
 use crate::dtype::DType;
@@ -44,6 +46,21 @@ pub struct ProblemShape {
 }
 
 impl ProblemShape {
+    /// The extents of the output.
+    fn out_extents(&self) -> ArrayVec<usize, 4> {
+        let rows: &[usize] = if self.ragged_q { &[self.total_q] } else { &[self.batch, self.seqlen_q] };
+        rows.iter().copied().chain([self.num_heads, self.value_dim]).collect()
+    }
+
+    /// The extents of the log-sum-exp.
+    fn lse_extents(&self) -> ArrayVec<usize, 3> {
+        if self.ragged_q {
+            [self.num_heads, self.total_q].into_iter().collect()
+        } else {
+            ArrayVec::from([self.batch, self.num_heads, self.seqlen_q])
+        }
+    }
+
     /// Dense bf16 tensors of head_dim 64.
     #[cfg(test)]
     pub(crate) fn for_tests((batch, heads): (usize, usize), (seqlen_q, seqlen_k): (usize, usize)) -> Self {
@@ -138,14 +155,7 @@ impl<'a> AttentionProblem<'a> {
     /// [`Error::Shape`](crate::Error::Shape) or [`Error::Dtype`](crate::Error::Dtype) when the inputs do not fit together.
     pub fn output_shape(query: &Query<'_>, kv: &KvCache<'_>) -> Result<OutputShape> {
         let shape = validate::shape_of(query, kv)?;
-        let (out, lse) = if shape.ragged_q {
-            (vec![shape.total_q, shape.num_heads, shape.value_dim], vec![shape.num_heads, shape.total_q])
-        } else {
-            (
-                vec![shape.batch, shape.seqlen_q, shape.num_heads, shape.value_dim],
-                vec![shape.batch, shape.num_heads, shape.seqlen_q],
-            )
-        };
+        let (out, lse) = (shape.out_extents().to_vec(), shape.lse_extents().to_vec());
         Ok(OutputShape { out, lse, dtype: shape.dtype, device: shape.device })
     }
 

@@ -264,12 +264,9 @@ fn check_dense(problem: &AttentionProblem<'_>, name: &str, tensor: &TensorRef<'_
 
 fn check_outputs(problem: &AttentionProblem<'_>, options: &AttentionOptions<'_>) -> Result<()> {
     let shape = &problem.shape;
-    let expected = AttentionProblem::output_shape(&problem.query, &problem.kv)?;
-    if problem.out.shape() != expected.out {
-        return Err(Error::shape(
-            "out",
-            format!("shape {:?}, expected {:?}", problem.out.shape(), expected.out),
-        ));
+    let expected = shape.out_extents();
+    if *problem.out.shape() != *expected {
+        return Err(Error::shape("out", format!("shape {:?}, expected {:?}", problem.out.shape(), expected)));
     }
     if problem.out.dtype() != shape.dtype {
         return Err(Error::dtype("out", problem.out.dtype(), format!("{} as q", shape.dtype)));
@@ -281,11 +278,9 @@ fn check_outputs(problem: &AttentionProblem<'_>, options: &AttentionOptions<'_>)
         (Some(_), false) => return Err(Error::shape("lse", "a tensor was given, but lse is not asked for")),
         (None, false) => {}
         (Some(lse), true) => {
-            if lse.shape() != expected.lse {
-                return Err(Error::shape(
-                    "lse",
-                    format!("shape {:?}, expected {:?}", lse.shape(), expected.lse),
-                ));
+            let expected = shape.lse_extents();
+            if *lse.shape() != *expected {
+                return Err(Error::shape("lse", format!("shape {:?}, expected {:?}", lse.shape(), expected)));
             }
             if lse.dtype() != DType::F32 {
                 return Err(Error::dtype("lse", lse.dtype(), "f32"));
