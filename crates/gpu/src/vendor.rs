@@ -87,7 +87,7 @@ pub trait Vendor: Debug + Sized + Send + Sync + 'static {
     }
 
     /// What `kernel` takes beside the parameters of all kernels. `counter` is the address of its counter of tiles,
-    /// where it [counts tiles](KernelInstance::counts_tiles).
+    /// where it [counts tiles](KernelInstance::counts_tiles). Asked for while the device is the thread's.
     ///
     /// # Errors
     /// [`Error::Value`](omniflash_core::Error::Value) for a problem of another kind than the plan's,

@@ -33,7 +33,8 @@ pub(crate) enum Fetched {
     Bytes256,
 }
 
-/// Encodes a map whose boxes lie in shared memory with the 128-byte swizzle and are 0 outside of the tensor.
+/// Encodes a map whose boxes lie in shared memory with the 128-byte swizzle and are 0 outside of the tensor. Called while the
+/// context is the thread's.
 ///
 /// # Errors
 /// [`Error::Driver`](omniflash_core::Error::Driver) for a tensor that no map can describe.
