@@ -61,16 +61,14 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
     for (int half = 0; half < 2; ++half) {
       ScoreIndex at = block.index(block.row(m, half));
       if constexpr (is_interval<Mask> && !has_add<Mask>) {
-        // Counted from this lane's first key on, so that keys are compared with constants.
+        using Seen = SeenInterval<Mask>;
         const int first = first_key + column;
-        const KeyRange seen = ask ? interval_of(mask, at, kv_len) : KeyRange{0, kv_len};
-        const int begin = seen.begin - first, end = seen.end - first;
+        const Seen seen = ask ? Seen(mask, at, first, kv_len) : Seen(first, kv_len);
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const bool is_before = !sees_every_tile<Mask> && 8 * n + i < begin;
-            if (is_before || 8 * n + i >= end) s[m][n][2 * half + i] = -kInfinity;
+            if (!seen.contains(8 * n + i)) s[m][n][2 * half + i] = -kInfinity;
           }
         }
       } else if constexpr (has_bits<Mask> && !has_add<Mask>) {

@@ -81,15 +81,10 @@ OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int first_
   for (int half = 0; half < 2; ++half) {
     ScoreIndex at = at_rows.index(half);
     if constexpr (is_interval<Mask> && !has_add<Mask>) {
-      // Counted from this lane's first key on, so that keys are compared with constants.
-      const int first = first_key + column;
-      const KeyRange seen = interval_of(mask, at, kv_len);
-      const int begin = seen.begin - first, end = seen.end - first;
+      const SeenInterval<Mask> seen(mask, at, first_key + column, kv_len);
 #pragma unroll
       for (int i = 0; i < kWords / 2; ++i) {
-        const int key = 8 * (i / 2) + i % 2;
-        const bool is_before = !sees_every_tile<Mask> && key < begin;
-        if (is_before || key >= end) s[4 * (i / 2) + 2 * half + i % 2] = -kInfinity;
+        if (!seen.contains(8 * (i / 2) + i % 2)) s[4 * (i / 2) + 2 * half + i % 2] = -kInfinity;
       }
     } else if constexpr (has_bits<Mask> && !has_add<Mask>) {
 #pragma unroll

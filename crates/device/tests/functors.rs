@@ -241,8 +241,8 @@ template <class F> void answer(const void* parameters, const Question& question,
   }
   answers.in_interval = -1;
   if constexpr (is_interval<decltype(f.mask)>) {
-    const KeyRange keys = interval_of(f.mask, at, KEYS);
-    answers.in_interval = keys.begin <= at.k && at.k < keys.end;
+    // Counted from any key, here the fifth.
+    answers.in_interval = SeenInterval<decltype(f.mask)>(f.mask, at, 5, KEYS).contains(at.k - 5);
   }
   answers.status = static_cast<int>(status_of(f.mask, TileRect{at.batch, at.head, question.q_begin, question.q_end,
                                                               question.k_begin, question.k_end}));

@@ -118,12 +118,17 @@ OMNIFLASH_DEVICE unsigned band_bits(int begin, int end, int k) {
   return begin <= k ? below_end : below_end & ~low_bits(begin - k);
 }
 
-// The keys that a row sees under a mask that shows an interval, of kv_len keys.
+// The keys that a row sees under a mask that shows an interval, of kv_len keys, counted from `first` on: a lane's own are then
+// compared with constants.
 template <class Mask>
-OMNIFLASH_DEVICE KeyRange interval_of(const Mask& mask, const ScoreIndex& at, int kv_len) {
-  const int begin = sees_every_tile<Mask> ? 0 : mask.begin(at.batch, at.q);
-  return KeyRange{begin, minimum(mask.end(at.batch, at.q), kv_len)};
-}
+struct SeenInterval {
+  int begin, end;
+  OMNIFLASH_DEVICE SeenInterval(int first, int kv_len) : begin(-first), end(kv_len - first) {}  // all of them
+  OMNIFLASH_DEVICE SeenInterval(const Mask& mask, const ScoreIndex& at, int first, int kv_len)
+      : begin(sees_every_tile<Mask> ? -first : mask.begin(at.batch, at.q) - first),
+        end(minimum(mask.end(at.batch, at.q), kv_len) - first) {}
+  OMNIFLASH_DEVICE bool contains(int key) const { return (sees_every_tile<Mask> || begin <= key) && key < end; }
+};
 
 // A kernel's second argument: what the host packs.
 template <class Mask, class ScoreMod>
