@@ -4,6 +4,7 @@ mod emulated;
 mod fake;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytemuck::Zeroable;
 use omniflash_core::{
@@ -585,4 +586,31 @@ fn what_cannot_be_done_is_said_before_any_launch() {
     )
     .unwrap();
     assert!(matches!(backend.plan(&problem), Err(Error::Device { .. })));
+}
+
+/// Nanoseconds of the host that planning and launching take beside the driver:
+/// `cargo test --release -p omniflash-cuda --lib host_time -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints times"]
+fn host_time_of_a_launch() {
+    const CALLS: u32 = 20_000;
+    let Some(fake) = Fake::build(&["QUIET"]) else { return };
+    let backend = fake.backend();
+    let stream = backend.stream().unwrap();
+    let causal = AttentionOptions::new().mask(Mask::Causal);
+    for (rows, keys) in [(1, 64), (1, 8192), (4096, 4096)] {
+        let mut tensors = Tensors::new(&backend, &stream, (rows, keys), (8, 8), 128);
+        let problem = tensors.problem(&causal);
+        let fastest = |step: &dyn Fn()| {
+            let times = (0..20).map(|_| {
+                let begin = Instant::now();
+                (0..CALLS).for_each(|_| step());
+                begin.elapsed() / CALLS
+            });
+            times.min().unwrap().as_nanos()
+        };
+        let planned = fastest(&|| drop(std::hint::black_box(backend.plan(&problem).unwrap())));
+        let launched = fastest(&|| launch(&backend, &problem, &stream).unwrap());
+        println!("{rows} x {keys}: plan {planned} ns, plan and launch {launched} ns");
+    }
 }
