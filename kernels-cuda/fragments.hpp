@@ -102,13 +102,14 @@ OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, 
   }
 }
 
-// Scores become weights; what was summed before is rescaled. Sums stay per thread until the end.
+// ---- online softmax, in three steps
 //
-// In most tiles no score passes its row's offset by more than the slack: then the four lanes of a row need not speak of it.
-template <int kFragments, int kN, int kV>
-OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragments][2], float (&s)[kFragments][kN][4],
-                                     float (&o)[kFragments][kV][4]) {
-  float largest[kFragments][2];  // of this lane's keys
+// In most tiles no score passes its row's offset by more than the slack: then the lanes of a row need not speak of it.
+
+// The largest score of each row among this lane's; whether one passes its row's offset by more than the slack.
+template <int kFragments, int kN>
+OMNIFLASH_DEVICE bool find_largest(float factor, const SoftmaxRow (&softmax)[kFragments][2],
+                                   const float (&s)[kFragments][kN][4], float (&largest)[kFragments][2]) {
   bool is_fine = true;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
@@ -124,21 +125,30 @@ OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragme
       is_fine = is_fine && (largest[m][half] - softmax[m][half].max) * factor <= kSlack;
     }
   }
-  // The one branch: what follows can be scheduled among the products.
-  if (warp_any(!is_fine)) {
-    float rescale[kFragments][2];
+  return !is_fine;
+}
+
+// Raises offsets to the largest scores that the lanes of a row have found, and rescales what was summed before.
+template <int kFragments, int kV>
+OMNIFLASH_DEVICE void raise(float factor, SoftmaxRow (&softmax)[kFragments][2], const float (&largest)[kFragments][2],
+                            float (&o)[kFragments][kV][4]) {
+  float rescale[kFragments][2];
 #pragma unroll
-    for (int m = 0; m < kFragments; ++m) {
+  for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        rescale[m][half] = softmax[m][half].raise(quad_max(largest[m][half]), factor);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kFragments * kV * 4; ++i) {
-      o[i / (kV * 4)][i / 4 % kV][i % 4] *= rescale[i / (kV * 4)][i % 4 / 2];
+    for (int half = 0; half < 2; ++half) {
+      rescale[m][half] = softmax[m][half].raise(quad_max(largest[m][half]), factor);
     }
   }
+#pragma unroll
+  for (int i = 0; i < kFragments * kV * 4; ++i) {
+    o[i / (kV * 4)][i / 4 % kV][i % 4] *= rescale[i / (kV * 4)][i % 4 / 2];
+  }
+}
+
+// Scores become weights. Sums stay per thread until the end.
+template <int kFragments, int kN>
+OMNIFLASH_DEVICE void weigh(float factor, SoftmaxRow (&softmax)[kFragments][2], float (&s)[kFragments][kN][4]) {
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
@@ -154,6 +164,16 @@ OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragme
       row.sum += even + odd;
     }
   }
+}
+
+// All three, where a warp has all keys of its rows.
+template <int kFragments, int kN, int kV>
+OMNIFLASH_DEVICE void online_softmax(float factor, SoftmaxRow (&softmax)[kFragments][2], float (&s)[kFragments][kN][4],
+                                     float (&o)[kFragments][kV][4]) {
+  float largest[kFragments][2];
+  // The one branch: what follows can be scheduled among the products.
+  if (warp_any(find_largest(factor, softmax, s, largest))) raise(factor, softmax, largest, o);
+  weigh(factor, softmax, s);
 }
 
 // ---- values that are not finite

@@ -8,8 +8,10 @@
 //             +---------+---------+---------+
 //                 blockIdx.y cuts the tiles of keys into partitions; combine.hpp joins their results.
 //
-// Threads: kWarps warps, all alike. Each owns its rows of S = Q K^T and of O in registers; all copy tiles.
-// Shared memory: [ Q | K slot 0 .. kStages - 1 | V slot 0 .. kStages - 1 ], the output tile over the same from the start.
+// Threads: kWarps warps, all alike. Each owns its rows of S = Q K^T and of O in registers, or with the warp at its side 32 rows
+// of which each has half of S and half of O; all copy tiles.
+// Shared memory: [ Q | K slot 0 .. kStages - 1 | V slot 0 .. kStages - 1 | exchange ], the output tile over the same from the
+// start.
 // Tiles of which all is visible have a loop of their own, in which nothing of the mask is left.
 // With one slot V(n) is copied during Q K(n)^T and K(n + 1) during P V(n); with two, both of n + 1 during all of n. Copies of
 // whole tiles are issued between the steps of Q K(n)^T.
@@ -17,7 +19,7 @@
 // rows again by the definition.
 //
 // The instance chooses Element, Product, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockM, kBlockN, kWarps,
-// kStages and kVectorLoads.
+// kWarpsAcross, kStages and kVectorLoads.
 
 #include "omniflash/keys.hpp"
 #include "omniflash/masks.hpp"
@@ -30,9 +32,11 @@ namespace omniflash {
 using namespace instance;
 
 constexpr int kThreads = 32 * kWarps;
-constexpr int kFragments = kBlockM / (16 * kWarps);
-constexpr int kN = kBlockN / 8, kV = kValueDim / 8;
-static_assert(kFragments * 16 * kWarps == kBlockM && kFragments >= 1, "a warp has whole fragments of 16 rows");
+constexpr int kFragments = kBlockM / (16 * kWarps / kWarpsAcross);
+constexpr int kN = kBlockN / kWarpsAcross / 8, kV = kValueDim / kWarpsAcross / 8;
+static_assert(kFragments * 16 * kWarps == kBlockM * kWarpsAcross && kFragments >= 1, "a warp has whole fragments of 16 rows");
+static_assert(kWarpsAcross == 1 || (kWarpsAcross == 2 && kStages == 1 && sizeof(Element) == 2 && kV % 8 == 0),
+              "two warps side by side split rows of whole permutations");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
 static_assert(kStages == 1 || kStages == 2, "one slot or two");
 
@@ -52,6 +56,7 @@ OMNIFLASH_DEVICE RowsOfValueDim value_tile(int slot) {
   return {shared_memory() + kQueryBytes + kStages * kKeyBytes + slot * kValueBytes};
 }
 OMNIFLASH_DEVICE RowsOfValueDim output_tile() { return {shared_memory()}; }
+OMNIFLASH_DEVICE unsigned exchange_area() { return shared_memory() + kQueryBytes + kStages * (kKeyBytes + kValueBytes); }
 
 // Scores stay unscaled, and softmax_scale is folded into the exponential, where nothing looks at them in between.
 constexpr bool kFoldable = is_identity<ScoreModType> && !has_add<MaskType>;
@@ -67,7 +72,7 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 
 // Whether a warp asks what the mask does to its own rows of a tile: where it has half of the block's or all, that takes more
 // than it saves.
-constexpr bool kAsksForOwnRows = kWarps > 2 && !status_reads<MaskType>;
+constexpr bool kAsksForOwnRows = kWarps / kWarpsAcross > 2 && !status_reads<MaskType>;
 
 // Whether tiles of keys of which none is missing are copied by constant steps.
 constexpr bool kCopiesWholeTiles = kVectorLoads && Keys::kOneStride;
@@ -80,6 +85,7 @@ struct Block {
   RowTile rows;
   Keys keys;
   int warp_row;     // first row of this warp in the tile
+  int place;        // of this warp among those that share its rows
   float scale;      // of scores before mask and modification; 1 where it is folded
   float factor;     // of scores in the exponential
   bool is_folded;   // whether scores stay unscaled, or the modification scales them
@@ -91,13 +97,18 @@ struct Block {
         sequence(parameters, work.batch),
         rows(parameters, work, sequence, kBlockM),
         keys(parameters, sequence, quotient(work.first_head, parameters.by_group_size)),
-        warp_row(thread_index() / 32 * 16 * kFragments) {
+        warp_row(thread_index() / (32 * kWarpsAcross) * 16 * kFragments),
+        place(kWarpsAcross == 1 ? 0 : thread_index() / 32 % kWarpsAcross) {
     // The largest score is the largest product only under a positive factor.
     const bool folded = kFoldable && parameters.softmax_scale > 0.0f;
     scale = folded ? 1.0f : parameters.softmax_scale;
     factor = folded ? parameters.softmax_scale * kLog2E : kLog2E;
     is_folded = !kFoldable || folded;
   }
+
+  // Where in a tile this warp's part of the keys and of the outputs' columns begins.
+  OMNIFLASH_DEVICE int first_key() const { return place * 8 * kN; }
+  OMNIFLASH_DEVICE int first_column() const { return place * 8 * kV; }
 
   // Whether this warp has any row.
   OMNIFLASH_DEVICE bool is_active() const { return rows.first_row + warp_row < rows.num_rows; }
@@ -336,14 +347,134 @@ OMNIFLASH_DEVICE void keep_queries(Queries& queries, int first_row) {
 }
 
 template <class Product, class Queries, class Cargo = NoCargo>
-OMNIFLASH_DEVICE void add_scores(Scores& s, const Queries& queries, int first_row, int slot, const Cargo& cargo = {}) {
+OMNIFLASH_DEVICE void add_scores(const Block& block, Scores& s, const Queries& queries, int slot, const Cargo& cargo = {}) {
+  const RowsOfHeadDim keys{key_tile(slot).address + block.first_key() * RowsOfHeadDim::kRowBytes};
   if constexpr (kKeepsQueries) {
-    Product::scores(s, queries, key_tile(slot), cargo);
+    Product::scores(s, queries, keys, cargo);
   } else if constexpr (Product::kTakesCargo) {
-    Product::scores(s, query_tile(), first_row, key_tile(slot), cargo);
+    Product::scores(s, query_tile(), block.warp_row, keys, cargo);
   } else {
     cargo(0, 1);
-    Product::scores(s, query_tile(), first_row, key_tile(slot));
+    Product::scores(s, query_tile(), block.warp_row, keys);
+  }
+}
+
+// What becomes of the scores of a tile at a mask's border, or that not all keys are in.
+OMNIFLASH_DEVICE void modify_and_hide(const Block& block, int tile, bool asks, bool ends, Scores& s) {
+  const int first_key = tile * kBlockN + block.first_key();
+  modify(block, first_key, s);
+  if (asks || ends) hide(block, block.functors.mask, first_key, asks, s);
+}
+
+// ---- warps side by side
+//
+// Where rows are wide, a tile's products read shared memory for longer than they multiply: a warp of 16 rows reads all keys
+// and values. Two warps then share 32 rows, and each reads half:
+//
+//                S = Q K^T                 O += P V
+//            +--------+--------+      +--------+--------+
+//   32 rows  | warp 0 | warp 1 |      | warp 0 | warp 1 |     Of P each gets the other's half through the exchange area:
+//            +--------+--------+      +--------+--------+     [ a warp's A operands, .. | a number for each row of a warp, .. ]
+//                   keys                   columns
+//
+// The two must agree on their rows' offsets: whether any has to be raised is asked at the barrier at which all leave the keys.
+
+using Weights = unsigned[kFragments][kN / 2][4];
+
+constexpr unsigned kWeightBytes = sizeof(Weights) * 32;
+
+// The barrier of the two warps of the same rows; number 0 is that of all.
+OMNIFLASH_DEVICE void pair_barrier() { named_barrier(1 + thread_index() / 64, 64); }
+
+// Gives a number of each row to the warp at one's side, and gets its. Between two calls both pass a barrier.
+OMNIFLASH_DEVICE void exchange(float (&of_rows)[kFragments][2]) {
+  constexpr unsigned kBytes = 4 * 16 * kFragments;  // of a warp's rows
+  const int warp = thread_index() / 32;
+  const unsigned numbers = exchange_area() + kWarps * kWeightBytes + lane_index() / 4 * 4;
+#pragma unroll
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    const unsigned bits = __builtin_bit_cast(unsigned, of_rows[i / 2][i % 2]);
+    if (lane_index() % 4 == 0) store_shared_4(numbers + warp * kBytes + 8 * 4 * i, bits);
+  }
+  pair_barrier();
+#pragma unroll
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    of_rows[i / 2][i % 2] = __builtin_bit_cast(float, load_shared_4(numbers + (warp ^ 1) * kBytes + 8 * 4 * i));
+  }
+}
+
+// The largest scores of a tile's rows, and what they ask for.
+struct Maxima {
+  float largest[kFragments][2];
+  bool passes = false;  // whether an offset must be raised
+
+  OMNIFLASH_DEVICE void find(const Block& block, const Softmax& softmax, const Scores& s) {
+    passes = find_largest(block.factor, softmax, s, largest);
+  }
+  // The barrier at which all warps leave the keys.
+  OMNIFLASH_DEVICE void meet() {
+    if constexpr (kWarpsAcross == 1) {
+      barrier();
+    } else {
+      passes = barrier_any(passes);
+    }
+  }
+  OMNIFLASH_DEVICE void make_weights(const Block& block, Softmax& softmax, Scores& s, Output& o) {
+    if constexpr (kWarpsAcross == 1) {
+      online_softmax(block.factor, softmax, s, o);
+    } else {
+      if (passes) {
+        float beside[kFragments][2];
+#pragma unroll
+        for (int i = 0; i < 2 * kFragments; ++i) beside[i / 2][i % 2] = quad_max(largest[i / 2][i % 2]);
+        exchange(beside);
+#pragma unroll
+        for (int i = 0; i < 2 * kFragments; ++i) {
+          largest[i / 2][i % 2] = maximum(largest[i / 2][i % 2], beside[i / 2][i % 2]);
+        }
+        raise(block.factor, softmax, largest, o);
+      }
+      weigh(block.factor, softmax, s);
+    }
+  }
+};
+
+// Output += weights times values, over all keys of the tile: first over one's own, while the others' weights are on their way.
+template <class Product>
+OMNIFLASH_DEVICE void add_values(const Block& block, Output& o, const Scores& s, int slot) {
+  if constexpr (kWarpsAcross == 1) {
+    Product::values(o, s, value_tile(slot));
+  } else {
+    constexpr int kSteps = kN / 2;
+    constexpr unsigned kHalf = 8 * kN * RowsOfValueDim::kRowBytes;
+    const unsigned columns = value_tile(slot).address + block.first_column() * sizeof(Element);
+    const unsigned operands = exchange_area() + 16 * lane_index(), warp = thread_index() / 32;
+    Weights weights;
+#pragma unroll
+    for (int i = 0; i < kFragments * kSteps; ++i) {
+      unsigned(&operand)[4] = weights[i / kSteps][i % kSteps];
+      Product::operand(operand, s[i / kSteps], i % kSteps);
+      store_shared_16(operands + warp * kWeightBytes + 512 * i, operand);
+    }
+    Product::values(o, weights, RowsOfValueDim{columns + block.place * kHalf});
+    pair_barrier();
+#pragma unroll
+    for (int i = 0; i < kFragments * kSteps; ++i) {
+      load_shared_16(weights[i / kSteps][i % kSteps], operands + (warp ^ 1) * kWeightBytes + 512 * i);
+    }
+    Product::values(o, weights, RowsOfValueDim{columns + (1 - block.place) * kHalf});
+  }
+}
+
+// Sums of weights over the keys of both warps: one lane of a row adds what is beside.
+OMNIFLASH_DEVICE void add_sums_beside(Softmax& softmax) {
+  float beside[kFragments][2];
+#pragma unroll
+  for (int i = 0; i < 2 * kFragments; ++i) beside[i / 2][i % 2] = quad_sum(softmax[i / 2][i % 2].sum);
+  exchange(beside);
+#pragma unroll
+  for (int i = 0; i < 2 * kFragments; ++i) {
+    if (lane_index() % 4 == 0) softmax[i / 2][i % 2].sum += beside[i / 2][i % 2];
   }
 }
 
@@ -392,10 +523,11 @@ OMNIFLASH_DEVICE void store_sums(float* to, int columns_left, float low, float h
 // The rows of a warp by the definition, which leaves hidden values out, in place of sums that met one. Offsets and sums of
 // weights are right already. A lane has pairs of columns. Rare, and slow.
 OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const FinishedRows& finished, bool is_part) {
-  constexpr int kPairs = (kValueDim + 63) / 64;
+  constexpr int kPairs = (8 * kV + 63) / 64;
   const KeyTiles<MaskType> tiles = TileWalk(block).tiles;
   const int last = minimum(tiles.end * kBlockN, block.sequence.kv_len);
   const int head_dim = block.parameters.head_dim, value_dim = block.parameters.value_dim, lane = lane_index();
+  const int first_column = block.first_column() + 2 * lane;
 #pragma unroll 1
   for (int i = 0; i < 16 * kFragments; ++i) {
     const int row = block.rows.first_row + block.warp_row + i;
@@ -427,7 +559,7 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const Finishe
       const Element* v = block.keys.template values_from<Element>(at.k).at(true);
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
-        const int column = 64 * pair + 2 * lane;
+        const int column = 64 * pair + first_column;
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           if (column + odd < value_dim) sum[pair][odd] += weight * to_float(v[column + odd]);
@@ -436,7 +568,7 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const Finishe
     }
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
-      const int column = 64 * pair + 2 * lane;
+      const int column = 64 * pair + first_column;
       const float low = sum[pair][0] * scale, high = sum[pair][1] * scale;
       if (is_part) {
         store_sums(part_of_row(block, row) + column, value_dim - column, low, high);
@@ -453,7 +585,7 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const Block& block, const Finishe
 OMNIFLASH_DEVICE void place_output(const Block& block, const Output& o) {
   // Rows 8 apart are permuted alike: one address, and an offset for each pair.
   const int lane = opaque(lane_index()), kChunksOfColumns = 8 / RowsOfValueDim::kChunkElements;
-  const unsigned to = output_tile().element(block.warp_row + lane / 4, lane % 4 * 2);
+  const unsigned to = output_tile().element(block.warp_row + lane / 4, block.first_column() + lane % 4 * 2);
 #pragma unroll
   for (int n = 0; n < kV; ++n) {
     const unsigned columns = RowsOfValueDim::right_of(to, kChunksOfColumns * n);
@@ -511,7 +643,7 @@ OMNIFLASH_DEVICE void store_output(const Block& block) {
 
 // Writes the parts of a warp's rows; combine.hpp does not read rows whose lse is -inf.
 OMNIFLASH_DEVICE void store_parts(const Block& block, const FinishedRows& finished, const Output& o) {
-  const int column = lane_index() % 4 * 2, value_dim = block.parameters.value_dim;
+  const int column = block.first_column() + lane_index() % 4 * 2, value_dim = block.parameters.value_dim;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
@@ -526,11 +658,12 @@ OMNIFLASH_DEVICE void store_parts(const Block& block, const FinishedRows& finish
   }
 }
 
-OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, const Softmax& softmax, Output& o) {
+OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, Softmax& softmax, Output& o) {
   const bool by_definition = kHides && has_hidden && warp_any(has_non_finite(o));
   const bool is_part = block.parameters.num_partitions > 1;
   // A sink counts once: where the sequence is cut, in combine.hpp.
   const bool has_sinks = !is_part && static_cast<SinkForm>(block.parameters.sink_form) != SinkForm::Absent;
+  if constexpr (kWarpsAcross > 1) add_sums_beside(softmax);
   FinishedRows finished;
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
@@ -564,7 +697,7 @@ OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, const Softmax& 
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (lane_index() % 4 != 0 || !block.is_row(m, half)) continue;
+      if (block.place != 0 || lane_index() % 4 != 0 || !block.is_row(m, half)) continue;
       const int row = block.row(m, half);
       float* lse = is_part ? static_cast<float*>(block.parameters.partial_lse) + row_of_partition(block, row)
                            : block.sequence.row<float>(block.parameters.lse, is_ragged(block.parameters), block.rows.query(row),
@@ -626,8 +759,7 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       barrier();  // this tile has landed, and all warps have left the slots of the last one
       Scores s = {};
       if constexpr (kCopiesWholeTiles && kCarriesCopies) {
-        add_scores<Product>(s, queries, block.warp_row, slot,
-                            ScoreCargo(copies, tile, next, next < tiles.end(), slot));
+        add_scores<Product>(block, s, queries, slot, ScoreCargo(copies, tile, next, next < tiles.end(), slot));
         copy_commit();
       } else if constexpr (kCopiesWholeTiles) {
         if (next < tiles.end()) {
@@ -636,14 +768,19 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
           anew.copy_whole_values(next, 1 - slot);
         }
         copy_commit();
-        add_scores<Product>(s, queries, block.warp_row, slot);
+        add_scores<Product>(block, s, queries, slot);
       } else {
         copies.copy_beside(tile, next, next < tiles.end(), slot);
-        add_scores<Product>(s, queries, block.warp_row, slot);
+        add_scores<Product>(block, s, queries, slot);
+      }
+      Maxima maxima;
+      if constexpr (kWarpsAcross > 1) {
+        if constexpr (!kFoldable) modify(block, tile * kBlockN + block.first_key(), s);
+        maxima.find(block, softmax, s);
       }
       if constexpr (kStages == 1) {
         copy_wait<0>();
-        barrier();  // the values have landed, and all warps have left the keys
+        maxima.meet();  // the values have landed, and all warps have left the keys
         if (next < tiles.end()) {
           if constexpr (kCopiesWholeTiles) {
             copies.copy_whole_keys(next, 0);
@@ -653,9 +790,9 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
         }
         copy_commit();
       }
-      if constexpr (!kFoldable) modify(block, tile * kBlockN, s);
-      online_softmax(block.factor, softmax, s, o);
-      Product::values(o, s, value_tile(slot));
+      if constexpr (kWarpsAcross == 1 && !kFoldable) modify(block, tile * kBlockN, s);
+      maxima.make_weights(block, softmax, s, o);
+      add_values<Product>(block, o, s, slot);
       tile = next;
       status = next_status;
       next = tiles.next(next + 1, next_status);
@@ -681,19 +818,26 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     const bool computes = active && own != TileStatus::Skip;
 
     Scores s = {};
-    if (computes) add_scores<Product>(s, queries, block.warp_row, slot);
+    Maxima maxima;
+    if (computes) {
+      add_scores<Product>(block, s, queries, slot);
+      if constexpr (kWarpsAcross > 1) {
+        modify_and_hide(block, tile, own != TileStatus::Full, tile >= whole_tiles, s);
+        maxima.find(block, softmax, s);
+      }
+    }
     if constexpr (kStages == 1) {
       copy_wait<0>();
-      barrier();
+      maxima.meet();
       if (next < tiles.end()) border_copies.copy_keys(next, 0);
       copy_commit();
     }
     if (computes) {
-      modify(block, tile * kBlockN, s);
-      const bool asks = own != TileStatus::Full;
-      if (asks || tile >= whole_tiles) hide(block, functors.mask, tile * kBlockN, asks, s);
-      online_softmax(block.factor, softmax, s, o);
-      Product::values(o, s, value_tile(slot));
+      if constexpr (kWarpsAcross == 1) {
+        modify_and_hide(block, tile, own != TileStatus::Full, tile >= whole_tiles, s);
+      }
+      maxima.make_weights(block, softmax, s, o);
+      add_values<Product>(block, o, s, slot);
     }
     tile = next;
     status = next_status;

@@ -37,6 +37,14 @@ struct NoCargo {
   OMNIFLASH_DEVICE void operator()(int /*step*/, int /*steps*/) const {}
 };
 
+// Steps of sixteen keys that weights cover, as accumulators or as operands.
+template <class Weights>
+constexpr int kStepsOf = 0;
+template <int kFragments, int kN>
+constexpr int kStepsOf<float[kFragments][kN][4]> = kN / 2;
+template <int kFragments, int kSteps>
+constexpr int kStepsOf<unsigned[kFragments][kSteps][4]> = kSteps;
+
 // f16 and bf16 on tensor cores.
 template <class Element>
 struct HalfProduct {
@@ -106,23 +114,33 @@ struct HalfProduct {
     }
   }
 
-  template <int kFragments, int kN, int kV, class Tile>
-  static OMNIFLASH_DEVICE void values(float (&acc)[kFragments][kV][4], const float (&p)[kFragments][kN][4],
-                                      const Tile& v) {
+  // The weights of one step and fragment as an A operand: two accumulators of eight columns are one of sixteen.
+  template <int kN>
+  static OMNIFLASH_DEVICE void operand(unsigned (&a)[4], const float (&p)[kN][4], int step) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float(&pair)[4] = p[2 * step + i / 2];
+      a[i] = pack<Element>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+    }
+  }
+  // Weights that are operands already.
+  template <int kSteps>
+  static OMNIFLASH_DEVICE void operand(unsigned (&a)[4], const unsigned (&p)[kSteps][4], int step) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = p[step][i];
+  }
+
+  // Weights are accumulators, p[fragment][n][4], or operands, p[fragment][step][4].
+  template <int kFragments, int kV, class Weights, class Tile>
+  static OMNIFLASH_DEVICE void values(float (&acc)[kFragments][kV][4], const Weights& p, const Tile& v) {
     const int lane = opaque(lane_index());
     const unsigned rows = rows_of_lane(v, lane, 0);
+    constexpr int kSteps = kStepsOf<Weights>;
 #pragma unroll
-    for (int step = 0; step < kN / 2; ++step) {
-      // Two accumulators of eight columns are one A operand of sixteen.
+    for (int step = 0; step < kSteps; ++step) {
       unsigned a[kFragments][4];
 #pragma unroll
-      for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float(&pair)[4] = p[m][2 * step + i / 2];
-          a[m][i] = pack<Element>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
-        }
-      }
+      for (int m = 0; m < kFragments; ++m) operand(a[m], p[m], step);
 #pragma unroll
       for (int n = 0; n < kV; n += 2) {
         unsigned b[4];

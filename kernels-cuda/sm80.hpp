@@ -70,6 +70,11 @@ OMNIFLASH_DEVICE unsigned load_shared_4(unsigned from) {
   return word;
 }
 
+// bar.sync (PTX ISA, "Parallel Synchronization and Communication Instructions: bar"): waits for so many threads at one
+// of the block's sixteen named barriers; 0 is that of the whole block.
+OMNIFLASH_DEVICE void named_barrier(int name, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
 // The lanes of a warp meet; what one has written to shared memory before, the others see after.
 OMNIFLASH_DEVICE void warp_barrier() { __syncwarp(); }
 // The word of a lane.

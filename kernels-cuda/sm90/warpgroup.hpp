@@ -21,13 +21,7 @@ OMNIFLASH_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// bar.sync (PTX ISA, "Parallel Synchronization and Communication Instructions: bar"): waits for so many threads at one
-// of the block's sixteen named barriers; 0 is that of the whole block.
-OMNIFLASH_DEVICE void named_barrier(int name, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
-// bar.arrive: counts as one of those threads, but does not wait.
+// bar.arrive: counts as one of the threads of a named barrier, but does not wait.
 OMNIFLASH_DEVICE void named_arrive(int name, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }

@@ -69,6 +69,8 @@ pub struct ForwardConfig {
     pub block_n: usize,
     /// Warps of a block.
     pub warps: usize,
+    /// Warps that share their rows side by side, each with a part of a tile's keys and of the output's columns: 1 or 2.
+    pub warps_across: usize,
     /// Tiles of keys and values in flight: with 1 keys and values take turns, with more whole tiles are prefetched.
     pub stages: usize,
     /// Whether keys lie in pages.
@@ -118,6 +120,7 @@ impl ForwardConfig {
             block_m,
             block_n,
             warps,
+            warps_across: 1,
             stages,
             paged: false,
             vector_loads: true,
@@ -135,6 +138,7 @@ impl ForwardConfig {
             .iter()
             .map(config)
             .find(|config| config.shared_memory_bytes() <= shared_memory_limit)
+            .map(|config| config.side_by_side(shared_memory_limit))
             .ok_or_else(|| {
                 Error::unsupported(
                     backend,
@@ -145,12 +149,23 @@ impl ForwardConfig {
             })
     }
 
-    /// The same under a causal mask over `keys` keys, where they are so few that many tiles lie at its border. `None` where this
-    /// was not measured to be faster, and where a multiprocessor of `shared_memory_limit` bytes a block has fewer warps so.
+    /// The same with two warps side by side, where rows are so wide that shared memory is read for longer than what is read is
+    /// multiplied: a warp then reads half of a tile, for twice the rows. Itself where that does not fit as often.
+    fn side_by_side(self, shared_memory_limit: usize) -> Self {
+        let across = ForwardConfig { warps_across: 2, ..self };
+        let is_wide = self.dtype.size() == 2 && self.value_dim == MAX_HEAD_DIM;
+        let blocks = |config: &ForwardConfig| config.blocks_by_memory(shared_memory_limit);
+        if is_wide && across.check().is_ok() && blocks(&across) >= blocks(&self) { across } else { self }
+    }
+
+    /// The same under a causal mask over `keys` keys, where they are so few that many tiles lie at its border: in half tiles, or in
+    /// warps of which none waits for the one at its side. `None` where this was not measured to be faster, and where a
+    /// multiprocessor of `shared_memory_limit` bytes a block has fewer warps so.
     pub fn for_causal(self, keys: usize, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
             64 if keys <= 1024 => self.in_half_tiles(2, shared_memory_limit),
             128 if keys <= 8192 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            256 if keys <= 1024 && self.warps_across == 2 => Some(ForwardConfig { warps_across: 1, ..self }),
             _ => None,
         }
     }
@@ -196,7 +211,9 @@ impl ForwardConfig {
         if self.warps == 0 || self.warps > 16 {
             return value("warps", self.warps, "1 to 16");
         }
-        if self.block_m != 16 * self.warps && self.block_m != 32 * self.warps {
+        if ![16, 32].contains(&self.warp_m())
+            || self.block_m * self.warps_across != self.warp_m() * self.warps
+        {
             return value("block_m", self.block_m, "16 or 32 rows for each warp");
         }
         if self.block_n == 0 || !self.block_n.is_multiple_of(32) || self.block_n > 256 {
@@ -204,6 +221,14 @@ impl ForwardConfig {
         }
         if self.stages == 0 || self.stages > 2 {
             return value("num_pipeline_stages", self.stages, "1 or 2");
+        }
+        let splits = self.stages == 1
+            && self.dtype.size() == 2
+            && self.warps.is_multiple_of(2)
+            && self.value_dim.is_multiple_of(128);
+        if self.warps_across != 1 && !(self.warps_across == 2 && splits) {
+            let expected = "block_n, or half of it with 1 stage, an even number of warps and a value_dim of 128 or 256 in 16 bits";
+            return value("warp_n", self.block_n / self.warps_across.max(1), expected);
         }
         for (name, dim) in [("head_dim", self.head_dim), ("value_dim", self.value_dim)] {
             if dim == 0 || dim > MAX_HEAD_DIM || !dim.is_multiple_of(16) {
@@ -213,17 +238,30 @@ impl ForwardConfig {
         Ok(())
     }
 
+    /// Rows of a warp.
+    pub fn warp_m(&self) -> usize {
+        self.block_m * self.warps_across / self.warps
+    }
+
     /// Threads of a block.
     pub fn block_threads(&self) -> u32 {
         32 * self.warps as u32
     }
 
-    /// Dynamic shared memory of a block: the query tile, then `stages` tiles of keys, then `stages` of values. The
-    /// output tile reuses it from the start.
+    /// Dynamic shared memory of a block: the query tile, then `stages` tiles of keys, then `stages` of values, then what
+    /// warps side by side exchange. The output tile reuses it from the start.
     pub fn shared_memory_bytes(&self) -> usize {
         let inputs =
             self.block_m * self.head_dim + self.stages * self.block_n * (self.head_dim + self.value_dim);
-        self.dtype.size() * inputs.max(self.block_m * self.value_dim)
+        self.dtype.size() * inputs.max(self.block_m * self.value_dim) + self.exchange_bytes()
+    }
+
+    /// Shared memory through which warps of the same rows exchange weights, two bytes each, and a number for each row.
+    fn exchange_bytes(&self) -> usize {
+        match self.warps_across {
+            1 => 0,
+            across => self.block_m * self.block_n * 2 + 4 * self.block_m * across,
+        }
     }
 
     /// Tiles of rows of the longest sequence: `num_row_tiles` of the parameters.
@@ -274,6 +312,7 @@ impl ForwardConfig {
             .with_constant("kBlockM", self.block_m as i64)
             .with_constant("kBlockN", self.block_n as i64)
             .with_constant("kWarps", self.warps as i64)
+            .with_constant("kWarpsAcross", self.warps_across as i64)
             .with_constant("kStages", self.stages as i64)
             .with_constant("kVectorLoads", self.vector_loads)
     }
@@ -285,7 +324,12 @@ impl fmt::Display for ForwardConfig {
         if self.value_dim != self.head_dim {
             write!(f, "v{}", self.value_dim)?;
         }
-        write!(f, "-m{}n{}w{}s{}", self.block_m, self.block_n, self.warps, self.stages)?;
+        write!(f, "-m{}n{}w", self.block_m, self.block_n)?;
+        match self.warps_across {
+            1 => write!(f, "{}", self.warps)?,
+            across => write!(f, "{}x{across}", self.warps / across)?,
+        }
+        write!(f, "s{}", self.stages)?;
         write!(f, "-{}", if self.paged { "paged" } else { "strided" })?;
         f.write_str(if self.vector_loads { "" } else { "-unaligned" })
     }

@@ -174,6 +174,33 @@ fn tensors_mask_and_bias_where_they_broadcast() {
     check(&module, &config, &base.masked(additive));
 }
 
+#[test]
+fn warps_side_by_side_agree_on_their_rows() {
+    let config = config(DType::BF16, 256, 256);
+    assert_eq!((config.block_m, config.warps, config.warps_across), (64, 4, 2));
+    let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 4);
+    // A scale at which offsets are raised again and again.
+    let base =
+        Case { softmax_scale: 0.5, ..Case::<bf16>::new(2, 70, 130, 4, 2, 256, 256).masked(Mask::Causal) };
+    check(&module, &config, &Case { sinks: true, ..base.clone() });
+    check(&module, &config, &Case { bad_values: true, ..base.clone() });
+    check(&module, &config, &Case { softmax_scale: -0.1, ..base.clone() });
+    check(
+        &module,
+        &config,
+        &Case { q_form: QForm::Ragged, kv_form: KvForm::Ragged, section: 3, ..base.clone() },
+    );
+    check(&module, &config, &Case { seqlen_q: 5, seqlen_k: 300, partitions: 3, bad_values: true, ..base });
+
+    // Sixteen keys a warp of 32, which masks answer for together; columns that end within a warp's half.
+    let mask = Mask::from_fn(|b, h, q, k| (q + 3 * k + (b + h) as i64) % 7 != 0);
+    let narrow = ForwardConfig { block_m: 32, block_n: 32, warps: 2, paged: true, ..config };
+    let module = forward(&narrow, &mask, &ScoreMod::Identity, 2);
+    let base = Case::<bf16>::new(1, 40, 90, 2, 1, 256, 248).masked(mask);
+    check(&module, &narrow, &Case { kv_form: KvForm::Paged(7), ..base.clone() });
+    check(&module, &narrow, &Case { kv_form: KvForm::Paged(16), partitions: 2, bad_values: true, ..base });
+}
+
 /// A user's mask and score modification in both languages.
 struct Checkerboard {
     period: i32,

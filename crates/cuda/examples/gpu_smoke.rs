@@ -271,7 +271,7 @@ fn serve(backend: &CudaBackend) -> Result<(), String> {
     Ok(())
 }
 
-/// A line such as `B4_S4096_H16_16_D128_causal 128x160 flash3`; `s1` is one stage, `w16` a warp of 16 rows.
+/// A line such as `B4_S4096_H16_16_D128_causal 128x160 flash3`; `s1` is one stage, `w16` a warp of 16 rows, `n32` one of 32 keys.
 fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
     let mut words = request.split_whitespace();
     let name = words.next().ok_or("no case")?;
@@ -290,6 +290,8 @@ fn serve_one(backend: &CudaBackend, request: &str) -> Result<String, String> {
             config.num_pipeline_stages = Some(stages);
         } else if let Some(rows) = number('w') {
             config.warp_m = Some(rows);
+        } else if let Some(keys) = number('n') {
+            config.warp_n = Some(keys);
         } else {
             config.algorithm = word.parse().map_err(|error: Error| error.to_string())?;
         }

@@ -3,6 +3,7 @@
 // A warp runs as far as it can before another gets a turn, so that a barrier that is missing shows; `last_warp_first`
 // turns the order of warps round. Shared memory begins as NaN. Errors are counted, not thrown.
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +20,7 @@ namespace emulator {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kMaxThreads = 512;
 
-enum class State { Ready, AtBarrier, AtClusterBarrier, Done };
+enum class State { Ready, AtBarrier, AtNamedBarrier, AtClusterBarrier, Done };
 
 struct Warp {
   int arrived = 0;
@@ -32,6 +33,7 @@ struct Thread {
   State state;
   bool started;
   int arrived, waited;  // at the cluster's barrier, so many times
+  int name;             // of the named barrier at which it waits
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   jmp_buf resume;
   ucontext_t context;
@@ -155,7 +157,10 @@ inline bool release() {
   for (int block = 0; block < g.num_blocks; ++block) {
     Thread* threads = g.threads + block * g.num_threads;
     bool met = true;
-    for (int i = 0; i < g.num_threads; ++i) met = met && threads[i].state != State::AtClusterBarrier;
+    for (int i = 0; i < g.num_threads; ++i) {
+      released = released || threads[i].state == State::Ready;
+      met = met && (threads[i].state == State::AtBarrier || threads[i].state == State::Done);
+    }
     if (met) {
       g.any_result[block] = g.any[block];
       g.any[block] = false;
@@ -237,6 +242,21 @@ bool barrier_any(bool value) {
   g.running->state = emulator::State::AtBarrier;
   emulator::yield();
   return g.any_result[block];
+}
+void named_barrier(int name, int threads) {
+  emulator::Grid& g = emulator::grid();
+  emulator::Thread* block = g.threads + emulator::block_of_running() * g.num_threads;
+  g.running->state = emulator::State::AtNamedBarrier;
+  g.running->name = name;
+  const auto waits = [&](const emulator::Thread& thread) {
+    return thread.state == emulator::State::AtNamedBarrier && thread.name == name;
+  };
+  if (std::count_if(block, block + g.num_threads, waits) == threads) {
+    for (int i = 0; i < g.num_threads; ++i) {
+      if (waits(block[i])) block[i].state = emulator::State::Ready;
+    }
+  }
+  emulator::yield();
 }
 float shuffle(float value, int lane) {
   const unsigned words[2] = {emulator::as_bits(value), static_cast<unsigned>(lane)};

@@ -136,6 +136,7 @@ inline unsigned from_lane(unsigned word, int lane) {
   });
   return result;
 }
+void named_barrier(int name, int threads);
 inline void warp_barrier() { from_lane(0, 0); }
 inline int first_lane(bool value) {
   const unsigned word = value;

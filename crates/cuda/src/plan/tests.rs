@@ -242,6 +242,33 @@ fn portable_tile(
 }
 
 #[test]
+fn warps_stand_side_by_side_where_values_are_wide_and_two_blocks_still_fit() {
+    let across = |(keys, dim, dtype), capability, mask_type, config| {
+        let shape = shape(16, (512, keys), (8, 8), dim, dtype);
+        let config = AttentionConfig { algorithm: Algorithm::Flash2, ..config };
+        let tile = tiled(&choose_with(&shape, &facts(capability), config, mask_type).unwrap());
+        (tile.warps, tile.warps_across)
+    };
+    let none = AttentionConfig::default();
+    assert_eq!(across((512, 256, DType::BF16), (9, 0), "NoMask", none), (4, 2));
+    assert_eq!(
+        across((512, 256, DType::BF16), (8, 9), "NoMask", none),
+        (4, 1),
+        "two exchange areas do not fit"
+    );
+    assert_eq!(across((512, 240, DType::BF16), (9, 0), "NoMask", none), (4, 1));
+    assert_eq!(across((512, 256, DType::F32), (9, 0), "NoMask", none), (4, 1));
+    assert_eq!(across((1024, 256, DType::F16), (9, 0), "Causal", none), (4, 1));
+    assert_eq!(across((1025, 256, DType::F16), (9, 0), "Causal", none), (4, 2));
+    let with = |config| across((4096, 256, DType::BF16), (9, 0), "NoMask", config);
+    assert_eq!(with(AttentionConfig { warp_n: Some(64), ..none }), (4, 1));
+    assert_eq!(with(AttentionConfig { block_m: Some(128), ..none }), (8, 2));
+    assert_eq!(with(AttentionConfig { block_n: Some(32), num_pipeline_stages: Some(2), ..none }), (4, 1));
+    let asked = AttentionConfig { warp_n: Some(32), num_pipeline_stages: Some(1), ..none };
+    assert_eq!(across((4096, 128, DType::BF16), (9, 0), "NoMask", asked), (8, 2));
+}
+
+#[test]
 fn few_keys_under_a_causal_mask_take_small_tiles_where_as_many_warps_fit() {
     let tile_of = |(keys, dim), capability, mask_type| {
         portable_tile(&shape(16, (512, keys), (32, 32), dim, DType::BF16), capability, mask_type)
@@ -389,6 +416,7 @@ fn every_field_of_the_configuration_is_honoured_or_refused_with_what_is_possible
         AttentionConfig { block_k: Some(32), ..none },
         AttentionConfig { warp_m: Some(24), ..none },
         AttentionConfig { warp_n: Some(16), ..none },
+        AttentionConfig { algorithm: Algorithm::Flash2, warp_n: Some(32), ..none },
         AttentionConfig { num_pipeline_stages: Some(9), ..none },
         AttentionConfig { k_group_size: Some(2), ..none },
         AttentionConfig { num_partitions: Some(70_000), ..none },

@@ -5,7 +5,7 @@ use omniflash_kernels_cuda::ForwardConfig;
 
 use super::{Request, arithmetic, is_causal, is_half, is_tabulated, is_windowed};
 
-/// Rows of a warp: one or two products of 16 rows.
+/// Rows of a product; a warp has one or two.
 const WARP_ROWS: usize = 16;
 
 /// A tile and its packing.
@@ -93,7 +93,13 @@ fn few_rows_tile(base: ForwardConfig, rows: usize) -> (ForwardConfig, String) {
         return (base, format!("tile {}x{} for {rows} rows", base.block_m, base.block_n));
     }
     // The memory of the rows given up goes to stages: with few rows, loads are what there is to wait for.
-    let config = ForwardConfig { block_m: WARP_ROWS * warps, warps, stages: base.stages.max(2), ..base };
+    let config = ForwardConfig {
+        block_m: WARP_ROWS * warps,
+        warps,
+        warps_across: 1,
+        stages: base.stages.max(2),
+        ..base
+    };
     let config = if config.shared_memory_bytes() > base.shared_memory_bytes() {
         ForwardConfig { stages: base.stages, ..config }
     } else {
@@ -104,33 +110,37 @@ fn few_rows_tile(base: ForwardConfig, rows: usize) -> (ForwardConfig, String) {
 
 /// Sets what the caller fixed.
 fn fixed(config: &AttentionConfig, default: ForwardConfig) -> Result<ForwardConfig> {
-    let mut chosen = default;
-    if let Some(block_m) = config.block_m {
-        let warps = match config.warp_m {
-            Some(warp_m) => block_m / warp_m,
-            // As many rows a warp as by default, if that can be.
-            None if block_m.is_multiple_of(2 * WARP_ROWS)
-                && 2 * WARP_ROWS * default.warps == default.block_m =>
-            {
-                block_m / (2 * WARP_ROWS)
-            }
-            None => block_m / WARP_ROWS,
-        };
-        (chosen.block_m, chosen.warps) = (block_m, warps);
-    } else if let Some(warp_m) = config.warp_m {
-        chosen.warps = default.block_m / warp_m;
-    }
-    if let Some(warp_m) = config.warp_m
-        && (![WARP_ROWS, 2 * WARP_ROWS].contains(&warp_m) || chosen.block_m != warp_m * chosen.warps)
-    {
-        return Err(Error::value(
-            "config.warp_m",
-            warp_m,
-            format!("16 or 32, a divisor of block_m {}", chosen.block_m),
-        ));
-    }
-    chosen.block_n = config.block_n.unwrap_or(default.block_n);
-    chosen.stages = config.num_pipeline_stages.unwrap_or(default.stages);
+    let block_m = config.block_m.unwrap_or(default.block_m);
+    let block_n = config.block_n.unwrap_or(default.block_n);
+    let stages = config.num_pipeline_stages.unwrap_or(default.stages);
+    let warps_across = match config.warp_n {
+        Some(warp_n) if warp_n > 0 && 2 * warp_n == block_n => 2,
+        Some(_) => 1,
+        None if stages == default.stages => default.warps_across,
+        None => 1,
+    };
+    // As many columns of outputs a warp as by default, if that can be.
+    let default_warp_m =
+        (default.warp_m() * warps_across / default.warps_across).clamp(WARP_ROWS, 2 * WARP_ROWS);
+    let warp_m = match config.warp_m {
+        Some(warp_m)
+            if ![WARP_ROWS, 2 * WARP_ROWS].contains(&warp_m) || !block_m.is_multiple_of(warp_m) =>
+        {
+            let expected = format!("16 or 32, a divisor of block_m {block_m}");
+            return Err(Error::value("config.warp_m", warp_m, expected));
+        }
+        Some(warp_m) => warp_m,
+        None if block_m.is_multiple_of(default_warp_m) => default_warp_m,
+        None => WARP_ROWS,
+    };
+    let chosen = ForwardConfig {
+        block_m,
+        block_n,
+        stages,
+        warps_across,
+        warps: block_m / warp_m * warps_across,
+        ..default
+    };
     check_fixed_parts(config, &chosen)?;
     Ok(chosen)
 }
@@ -144,7 +154,16 @@ fn check_fixed_parts(config: &AttentionConfig, chosen: &ForwardConfig) -> Result
         _ => Ok(()),
     };
     only("block_k", config.block_k, chosen.head_dim, "a tile holds whole vectors")?;
-    only("warp_n", config.warp_n, chosen.block_n, "a warp sees all keys of a tile")?;
+    if let Some(warp_n) = config.warp_n
+        && warp_n != chosen.block_n / chosen.warps_across
+    {
+        let (all, half) = (chosen.block_n, chosen.block_n / 2);
+        return Err(Error::value(
+            "config.warp_n",
+            warp_n,
+            format!("{all}, all keys of a tile, or {half} for two warps side by side"),
+        ));
+    }
     only("k_group_size", config.k_group_size, 1, "a tile holds whole vectors")?;
     match config.swizzle {
         Some(swizzle) if swizzle != Swizzle::B128 => {
