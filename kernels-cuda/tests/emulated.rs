@@ -183,7 +183,8 @@ fn warps_side_by_side_agree_on_their_rows() {
     let base =
         Case { softmax_scale: 0.5, ..Case::<bf16>::new(2, 70, 130, 4, 2, 256, 256).masked(Mask::Causal) };
     check(&module, &config, &Case { sinks: true, ..base.clone() });
-    check(&module, &config, &Case { bad_values: true, ..base.clone() });
+    // Of 300 keys one that rows do not see is not a number in a column of the second half.
+    check(&module, &config, &Case { seqlen_k: 300, bad_values: true, ..base.clone() });
     check(&module, &config, &Case { softmax_scale: -0.1, ..base.clone() });
     check(
         &module,
