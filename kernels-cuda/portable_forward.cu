@@ -72,7 +72,7 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 
 // Whether a warp asks what the mask does to its own rows of a tile: where it has half of the block's or all, that takes more
 // than it saves.
-constexpr bool kAsksForOwnRows = kWarps / kWarpsAcross > 2 && !status_reads<MaskType>;
+constexpr bool kAsksForOwnRows = kWarps > 2 && !status_reads<MaskType>;
 
 // Whether tiles of keys of which none is missing are copied by constant steps.
 constexpr bool kCopiesWholeTiles = kVectorLoads && Keys::kOneStride;
@@ -192,6 +192,9 @@ struct Copies {
   OMNIFLASH_DEVICE void copy(const Tile& to, int pass, const Element*& from) const {
     filler.copy(to, pass, from, stride);
   }
+  OMNIFLASH_DEVICE void copy_to(unsigned first, int pass, const Element*& from, bool is_there) const {
+    filler.copy_to(first, pass, from, stride, is_there);
+  }
 };
 
 struct TileCopies {
@@ -250,30 +253,40 @@ struct TileCopies {
 // What the steps of a tile's scores carry: with two slots the keys and then the values of the next tile, evenly; with one
 // the tile's own values, in the first eighth of the steps, for they are waited for right after the scores.
 struct ScoreCargo {
+  // Copies between matrix loads cost three instructions of nothing each time, as ptxas compiles them: they go out in bursts.
+  static constexpr int kStepsOfBurst = kStages == 2 ? 2 : 1;
+
   const TileCopies& copies;
   mutable const Element *keys, *values;
-  int slot;
+  // Where this thread's first chunks go: opaque, so that all others lie at constants from there and none is found anew.
+  unsigned to_keys, to_values;
   bool has_next;
 
+  // Where no tile is next, slots are filled with zeros, which nobody reads: all copies are alike then, and none is skipped.
   OMNIFLASH_DEVICE ScoreCargo(const TileCopies& copies, int tile, int next, bool has_next, int slot)
-      : copies(copies),
-        keys(copies.keys.of_tile(next)),
-        values(copies.values.of_tile(kStages == 1 ? tile : next)),
-        slot(slot),
-        has_next(has_next) {}
+      : copies(copies), has_next(has_next) {
+    const int from = kStages == 2 && has_next ? next : tile, to = kStages == 2 ? 1 - slot : 0;
+    keys = copies.keys.of_tile(from);
+    values = copies.values.of_tile(from);
+    if constexpr (kStages == 2) to_keys = opaque(key_tile(to).address + copies.keys.filler.offset);
+    if constexpr (kStages == 2 && kHeadDim == kValueDim) {
+      to_values = to_keys + kStages * kKeyBytes;
+    } else {
+      to_values = opaque(value_tile(to).address + copies.values.filler.offset);
+    }
+  }
 
   OMNIFLASH_DEVICE void operator()(int step, int steps) const {
     constexpr int kKeyPasses = kStages == 2 ? decltype(copies.keys)::kPasses : 0;
     constexpr int kPasses = kKeyPasses + decltype(copies.values)::kPasses, kHaste = kStages == 2 ? 1 : 8;
+    if (step % kStepsOfBurst != 0) return;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      if (pass < kHaste * step * kPasses / steps || pass >= kHaste * (step + 1) * kPasses / steps) continue;
-      if (kStages == 1) {
-        copies.values.copy(value_tile(0), pass, values);
-      } else if (pass < kKeyPasses) {
-        if (has_next) copies.keys.copy(key_tile(1 - slot), pass, keys);
+      if (pass < kHaste * step * kPasses / steps || pass >= kHaste * (step + kStepsOfBurst) * kPasses / steps) continue;
+      if (pass < kKeyPasses) {
+        copies.keys.copy_to(to_keys, pass, keys, has_next);
       } else {
-        if (has_next) copies.values.copy(value_tile(1 - slot), pass - kKeyPasses, values);
+        copies.values.copy_to(to_values, pass - kKeyPasses, values, kStages == 1 || has_next);
       }
     }
   }
@@ -680,6 +693,7 @@ OMNIFLASH_DEVICE void store(const Block& block, bool has_hidden, Softmax& softma
       }
     }
   }
+  copy_wait<0>();
   if (!is_part) barrier();  // the tile of outputs lies over those of the loop
   if (by_definition) {
     write_rows_by_definition(block, finished, is_part);

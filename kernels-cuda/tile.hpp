@@ -160,24 +160,29 @@ struct TileFiller {
   // A pass, one after the other: `from` is the row's chunk in the first band, and moves on after the last.
   template <class Element>
   OMNIFLASH_DEVICE void copy(const Tile& tile, int pass, const Element*& from, long long stride) const {
+    copy_to(tile.address + offset, pass, from, stride, true);
+  }
+  // The same by where the first chunk goes; zeros where there is nothing.
+  template <class Element>
+  OMNIFLASH_DEVICE void copy_to(unsigned first, int pass, const Element*& from, long long stride, bool is_there) const {
     const int band = pass % kBands, step = pass / kBands;
     if (!is_idle && (kRows % kStep == 0 || row + step * kStep < kRows)) {
-      copy_async_16(tile.address + below(step) + band * kBand * 16, from + band * kBandElements,
-                    band < kBands - 1 || has_last);
+      copy_async_16(first + below(step) + band * kBand * 16, from + band * kBandElements,
+                    is_there && (band < kBands - 1 || has_last));
     }
     if (band == kBands - 1) from += kStep * stride;
   }
 
  private:
-  // A permutation moves chunks within a band.
+  // How far below the first chunk that of a step lies. A permutation moves chunks within a band.
   OMNIFLASH_DEVICE unsigned below(int step) const {
     if constexpr (kStep % 8 == 0) {
-      return offset + step * kStep * Tile::kRowBytes;
+      return step * kStep * Tile::kRowBytes;
     } else if constexpr (kStep == 4 && Tile::kChunks % 8 == 0 && kThreads % kBand == 0) {
       // Rows 0 to 3 of eight, and the row 4 below: its permutation differs in one bit.
-      return (offset ^ step % 2 * 64) + step * kStep * Tile::kRowBytes;
+      return (offset ^ step % 2 * 64) - offset + step * kStep * Tile::kRowBytes;
     } else {
-      return Tile{0}.chunk(row + step * kStep, static_cast<int>(thread_index() % kBand));
+      return Tile{0}.chunk(row + step * kStep, static_cast<int>(thread_index() % kBand)) - offset;
     }
   }
 };

@@ -165,7 +165,7 @@ impl ForwardConfig {
         match self.head_dim.max(self.value_dim) {
             64 if keys <= 1024 => self.in_half_tiles(2, shared_memory_limit),
             128 if keys <= 8192 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
-            256 if keys <= 1024 && self.warps_across == 2 => Some(ForwardConfig { warps_across: 1, ..self }),
+            256 if keys <= 512 && self.warps_across == 2 => Some(ForwardConfig { warps_across: 1, ..self }),
             _ => None,
         }
     }

@@ -258,8 +258,8 @@ fn warps_stand_side_by_side_where_values_are_wide_and_two_blocks_still_fit() {
     );
     assert_eq!(across((512, 240, DType::BF16), (9, 0), "NoMask", none), (4, 1));
     assert_eq!(across((512, 256, DType::F32), (9, 0), "NoMask", none), (4, 1));
-    assert_eq!(across((1024, 256, DType::F16), (9, 0), "Causal", none), (4, 1));
-    assert_eq!(across((1025, 256, DType::F16), (9, 0), "Causal", none), (4, 2));
+    assert_eq!(across((512, 256, DType::F16), (9, 0), "Causal", none), (4, 1));
+    assert_eq!(across((513, 256, DType::F16), (9, 0), "Causal", none), (4, 2));
     let with = |config| across((4096, 256, DType::BF16), (9, 0), "NoMask", config);
     assert_eq!(with(AttentionConfig { warp_n: Some(64), ..none }), (4, 1));
     assert_eq!(with(AttentionConfig { block_m: Some(128), ..none }), (8, 2));

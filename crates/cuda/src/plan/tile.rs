@@ -123,9 +123,7 @@ fn fixed(config: &AttentionConfig, default: ForwardConfig) -> Result<ForwardConf
     let default_warp_m =
         (default.warp_m() * warps_across / default.warps_across).clamp(WARP_ROWS, 2 * WARP_ROWS);
     let warp_m = match config.warp_m {
-        Some(warp_m)
-            if ![WARP_ROWS, 2 * WARP_ROWS].contains(&warp_m) || !block_m.is_multiple_of(warp_m) =>
-        {
+        Some(warp_m) if ![WARP_ROWS, 2 * WARP_ROWS].contains(&warp_m) || !block_m.is_multiple_of(warp_m) => {
             let expected = format!("16 or 32, a divisor of block_m {block_m}");
             return Err(Error::value("config.warp_m", warp_m, expected));
         }
