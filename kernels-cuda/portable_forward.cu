@@ -72,10 +72,15 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 
 // Whether a warp asks what the mask does to its own rows of a tile: where it has half of the block's or all, that takes more
 // than it saves.
-constexpr bool kAsksForOwnRows = kWarps > 2 && !status_reads<MaskType>;
+constexpr bool kAsksForOwnRows = kWarps / kWarpsAcross > 2 && !status_reads<MaskType>;
+
+// Whether the lanes of a warp find its rows of a tile in their pages, each one row, and tell each other: neighbouring lanes copy
+// one row, and would else all look it up.
+constexpr int kRowsOfWarp = kBlockN / kWarps;
+constexpr bool kLooksUpRows = !Keys::kOneStride && kHeadDim == kValueDim && 32 % RowsOfHeadDim::kChunks == 0 && kRowsOfWarp <= 32;
 
 // Whether tiles of keys of which none is missing are copied by constant steps.
-constexpr bool kCopiesWholeTiles = kVectorLoads && Keys::kOneStride;
+constexpr bool kCopiesWholeTiles = kVectorLoads && (Keys::kOneStride || kLooksUpRows);
 
 // What one block works on.
 struct Block {
@@ -168,39 +173,60 @@ constexpr bool kIsCrowded = kFragments * kV >= 32;
 // Whether the scores of one tile carry the copies of the next.
 constexpr bool kCarriesCopies = kStages == 1 || kHides || !kIsCrowded;
 
-// A thread's copies of whole tiles of keys or of values, in passes.
+// A thread's copies of whole tiles of keys or of values, in passes. What a pass needs to know of a tile is its cursor.
+template <class Tile, class Walker>
+struct Copies;
+
 template <class Tile>
-struct Copies {
+struct Copies<Tile, StridedKeys::Walker<Element>> {
   using Filler = TileFiller<kThreads, kBlockN, Tile>;
+  using Cursor = const Element*;  // of the next pass
   static constexpr int kPasses = Filler::kPasses;
   Filler filler;
   const Element* first;  // of the first pass in tile 0
   long long stride;
 
-  template <class Walker>
-  OMNIFLASH_DEVICE Copies(int thread, int columns, const Walker& from) : filler(thread, columns) {
-    if constexpr (kCopiesWholeTiles) {
-      stride = from.stride;
-      first = filler.first_chunk(from.vector, stride);
-    }
-  }
+  OMNIFLASH_DEVICE Copies(int thread, int columns, const StridedKeys::Walker<Element>& from)
+      : filler(thread, columns), first(filler.first_chunk(from.vector, from.stride)), stride(from.stride) {}
 
-  OMNIFLASH_DEVICE const Element* of_tile(int tile) const {
-    return first + static_cast<long long>(tile * kBlockN) * stride;
-  }
+  OMNIFLASH_DEVICE Cursor of_tile(int tile) const { return first + static_cast<long long>(tile * kBlockN) * stride; }
   // A pass, the next one after `from`.
-  OMNIFLASH_DEVICE void copy(const Tile& to, int pass, const Element*& from) const {
-    filler.copy(to, pass, from, stride);
-  }
-  OMNIFLASH_DEVICE void copy_to(unsigned first, int pass, const Element*& from, bool is_there) const {
+  OMNIFLASH_DEVICE void copy(const Tile& to, int pass, Cursor& from) const { filler.copy(to, pass, from, stride); }
+  OMNIFLASH_DEVICE void copy_to(unsigned first, int pass, Cursor& from, bool is_there) const {
     filler.copy_to(first, pass, from, stride, is_there);
+  }
+};
+
+template <class Tile>
+struct Copies<Tile, PagedKeys::Walker<Element>> {
+  using Filler = TileFiller<kThreads, kBlockN, Tile>;
+  using Cursor = long long;  // where the row of a warp's that this lane has looked up begins, in elements
+  static constexpr int kPasses = Filler::kPasses, kRowsOfPass = maximum(32 / Tile::kChunks, 1);  // of a warp
+  Filler filler;
+  PagedKeys::Walker<Element> rows;
+
+  OMNIFLASH_DEVICE Copies(int thread, int columns, const PagedKeys::Walker<Element>& rows) : filler(thread, columns), rows(rows) {}
+
+  OMNIFLASH_DEVICE Cursor of_tile(int tile) const {
+    const int mine = lane_index() % kRowsOfWarp, warp = thread_index() / 32;
+    const int row = mine / kRowsOfPass * Filler::kStep + warp * kRowsOfPass + mine % kRowsOfPass;
+    return rows.offset_of(tile * kBlockN + row);
+  }
+  OMNIFLASH_DEVICE void copy(const Tile& to, int pass, const Cursor& from) const {
+    copy_to(to.address + filler.offset, pass, from, true);
+  }
+  OMNIFLASH_DEVICE void copy_to(unsigned first, int pass, const Cursor& from, bool is_there) const {
+    const int lane = pass * kRowsOfPass + lane_index() / Tile::kChunks;
+    const unsigned low = from_lane(static_cast<unsigned>(from), lane), high = from_lane(static_cast<unsigned>(from >> 32), lane);
+    const Element* row = rows.base + (static_cast<long long>(high) << 32 | low) + filler.column;
+    filler.copy_to(first, pass, row, 0, is_there);
   }
 };
 
 struct TileCopies {
   const Block& block;
-  Copies<RowsOfHeadDim> keys;
-  Copies<RowsOfValueDim> values;
+  Copies<RowsOfHeadDim, Keys::Walker<Element>> keys;
+  Copies<RowsOfValueDim, Keys::Walker<Element>> values;
 
   OMNIFLASH_DEVICE TileCopies(const Block& block, int thread)
       : block(block),
@@ -239,12 +265,12 @@ struct TileCopies {
   OMNIFLASH_DEVICE bool is_whole(int tile) const { return kCopiesWholeTiles && num_valid(tile) >= kBlockN; }
 
   OMNIFLASH_DEVICE void copy_whole_keys(int tile, int slot) const {
-    const Element* from = keys.of_tile(tile);
+    auto from = keys.of_tile(tile);
 #pragma unroll
     for (int pass = 0; pass < keys.kPasses; ++pass) keys.copy(key_tile(slot), pass, from);
   }
   OMNIFLASH_DEVICE void copy_whole_values(int tile, int slot) const {
-    const Element* from = values.of_tile(tile);
+    auto from = values.of_tile(tile);
 #pragma unroll
     for (int pass = 0; pass < values.kPasses; ++pass) values.copy(value_tile(slot), pass, from);
   }
@@ -257,7 +283,8 @@ struct ScoreCargo {
   static constexpr int kStepsOfBurst = kStages == 2 ? 2 : 1;
 
   const TileCopies& copies;
-  mutable const Element *keys, *values;
+  mutable decltype(TileCopies::keys)::Cursor keys;
+  mutable decltype(TileCopies::values)::Cursor values;
   // Where this thread's first chunks go: opaque, so that all others lie at constants from there and none is found anew.
   unsigned to_keys, to_values;
   bool has_next;
@@ -272,7 +299,8 @@ struct ScoreCargo {
     if constexpr (kStages == 2 && kHeadDim == kValueDim) {
       to_values = to_keys + kStages * kKeyBytes;
     } else {
-      to_values = opaque(value_tile(to).address + copies.values.filler.offset);
+      const unsigned values_to = value_tile(to).address + copies.values.filler.offset;
+      to_values = kWarpsAcross == 1 ? opaque(values_to) : values_to;
     }
   }
 

@@ -163,8 +163,8 @@ impl ForwardConfig {
     /// multiprocessor of `shared_memory_limit` bytes a block has fewer warps so.
     pub fn for_causal(self, keys: usize, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
-            64 if keys <= 1024 => self.in_half_tiles(2, shared_memory_limit),
-            128 if keys <= 8192 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            64 if keys <= 2048 => self.in_half_tiles(2, shared_memory_limit),
+            128 if keys <= 1024 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
             256 if keys <= 512 && self.warps_across == 2 => Some(ForwardConfig { warps_across: 1, ..self }),
             _ => None,
         }

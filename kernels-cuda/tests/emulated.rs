@@ -95,6 +95,22 @@ fn pages_of_any_size_unequal_dimensions_and_windows() {
 }
 
 #[test]
+fn lanes_look_up_the_rows_of_whole_tiles_in_their_pages() {
+    // Two slots, of 16 rows a warp and of 32; one slot; warps side by side.
+    let tiles = [(64, 128, 4, 2), (64, 64, 2, 2), (128, 64, 2, 1), (256, 64, 4, 1)];
+    for (dim, block_m, warps, stages) in tiles {
+        let config = ForwardConfig { block_m, warps, stages, paged: true, ..config(DType::BF16, dim, dim) };
+        let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 2);
+        let base = Case::<bf16>::new(2, 90, 330, 2, 1, dim, dim).masked(Mask::Causal);
+        for page_size in [3, 16, 128] {
+            check(&module, &config, &Case { kv_form: KvForm::Paged(page_size), ..base.clone() });
+        }
+        let ragged = Case { q_form: QForm::Ragged, kv_form: KvForm::Paged(24), partitions: 2, ..base };
+        check(&module, &config, &ragged);
+    }
+}
+
+#[test]
 fn single_precision_keeps_its_accuracy_on_tensor_cores() {
     let base =
         Case { softmax_scale: -0.25, ..Case::<f32>::new(2, 70, 90, 2, 1, 64, 64).masked(Mask::Causal) };

@@ -274,14 +274,14 @@ fn few_keys_under_a_causal_mask_take_small_tiles_where_as_many_warps_fit() {
         portable_tile(&shape(16, (512, keys), (32, 32), dim, DType::BF16), capability, mask_type)
     };
     for capability in [(8, 0), (9, 0)] {
-        assert_eq!(tile_of((1024, 64), capability, "Causal"), (64, 64, 2, 2));
-        assert_eq!(tile_of((1025, 64), capability, "Causal"), (128, 64, 4, 2));
+        assert_eq!(tile_of((2048, 64), capability, "Causal"), (64, 64, 2, 2));
+        assert_eq!(tile_of((2049, 64), capability, "Causal"), (128, 64, 4, 2));
         assert_eq!(tile_of((1024, 64), capability, "NoMask"), (128, 64, 4, 2));
         assert_eq!(tile_of((1024, 80), capability, "Causal"), (128, 64, 4, 2));
     }
     assert_eq!(tile_of((1024, 64), (8, 9), "Causal"), (128, 64, 4, 2));
-    assert_eq!(tile_of((8192, 128), (9, 0), "Causal"), (64, 64, 2, 1));
-    assert_eq!(tile_of((8193, 128), (9, 0), "Causal"), (128, 64, 4, 2));
+    assert_eq!(tile_of((1024, 128), (9, 0), "Causal"), (64, 64, 2, 1));
+    assert_eq!(tile_of((1025, 128), (9, 0), "Causal"), (128, 64, 4, 2));
     assert_eq!(tile_of((4096, 96), (9, 0), "Causal"), (128, 64, 4, 2));
 }
 
@@ -504,7 +504,7 @@ fn kernel_ids_name_everything_chosen() {
     assert_eq!(id(&choice), "fwd-sm_90a-bf16-d128-m128n128q2-tma-and(chunked,causal)-then(softcap,tilt)");
     let flash2 = AttentionConfig { algorithm: Algorithm::Flash2, ..AttentionConfig::default() };
     let choice = choose_with(&shape, &facts, flash2, "And<Chunked, Causal>").unwrap();
-    assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m64n64w2s1-strided-and(chunked,causal)-then(softcap,tilt)");
+    assert_eq!(id(&choice), "fwd-sm_90-bf16-d128-m128n64w4s2-strided-and(chunked,causal)-then(softcap,tilt)");
 }
 
 #[test]

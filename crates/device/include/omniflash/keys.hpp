@@ -89,11 +89,12 @@ struct PagedKeys {
     long long page_stride, stride;
     int j;
     OMNIFLASH_DEVICE void advance(int keys) { j += keys; }
-    OMNIFLASH_DEVICE const Element* at(bool valid) const {
-      if (!valid) return base;
+    OMNIFLASH_DEVICE const Element* at(bool valid) const { return valid ? base + offset_of(j) : base; }
+    // Of a key that exists, from base.
+    OMNIFLASH_DEVICE long long offset_of(int j) const {
       const int index = quotient(j, keys.by_page_size);
       const long long page = keys.table[index * keys.table_stride];
-      return base + (page * page_stride + (j - index * keys.page_size) * stride);
+      return page * page_stride + (j - index * keys.page_size) * stride;
     }
   };
   template <class Element>
