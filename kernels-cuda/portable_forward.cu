@@ -75,9 +75,12 @@ constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>
 constexpr bool kAsksForOwnRows = kWarps / kWarpsAcross > 2 && !status_reads<MaskType>;
 
 // Whether the lanes of a warp find its rows of a tile in their pages, each one row, and tell each other: neighbouring lanes copy
-// one row, and would else all look it up.
+// one row, and would else all look it up. A warp has whole rows of every step.
 constexpr int kRowsOfWarp = kBlockN / kWarps;
-constexpr bool kLooksUpRows = !Keys::kOneStride && kHeadDim == kValueDim && 32 % RowsOfHeadDim::kChunks == 0 && kRowsOfWarp <= 32;
+template <class Tile>
+constexpr bool kHasWholeSteps = kBlockN % TileFiller<kThreads, kBlockN, Tile>::kStep == 0;
+constexpr bool kLooksUpRows =
+    !Keys::kOneStride && kRowsOfWarp <= 32 && kHasWholeSteps<RowsOfHeadDim> && kHasWholeSteps<RowsOfValueDim>;
 
 // Whether tiles of keys of which none is missing are copied by constant steps.
 constexpr bool kCopiesWholeTiles = kVectorLoads && (Keys::kOneStride || kLooksUpRows);
@@ -201,7 +204,7 @@ template <class Tile>
 struct Copies<Tile, PagedKeys::Walker<Element>> {
   using Filler = TileFiller<kThreads, kBlockN, Tile>;
   using Cursor = long long;  // where the row of a warp's that this lane has looked up begins, in elements
-  static constexpr int kPasses = Filler::kPasses, kRowsOfPass = maximum(32 / Tile::kChunks, 1);  // of a warp
+  static constexpr int kPasses = Filler::kPasses, kRowsOfStep = 32 / Filler::kBand;  // of a warp
   Filler filler;
   PagedKeys::Walker<Element> rows;
 
@@ -209,14 +212,14 @@ struct Copies<Tile, PagedKeys::Walker<Element>> {
 
   OMNIFLASH_DEVICE Cursor of_tile(int tile) const {
     const int mine = lane_index() % kRowsOfWarp, warp = thread_index() / 32;
-    const int row = mine / kRowsOfPass * Filler::kStep + warp * kRowsOfPass + mine % kRowsOfPass;
+    const int row = mine / kRowsOfStep * Filler::kStep + warp * kRowsOfStep + mine % kRowsOfStep;
     return rows.offset_of(tile * kBlockN + row);
   }
   OMNIFLASH_DEVICE void copy(const Tile& to, int pass, const Cursor& from) const {
     copy_to(to.address + filler.offset, pass, from, true);
   }
   OMNIFLASH_DEVICE void copy_to(unsigned first, int pass, const Cursor& from, bool is_there) const {
-    const int lane = pass * kRowsOfPass + lane_index() / Tile::kChunks;
+    const int lane = pass / Filler::kBands * kRowsOfStep + lane_index() / Filler::kBand;
     const unsigned low = from_lane(static_cast<unsigned>(from), lane), high = from_lane(static_cast<unsigned>(from >> 32), lane);
     const Element* row = rows.base + (static_cast<long long>(high) << 32 | low) + filler.column;
     filler.copy_to(first, pass, row, 0, is_there);

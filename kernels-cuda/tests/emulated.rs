@@ -96,12 +96,22 @@ fn pages_of_any_size_unequal_dimensions_and_windows() {
 
 #[test]
 fn lanes_look_up_the_rows_of_whole_tiles_in_their_pages() {
-    // Two slots, of 16 rows a warp and of 32; one slot; warps side by side.
-    let tiles = [(64, 128, 4, 2), (64, 64, 2, 2), (128, 64, 2, 1), (256, 64, 4, 1)];
-    for (dim, block_m, warps, stages) in tiles {
-        let config = ForwardConfig { block_m, warps, stages, paged: true, ..config(DType::BF16, dim, dim) };
+    // Two slots, of 16 rows a warp and of 32; one slot; warps side by side; rows of three bands; dimensions that differ; and
+    // tiles whose rows are fewer than a step copies, which are looked up one by one.
+    let tiles = [
+        (64, 64, 128, 64, 4, 2),
+        (64, 64, 64, 64, 2, 2),
+        (128, 128, 64, 64, 2, 1),
+        (256, 256, 64, 64, 4, 1),
+        (96, 96, 128, 64, 4, 2),
+        (192, 80, 64, 64, 4, 1),
+        (80, 80, 64, 32, 4, 1),
+    ];
+    for (head_dim, value_dim, block_m, block_n, warps, stages) in tiles {
+        let base = config(DType::BF16, head_dim, value_dim);
+        let config = ForwardConfig { block_m, block_n, warps, stages, paged: true, ..base };
         let module = forward(&config, &Mask::Causal, &ScoreMod::Identity, 2);
-        let base = Case::<bf16>::new(2, 90, 330, 2, 1, dim, dim).masked(Mask::Causal);
+        let base = Case::<bf16>::new(2, 90, 330, 2, 1, head_dim, value_dim).masked(Mask::Causal);
         for page_size in [3, 16, 128] {
             check(&module, &config, &Case { kv_form: KvForm::Paged(page_size), ..base.clone() });
         }
