@@ -305,7 +305,7 @@ pub(crate) struct SingleCaseArguments {
 fn form(text: &str) -> Result<Form, String> {
     Form::parse(text).ok_or_else(|| {
         "expected full, causal, window1024, chunked1024, prefix1024, document1024, densecausal, closurecausal, softcap, \
-         alibicausal, bias, page16, page16_mixed or ragged"
+         alibicausal, bias, page16, page16_mixed, page16_causal or ragged"
             .into()
     })
 }

@@ -90,7 +90,7 @@ pub(super) fn grid(group: Group, backend: &dyn Backend, quick: bool) -> Vec<Benc
             let batch = if is_cpu { 4 } else { 64 };
             cases.extend(decode(&[(batch, 4096, 32, 8, 128)], Form::PagedMixed(64)));
             if !is_cpu && !quick {
-                cases.extend(GPU_PAGED_PREFILL.map(|(shape, page_size)| case(shape, Form::Paged(page_size))));
+                cases.extend(GPU_PAGED_PREFILL.map(|(shape, form)| case(shape, form)));
             }
             cases
         }
@@ -139,9 +139,16 @@ const CPU_DECODE: [Shape; 2] = [(1, 4096, 32, 8, 128), (1, 32768, 32, 8, 128)];
 const GPU_PREFILL_QUICK: [Shape; 4] =
     [(8, 2048, 32, 32, 64), (8, 2048, 16, 16, 128), (1, 16384, 16, 16, 128), (4, 4096, 32, 8, 128)];
 
-/// With the keys of a page.
-const GPU_PAGED_PREFILL: [(Shape, usize); 3] =
-    [((4, 4096, 32, 8, 128), 16), ((4, 4096, 32, 8, 128), 128), ((4, 4096, 32, 32, 64), 16)];
+const GPU_PAGED_PREFILL: [(Shape, Form); 8] = [
+    ((4, 4096, 32, 8, 128), Form::Paged(16)),
+    ((4, 4096, 32, 8, 128), Form::Paged(128)),
+    ((4, 4096, 32, 32, 64), Form::Paged(16)),
+    ((4, 4096, 32, 8, 128), Form::PagedCausal(16)),
+    ((4, 4096, 32, 8, 128), Form::PagedCausal(64)),
+    ((16, 1024, 32, 8, 128), Form::PagedCausal(16)),
+    ((4, 4096, 32, 32, 64), Form::PagedCausal(16)),
+    ((4, 4096, 8, 8, 256), Form::PagedCausal(16)),
+];
 
 const GPU_DECODE: [Shape; 9] = [
     (1, 4096, 32, 8, 128),

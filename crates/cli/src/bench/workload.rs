@@ -43,6 +43,8 @@ pub(crate) enum Form {
     Paged(usize),
     /// The same of sequences of different lengths.
     PagedMixed(usize),
+    /// Causal, from pages of this many keys, shuffled.
+    PagedCausal(usize),
     /// Causal, sequences of different lengths end to end.
     Ragged,
 }
@@ -68,8 +70,9 @@ impl Form {
     /// What [`BenchCase::name`] has behind the sizes; `ragged` for batches whose names begin with `var_` instead.
     pub(crate) fn parse(text: &str) -> Option<Form> {
         let number = |prefix: &str| text.strip_prefix(prefix)?.parse().ok().filter(|&number| number > 0);
-        let mixed =
-            || text.strip_suffix("_mixed")?.strip_prefix("page")?.parse().ok().filter(|&size| size > 0);
+        let pages = |suffix: &str| {
+            text.strip_suffix(suffix)?.strip_prefix("page")?.parse().ok().filter(|&size| size > 0)
+        };
         Some(match text {
             "full" => Form::Full,
             "causal" => Form::Causal,
@@ -85,7 +88,8 @@ impl Form {
                 .or_else(|| number("prefix").map(Form::PrefixLm))
                 .or_else(|| number("document").map(Form::Document))
                 .or_else(|| number("page").map(Form::Paged))
-                .or_else(|| mixed().map(Form::PagedMixed))?,
+                .or_else(|| pages("_mixed").map(Form::PagedMixed))
+                .or_else(|| pages("_causal").map(Form::PagedCausal))?,
         })
     }
 
@@ -104,6 +108,7 @@ impl Form {
             Form::Bias => "bias".into(),
             Form::Paged(page_size) => format!("page{page_size}"),
             Form::PagedMixed(page_size) => format!("page{page_size}_mixed"),
+            Form::PagedCausal(page_size) => format!("page{page_size}_causal"),
             Form::Ragged => "causal".into(),
         }
     }
@@ -130,9 +135,11 @@ impl BenchCase {
         let scores = match self.form {
             Form::Full | Form::Softcap | Form::Bias | Form::Paged(_) => self.batch as f64 * rows * keys,
             Form::PagedMixed(_) => self.lengths().iter().map(|&keys| keys as f64).sum(),
-            Form::Causal | Form::DenseCausal | Form::ClosureCausal | Form::AlibiCausal => {
-                0.5 * self.batch as f64 * rows * keys
-            }
+            Form::Causal
+            | Form::DenseCausal
+            | Form::ClosureCausal
+            | Form::AlibiCausal
+            | Form::PagedCausal(_) => 0.5 * self.batch as f64 * rows * keys,
             Form::Ragged => self.lengths().iter().map(|&length| 0.5 * (length * length) as f64).sum(),
             Form::Window(_) | Form::ChunkedCausal(_) | Form::PrefixLm(_) | Form::Document(_) => {
                 self.batch as f64 * (0..self.seqlen_q).map(|row| self.visible_keys(row) as f64).sum::<f64>()
@@ -204,7 +211,7 @@ impl Workload {
                 let total = lengths.iter().sum();
                 (vec![total, heads, dim], vec![total, kv_heads, dim])
             }
-            Form::Paged(page_size) | Form::PagedMixed(page_size) => {
+            Form::Paged(page_size) | Form::PagedMixed(page_size) | Form::PagedCausal(page_size) => {
                 let pages = case.batch * case.seqlen_k.div_ceil(page_size);
                 (vec![case.batch, case.seqlen_q, heads, dim], vec![pages, page_size, kv_heads, dim])
             }
@@ -224,7 +231,7 @@ impl Workload {
             seqlen_k: case.seqlen_k,
         };
         match case.form {
-            Form::Paged(_) | Form::PagedMixed(_) => {
+            Form::Paged(_) | Form::PagedMixed(_) | Form::PagedCausal(_) => {
                 let table = shuffled(kv_shape[0]);
                 let shape = [case.batch, kv_shape[0] / case.batch];
                 workload.pages = Some(Tensor::from_slice(backend, &table, &shape, stream)?);
@@ -271,7 +278,7 @@ impl Workload {
         let extra = || self.extra.as_ref().expect("made with the workload for the forms that read it").view();
         let mask = match self.form {
             Form::Full | Form::Softcap | Form::Bias | Form::Paged(_) | Form::PagedMixed(_) => Mask::None,
-            Form::Causal | Form::AlibiCausal | Form::Ragged => Mask::Causal,
+            Form::Causal | Form::AlibiCausal | Form::PagedCausal(_) | Form::Ragged => Mask::Causal,
             Form::Window(window) => Mask::SlidingWindow { left: window - 1, right: 0 },
             Form::ChunkedCausal(size) => Mask::ChunkedCausal { size },
             Form::PrefixLm(_) => Mask::PrefixLm { prefix_len: extra() },
@@ -350,7 +357,7 @@ mod tests {
 
     #[test]
     fn forms_are_read_as_they_are_written() {
-        let paged = [Form::Paged(16), Form::PagedMixed(64)];
+        let paged = [Form::Paged(16), Form::PagedMixed(64), Form::PagedCausal(16)];
         for form in Form::masks(8192).into_iter().chain(paged) {
             assert_eq!(Form::parse(&form.suffix()), Some(form));
         }
