@@ -26,7 +26,7 @@
 // few slots, warpgroups take turns at issuing. Without a mask, two warpgroups take tiles of 128 keys in halves: S of the half
 // after and O of the half before are computed while S of one becomes P.
 //
-// The instance chooses Element, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers, kQueryTiles, kSlots and
+// The instance chooses Element, Keys, MaskType, ScoreModType, kHeadDim, kValueDim, kBlockN, kConsumers, kQueryTiles, kSlots and
 // kOutputColumns.
 
 #include "sm90/epilogue.hpp"
@@ -445,7 +445,7 @@ OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, 1) OMNIFLASH_CLUSTER(omniflash::i
   if (group == 0) {
     give_registers_back<kProducerRegisters>();
     const int warp = uniform(thread_index() / 32);
-    if (warp == 0 && lane_index() == 0) Producer{parameters, hopper, shared}.run();
+    if (warp == 0 && lane_index() < kProducerLanes) Producer{parameters, hopper, shared}.run();
     if (warp == 1) Scheduler{parameters, functors, hopper, shared}.run();
   } else {
     take_registers<kConsumerRegisters>();

@@ -50,9 +50,10 @@ constexpr bool kKeepsQueries = sizeof(Element) == 2 && kFragments * (kHeadDim / 
 // Whether any key before a sequence's end can be hidden.
 constexpr bool kHides = !hides_nothing<MaskType> || hides_by_score<ScoreModType>;
 
-// Whether a warp asks what the mask does to its own rows of a tile: where it has half of the block's or all, that takes more
-// than it saves.
-constexpr bool kAsksForOwnRows = kWarps / kWarpsAcross > 2 && !status_reads<MaskType>;
+// Whether a warp asks what the mask does to its own rows of a tile: where it has all of the block's, that takes more than it saves,
+// and where it has half, unless rows see keys between two borders.
+constexpr bool kHasHalfOfRows = kWarps / kWarpsAcross == 2 && kWarpsAcross == 2;
+constexpr bool kAsksForOwnRows = (kWarps / kWarpsAcross > 2 || (kHasHalfOfRows && !sees_every_tile<MaskType>)) && !status_reads<MaskType>;
 
 // Whether the lanes of a warp find its rows of a tile in their pages, each one row, and tell each other: neighbouring lanes copy
 // one row, and would else all look it up. A warp has whole rows of every step.

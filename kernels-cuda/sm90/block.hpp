@@ -18,6 +18,8 @@ namespace omniflash {
 using namespace instance;
 
 constexpr int kMessages = 4;
+// Lanes of the producer's warp that copy: keys in pages come by the lanes of a warp.
+constexpr int kProducerLanes = Keys::kOneStride ? 1 : 32;
 constexpr int kBlockM = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
 static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "a step of a product is 16 deep");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
@@ -58,7 +60,7 @@ constexpr bool kChangesPlaces = kHides && kSlots > 2 && !kHasOutputTile;
 // The two blocks of a pair take neighbouring tiles of rows of one sequence and key head, and see the same keys: each copies half of
 // every tile of keys and values into the shared memory of both.
 constexpr bool kHasPairs = kClusterBlocks == 2;
-static_assert(kClusterBlocks == 1 || (kHasPairs && hides_nothing<MaskType>), "both blocks of a pair walk through the same tiles");
+static_assert(kClusterBlocks == 1 || (kHasPairs && hides_nothing<MaskType> && Keys::kOneStride), "both blocks of a pair walk through the same tiles");
 
 // So many tiles of keys before the end of its rows a block takes the next ones: late enough that nobody else could begin
 // them sooner, early enough that their keys arrive in time.
@@ -89,14 +91,16 @@ using Output = float[kValueDim / 2];
 
 // What the launch adds to the parameters that all kernels have.
 struct HopperParameters {
-  TensorMap k, v, q, out;  // (column, head of the tile, row, shift, head tile), see HopperBlock::rows_at
+  TensorMap k, v, q, out;  // (column, head of the tile or page, row, shift, head tile), see RowsOfSequence and KeySource
   unsigned* counter;       // 0 before the launch, and after it
   unsigned num_tiles;      // tiles of rows
   unsigned q_batch_rows, k_batch_rows, v_batch_rows, out_batch_rows;  // rows between sequences
+  unsigned box_rows;       // of k and v in pages
 };
 static_assert(sizeof(HopperParameters) == kParameterBytes);
 OMNIFLASH_CHECK_OFFSET(HopperParameters, counter, kCounterOffset);
 OMNIFLASH_CHECK_OFFSET(HopperParameters, q_batch_rows, kBatchRowsOffset);
+OMNIFLASH_CHECK_OFFSET(HopperParameters, box_rows, kBoxRowsOffset);
 
 constexpr unsigned kKeyOffset = kQueryTiles * QueryTile::kBytes;
 constexpr unsigned kValueOffset = kKeyOffset + kSlots * KeyTile::kBytes;
@@ -107,6 +111,21 @@ constexpr int kPairBarriers = kHasPairs ? 2 * kSlots : 0;
 constexpr unsigned kMessageOffset = (kBarrierOffset + 8 * (kBarriers + kPairBarriers) + 15) / 16 * 16;
 constexpr unsigned kMessageBytes = 48 + 16 * kConsumers;
 static_assert(kSwizzleBytes + kMessageOffset + kMessages * kMessageBytes <= kSharedBytes);
+
+// A position in a ring of slots, with the parity of the pass: the parity to wait for on a barrier that says a slot is
+// full, and its complement on one that says it is empty.
+template <int kSlots>
+struct RingPosition {
+  int slot = 0;
+  unsigned parity = 0;
+
+  OMNIFLASH_DEVICE void advance() {
+    if (kSlots == 1 || ++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
 
 // Everything in shared memory, by its address. A slot is full when its copies have landed, empty when all warps have left it.
 struct SharedMemory {
@@ -149,7 +168,7 @@ struct SharedMemory {
     for (int i = 0; i < kQueryTiles; ++i) mbarrier_init(query_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(key_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(value_empty(i), kConsumerWarps);
-    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), 32 * kConsumerWarps + 1);
+    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), 32 * kConsumerWarps + kProducerLanes);
     mbarrier_init_fence();
   }
 };

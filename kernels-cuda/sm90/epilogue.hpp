@@ -40,7 +40,7 @@ OMNIFLASH_DEVICE void write_rows_by_definition(const WarpRows& at_rows, const fl
   const AttentionParameters& parameters = at_rows.parameters;
   const int lane = lane_index(), kv_len = at_rows.sequence.kv_len;
   const int head_dim = parameters.head_dim, value_dim = parameters.value_dim;
-  const StridedKeys keys(parameters, at_rows.sequence, quotient(at_rows.rows.first_head, parameters.by_group_size));
+  const Keys keys(parameters, at_rows.sequence, quotient(at_rows.rows.first_head, parameters.by_group_size));
 #pragma unroll 1
   for (int i = 0; i < 16 && at_rows.first_row + i < at_rows.rows.num_rows; ++i) {
     const float row_offset = shuffle(i < 8 ? offset[0] : offset[1], i % 8 * 4);
@@ -106,7 +106,7 @@ OMNIFLASH_DEVICE void send_output(const WarpRows& rows, const HopperParameters& 
   for (int column = 0; column < kValueDim; column += kPassColumns) {
     if (kHasOutputTile) {
       if (lane == 0) wait_stores_read();
-      __syncwarp();
+      warp_barrier();
     }
 #pragma unroll
     for (int step = 0; step < kPassColumns / 16; ++step) {
@@ -115,7 +115,7 @@ OMNIFLASH_DEVICE void send_output(const WarpRows& rows, const HopperParameters& 
       store_matrices(OutputTile::further(to, 2 * step), {words[word], words[word + 1], words[word + 2], words[word + 3]});
     }
     fence_async_proxy();
-    __syncwarp();
+    warp_barrier();
     if (lane == 0) {
       const RowsOfSequence place = query_rows(rows.parameters, rows.sequence, hopper.out_batch_rows);
       const int first = place.row(rows.rows.query(rows.first_row)), head_tile = quotient(rows.rows.first_head, rows.rows.by_heads);

@@ -45,19 +45,4 @@ OMNIFLASH_DEVICE void mbarrier_wait(unsigned barrier, unsigned parity) {
       : "memory");
 }
 
-// A position in a ring of slots, with the parity of the pass: the parity to wait for on a barrier that says a slot is
-// full, and its complement on one that says it is empty.
-template <int kSlots>
-struct RingPosition {
-  int slot = 0;
-  unsigned parity = 0;
-
-  OMNIFLASH_DEVICE void advance() {
-    if (kSlots == 1 || ++slot == kSlots) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 }  // namespace omniflash

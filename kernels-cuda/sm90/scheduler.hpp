@@ -6,7 +6,8 @@
 namespace omniflash {
 
 // The tiles of a ragged batch, whose sequences differ in length: those of long sequences first, and of one sequence after
-// the other. Each block walks once through the sequences, 32 at a time, as its numbers grow.
+// the other; not those of sequences that are left to another kernel. Each block walks once through the sequences, 32 at a time,
+// as its numbers grow.
 struct RaggedTiles {
   const AttentionParameters& parameters;
   int most, least;     // rows of the sequences that have their turn: least + 1 .. most
@@ -26,7 +27,7 @@ struct RaggedTiles {
         const unsigned batch = first + lane_index();
         int rows = 0;
         if (batch < parameters.batch) rows = Sequence(parameters, batch).q_len;
-        if (rows <= least || rows > most) rows = 0;
+        if (rows <= least || rows > most || rows < static_cast<int>(parameters.least_q_len)) rows = 0;
         const unsigned row_tiles = ceil_divide(rows * static_cast<int>(parameters.heads_per_tile), kBlockM);
         unsigned end = row_tiles * head_tiles;
 #pragma unroll

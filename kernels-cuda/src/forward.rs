@@ -173,7 +173,8 @@ impl ForwardConfig {
     /// The same under a sliding window, which has a border on either side. `None` as for [`Self::for_causal`].
     pub fn for_window(self, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
-            64 | 96 | 128 if !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            64 if !self.paged => self.in_half_tiles(2, shared_memory_limit),
+            96 | 128 if !self.paged => self.in_half_tiles(1, shared_memory_limit),
             _ => None,
         }
     }

@@ -31,6 +31,9 @@ const SHARED_MEMORY_BYTES: usize = 227 << 10;
 /// Room to begin at a whole pattern of the swizzle, barriers and messages.
 const REST_BYTES: usize = 1024 + 1024;
 
+/// Rows after which the pattern of the swizzle begins again.
+const PATTERN_ROWS: usize = 8;
+
 /// A map of a tensor as the driver writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -61,8 +64,10 @@ pub struct HopperParameters {
     pub v_batch_rows: u32,
     /// The same of the output.
     pub out_batch_rows: u32,
+    /// Rows of a box of keys or values in pages, see [`HopperConfig::box_rows`]; 0 for other caches.
+    pub box_rows: u32,
     /// Zero.
-    pub reserved: [u32; 9],
+    pub reserved: [u32; 8],
 }
 
 /// The choices that make one instance of `hopper_forward.cu`, beside mask and score modification.
@@ -82,6 +87,8 @@ pub struct HopperConfig {
     pub query_tiles: usize,
     /// Blocks of a cluster: 1, or 2 that copy keys and values for each other, where a mask shows both the same.
     pub cluster: usize,
+    /// Whether keys and values lie in pages.
+    pub paged: bool,
 }
 
 impl HopperConfig {
@@ -136,6 +143,17 @@ impl HopperConfig {
     /// Registers of a thread that hold scores, weights and outputs.
     fn accumulators(&self) -> usize {
         self.block_n / 2 + self.block_n / 4 + self.value_dim / 2
+    }
+
+    /// Rows that a copy brings from pages of so many keys: those of a tile that lie in one page, whatever the tile. `None` for
+    /// pages whose rows do not fill whole patterns of the swizzle.
+    pub fn box_rows(&self, page_size: usize) -> Option<usize> {
+        Self::has_page_boxes(page_size).then(|| gcd(page_size, self.block_n))
+    }
+
+    /// Whether copies bring keys from pages of so many.
+    pub fn has_page_boxes(page_size: usize) -> bool {
+        page_size > 0 && page_size.is_multiple_of(PATTERN_ROWS)
     }
 
     /// Warpgroups that compute.
@@ -203,6 +221,7 @@ impl HopperConfig {
         TranslationUnit::new(HOPPER_FORWARD, LIBRARY, "omniflash_forward")
             .with_functors(functors)
             .with_type("Element", element_type(self.dtype))
+            .with_type("Keys", if self.paged { "PagedKeys" } else { "StridedKeys" })
             .with_constant("kHeadDim", self.head_dim as i64)
             .with_constant("kValueDim", self.value_dim as i64)
             .with_constant("kBlockN", self.block_n as i64)
@@ -214,6 +233,7 @@ impl HopperConfig {
             .with_constant("kParameterBytes", size_of::<HopperParameters>() as i64)
             .with_constant("kCounterOffset", std::mem::offset_of!(HopperParameters, counter) as i64)
             .with_constant("kBatchRowsOffset", std::mem::offset_of!(HopperParameters, q_batch_rows) as i64)
+            .with_constant("kBoxRowsOffset", std::mem::offset_of!(HopperParameters, box_rows) as i64)
             .with_constant("kSharedBytes", self.shared_memory_bytes() as i64)
     }
 }
@@ -228,8 +248,16 @@ impl fmt::Display for HopperConfig {
         if self.cluster > 1 {
             write!(f, "-pair")?;
         }
-        write!(f, "-tma")
+        write!(f, "-tma")?;
+        if self.paged {
+            write!(f, "-paged")?;
+        }
+        Ok(())
     }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
@@ -240,7 +268,7 @@ mod tests {
     fn the_parameters_have_no_padding_and_lie_as_the_kernel_asserts() {
         let map = size_of::<TensorMap>();
         assert_eq!((map, align_of::<TensorMap>()), (128, 64));
-        assert_eq!(size_of::<HopperParameters>(), 4 * map + 8 + 5 * 4 + 9 * 4);
+        assert_eq!(size_of::<HopperParameters>(), 4 * map + 8 + 6 * 4 + 8 * 4);
         assert_eq!(std::mem::offset_of!(HopperParameters, v), map);
         assert_eq!(std::mem::offset_of!(HopperParameters, out), 3 * map);
         assert_eq!(std::mem::offset_of!(HopperParameters, num_tiles), 4 * map + 8);
@@ -260,6 +288,7 @@ mod tests {
             block_n: 128,
             query_tiles: 2,
             cluster: 1,
+            paged: false,
         };
         let limit = 227 << 10;
         config.check(limit).unwrap();

@@ -53,6 +53,7 @@ pub const LIBRARY: &[SourceFile] = &[
     source_file!("decode/slices.hpp"),
     source_file!("sm90/block.hpp"),
     source_file!("sm90/cluster.hpp"),
+    source_file!("sm90/copies.hpp"),
     source_file!("sm90/epilogue.hpp"),
     source_file!("sm90/mbarrier.hpp"),
     source_file!("sm90/messages.hpp"),

@@ -87,12 +87,18 @@ struct HopperEntry {
     /// Blocks of a cluster.
     #[serde(default = "single")]
     clusters: Vec<usize>,
+    #[serde(default = "strided")]
+    paged: Vec<bool>,
     #[serde(default)]
     accepted_spill_bytes: u32,
 }
 
 fn single() -> Vec<usize> {
     vec![1]
+}
+
+fn strided() -> Vec<bool> {
+    vec![false]
 }
 
 fn enabled() -> bool {
@@ -366,8 +372,8 @@ impl HopperEntry {
             for (&(block_m, block_n, query_tiles), &cluster) in
                 self.tiles.iter().flat_map(|tile| self.clusters.iter().map(move |cluster| (tile, cluster)))
             {
-                for (dtype, mask, score_mod, _) in
-                    product(&self.dtypes, &self.masks, &self.score_mods, &[false])
+                for (dtype, mask, score_mod, paged) in
+                    product(&self.dtypes, &self.masks, &self.score_mods, &self.paged)
                 {
                     let config = HopperConfig {
                         dtype: dtype.parse()?,
@@ -377,6 +383,7 @@ impl HopperEntry {
                         block_n,
                         query_tiles,
                         cluster,
+                        paged,
                     };
                     config.check(architecture.shared_memory)?;
                     instances.push(Instance {

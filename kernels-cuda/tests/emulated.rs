@@ -219,6 +219,13 @@ fn warps_side_by_side_agree_on_their_rows() {
     );
     check(&module, &config, &Case { seqlen_q: 5, seqlen_k: 300, partitions: 3, bad_values: true, ..base });
 
+    // Under a window the two of some rows pass over a tile that the other rows of the block see.
+    let window = Mask::SlidingWindow { left: 40, right: 0 };
+    let module = forward(&config, &window, &ScoreMod::Identity, 4);
+    let base = Case::<bf16>::new(2, 150, 230, 4, 2, 256, 256).masked(window);
+    check(&module, &config, &Case { sinks: true, ..base.clone() });
+    check(&module, &config, &Case { partitions: 2, bad_values: true, ..base });
+
     // Sixteen keys a warp of 32, which masks answer for together; columns that end within a warp's half.
     let mask = Mask::from_fn(|b, h, q, k| (q + 3 * k + (b + h) as i64) % 7 != 0);
     let narrow = ForwardConfig { block_m: 32, block_n: 32, warps: 2, paged: true, ..config };

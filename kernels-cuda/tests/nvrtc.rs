@@ -121,6 +121,7 @@ fn every_kernel_compiles_at_run_time_without_headers() {
         block_n: 128,
         query_tiles: 2,
         cluster: 1,
+        paged: false,
     };
     for mask in &masks {
         let functors = FunctorSpec::new(mask, &ScoreMod::Identity, 4, "test").unwrap();
@@ -128,9 +129,11 @@ fn every_kernel_compiles_at_run_time_without_headers() {
         let (cubin, elapsed) = nvrtc.compile(&unit, "sm_90").unwrap();
         println!("{mask}: {} bytes in {elapsed:?}", cubin.len());
         assert!(cubin.starts_with(b"\x7fELF"));
-        let (cubin, elapsed) = nvrtc.compile(&hopper.translation_unit(&functors), HOPPER_ARCH).unwrap();
-        println!("{mask} for {HOPPER_ARCH}: {} bytes in {elapsed:?}", cubin.len());
-        assert!(cubin.starts_with(b"\x7fELF"));
+        for hopper in [hopper, HopperConfig { paged: true, ..hopper }] {
+            let (cubin, elapsed) = nvrtc.compile(&hopper.translation_unit(&functors), HOPPER_ARCH).unwrap();
+            println!("{mask} for {HOPPER_ARCH}: {} bytes in {elapsed:?}", cubin.len());
+            assert!(cubin.starts_with(b"\x7fELF"));
+        }
     }
     let functors = FunctorSpec::new(&Mask::None, &ScoreMod::Identity, 4, "test").unwrap();
     let naive = NaiveConfig { dtype: DType::F16, paged: true };

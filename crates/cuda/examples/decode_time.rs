@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 use half::bf16;
 use omniflash_core::{
-    AttentionOptions, AttentionProblem, Backend, DType, KvCache, Layout, Mask, Query, Result, Stream, Tensor,
-    TensorRef,
+    Algorithm, AttentionConfig, AttentionOptions, AttentionProblem, Backend, DType, KvCache, Layout, Mask,
+    Query, Result, Stream, Tensor, TensorRef,
 };
 use omniflash_cuda::CudaBackend;
 use rand::seq::SliceRandom;
@@ -104,24 +104,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Milliseconds of one call over sequences of both kinds, and of a call each.
+/// Milliseconds of one call over sequences of both kinds, and of a call each, by the family chosen and by each of the others.
 fn mixed(backend: &CudaBackend, pools: &[Tensor; 2], flush: &Enqueue) -> Result<()> {
     let decodes = vec![(1, 4096); 230];
     let prefills = vec![(512, 512); 40];
     let both: Vec<_> = decodes.iter().chain(&prefills).copied().collect();
-    let [decode, prefill, both] =
-        [&decodes, &prefills, &both].map(|sequences| time_ragged(backend, sequences, pools, flush));
-    let (decode, prefill, both) = (decode?, prefill?, both?);
-    println!(
-        "{{\"system\":\"omniflash-cuda\",\"case\":\"mixed_230x1_4096_40x512_H32_8_D128_P16\",\
-         \"dtype\":\"bfloat16\",\"ms\":{:.5},\"decodes_ms\":{:.5},\"prefills_ms\":{:.5},\"apart_over_together\":{:.3},\
-         \"plan\":\"{}\"}}",
-        both.0,
-        decode.0,
-        prefill.0,
-        (decode.0 + prefill.0) / both.0,
-        both.1
-    );
+    for algorithm in [Algorithm::Auto, Algorithm::Flash2, Algorithm::Flash3] {
+        let time = |sequences: &[(usize, usize)]| time_ragged(backend, sequences, algorithm, pools, flush);
+        let ((decode, _), (prefill, _), (both, plan)) = (time(&decodes)?, time(&prefills)?, time(&both)?);
+        println!(
+            "{{\"system\":\"omniflash-cuda\",\"case\":\"mixed_230x1_4096_40x512_H32_8_D128_P16\",\
+             \"dtype\":\"bfloat16\",\"algorithm\":\"{algorithm}\",\"ms\":{both:.5},\"decodes_ms\":{decode:.5},\
+             \"prefills_ms\":{prefill:.5},\"apart_over_together\":{:.3},\"plan\":\"{plan}\"}}",
+            (decode + prefill) / both,
+        );
+    }
     Ok(())
 }
 
@@ -129,6 +126,7 @@ fn mixed(backend: &CudaBackend, pools: &[Tensor; 2], flush: &Enqueue) -> Result<
 fn time_ragged(
     backend: &CudaBackend,
     sequences: &[(usize, usize)],
+    algorithm: Algorithm,
     pools: &[Tensor; 2],
     flush: &Enqueue,
 ) -> Result<(f32, String)> {
@@ -171,7 +169,8 @@ fn time_ragged(
         lengths: lengths.view(),
         max_seqlen: Some(longest),
     };
-    let options = AttentionOptions::new().mask(Mask::Causal);
+    let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+    let options = AttentionOptions::new().mask(Mask::Causal).config(config);
     let query = Query::Ragged { q: q.view(), cu_seqlens: offsets.view(), max_seqlen: Some(longest_q) };
     let problem = AttentionProblem::new(query, kv, out.view_mut(), None, &options)?;
     let ([ms, _], plan) = replay(backend, &problem, &stream, flush)?;

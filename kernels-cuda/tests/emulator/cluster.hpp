@@ -17,12 +17,10 @@ inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_arrive_relaxed() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
 
-// The block stands above the address in it.
-constexpr int kBlockShift = 20;
-inline unsigned cluster_address(unsigned address, int block) { return address | block << kBlockShift; }
+inline unsigned cluster_address(unsigned address, int block) { return address | block << emulator::kBlockShift; }
 
 inline void store_cluster(unsigned to, const unsigned* words, unsigned bytes) {
-  __builtin_memcpy(emulator::shared_bytes_of(to >> kBlockShift, to & ((1u << kBlockShift) - 1), bytes), words, bytes);
+  __builtin_memcpy(emulator::shared_bytes_of(to >> emulator::kBlockShift, to & ((1u << emulator::kBlockShift) - 1), bytes), words, bytes);
 }
 inline void store_cluster_8(unsigned to, unsigned low, unsigned high) {
   const unsigned words[2] = {low, high};

@@ -14,6 +14,9 @@ struct Copy {
   const void* from;
 };
 
+// In an address of a cluster the block stands above the address in it.
+constexpr int kBlockShift = 20;
+
 unsigned char* shared_bytes(unsigned address, unsigned size);
 void enqueue(const Copy& copy);
 void commit();

@@ -18,10 +18,23 @@ pub(crate) const COMBINE: &str =
 pub(crate) const VERIFY: &str =
     "static void call_entry() { ENTRY(*static_cast<const omniflash::VerifyParameters*>(argument_0)); }";
 
-const EMULATED: [SourceFile; 2] = [
-    SourceFile { name: "sm80.hpp", text: include_str!("../emulator/sm80.hpp") },
-    SourceFile { name: "sm90/cluster.hpp", text: include_str!("../emulator/cluster.hpp") },
+macro_rules! emulated {
+    ($name:literal, $path:literal) => {
+        SourceFile { name: $name, text: include_str!(concat!("../emulator/", $path)) }
+    };
+}
+
+const EMULATED: [SourceFile; 6] = [
+    emulated!("sm80.hpp", "sm80.hpp"),
+    emulated!("sm90/cluster.hpp", "cluster.hpp"),
+    emulated!("sm90/mbarrier.hpp", "mbarrier.hpp"),
+    emulated!("sm90/tma.hpp", "tma.hpp"),
+    emulated!("sm90/warpgroup.hpp", "warpgroup.hpp"),
+    emulated!("sm90/wgmma.hpp", "wgmma.hpp"),
 ];
+/// What the grid needs, and not every kernel includes.
+const NEEDED: &str =
+    "#include \"sm90/cluster.hpp\"\n#include \"sm90/tma.hpp\"\n#include \"sm90/wgmma.hpp\"\n";
 const GRID: &str = include_str!("../emulator/grid.hpp");
 
 pub(crate) struct Module {
@@ -36,8 +49,8 @@ impl Module {
     pub(crate) fn build(unit: &TranslationUnit, call: &str) -> Module {
         let emulated = |file: &SourceFile| EMULATED.into_iter().find(|other| other.name == file.name);
         let library: Vec<SourceFile> = LIBRARY.iter().map(|file| emulated(file).unwrap_or(*file)).collect();
-        // Tests end soon; a unit borrows its files for ever. Not every kernel includes what the grid needs.
-        let text = format!("#include \"sm90/cluster.hpp\"\n{}", unit.file.text).leak();
+        // Tests end soon; a unit borrows its files for ever.
+        let text = format!("{NEEDED}{}", unit.file.text).leak();
         let file = SourceFile { name: unit.file.name, text };
         let unit = TranslationUnit { file, library: library.leak(), ..unit.clone() };
         let text = format!("{}\n{GRID}\n{}\n", unit.source(), call.replace("ENTRY", unit.entry));
@@ -83,8 +96,17 @@ impl Module {
         functors: &[u8],
         last_warp_first: bool,
     ) {
-        type Emulate =
-            unsafe extern "C" fn(u32, u32, u32, i32, usize, *const c_void, *const c_void, bool) -> i32;
+        type Emulate = unsafe extern "C" fn(
+            u32,
+            u32,
+            u32,
+            i32,
+            usize,
+            *const c_void,
+            *const c_void,
+            *const c_void,
+            bool,
+        ) -> i32;
         // Members of functors are aligned to 16 bytes.
         let aligned: Vec<u128> = functors
             .chunks(16)
@@ -106,6 +128,7 @@ impl Module {
                 shared_bytes,
                 std::ptr::from_ref(parameters).cast(),
                 aligned.as_ptr().cast(),
+                std::ptr::null(),
                 last_warp_first,
             )
         };

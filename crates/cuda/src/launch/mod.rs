@@ -46,6 +46,7 @@ pub(crate) fn hopper_parameters(
         k_batch_rows: boxes.k.1,
         v_batch_rows: boxes.v.1,
         out_batch_rows: boxes.out.1,
+        box_rows: boxes.box_rows,
         ..HopperParameters::default()
     })
 }

@@ -13,13 +13,15 @@ use crate::driver::{Fetched, TensorBox};
 const MAX_STRIDE: u64 = 1 << 40;
 const MAX_EXTENT: u64 = i32::MAX as u64;
 
-/// The maps of a problem, and the rows from one sequence to the next in each.
+/// The maps of a problem, and the rows from one sequence to the next in each; pages have a stride of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TensorBoxes {
     pub(crate) q: (TensorBox, u32),
     pub(crate) k: (TensorBox, u32),
     pub(crate) v: (TensorBox, u32),
     pub(crate) out: (TensorBox, u32),
+    /// Rows of a box of keys in pages; 0 for other caches.
+    pub(crate) box_rows: u32,
 }
 
 impl TensorBoxes {
@@ -29,7 +31,11 @@ impl TensorBoxes {
         tile: &HopperConfig,
         heads_per_tile: usize,
     ) -> Option<Self> {
-        let (shape, out) = (problem.shape(), problem.out().as_view());
+        let (shape, out, kv) = (problem.shape(), problem.out().as_view(), problem.kv());
+        let box_rows = match kv {
+            KvCache::Paged { k, .. } => tile.box_rows(k.shape()[1])?,
+            _ => 0,
+        };
         let queries = |tensor: &TensorRef<'_>, rows: usize| {
             let ragged = matches!(problem.query(), Query::Ragged { .. });
             Axes::new(tensor, ragged)?.tensor_box(shape.seqlen_q, heads_per_tile, rows)
@@ -39,14 +45,18 @@ impl TensorBoxes {
                 // Nothing is ever copied; the driver still wants an address.
                 return queries(problem.query().tensor(), tile.block_m);
             }
-            let ragged = matches!(problem.kv(), KvCache::Ragged { .. });
+            if box_rows > 0 {
+                return Some((page_box(tensor, box_rows)?, 0));
+            }
+            let ragged = matches!(kv, KvCache::Ragged { .. });
             Axes::new(tensor, ragged)?.tensor_box(shape.seqlen_k, 1, tile.block_n)
         };
         Some(TensorBoxes {
             q: queries(problem.query().tensor(), tile.block_m)?,
-            k: keys(problem.kv().k())?,
-            v: keys(problem.kv().v())?,
+            k: keys(kv.k())?,
+            v: keys(kv.v())?,
             out: queries(out, WARP_ROWS)?,
+            box_rows: box_rows as u32,
         })
     }
 }
@@ -58,10 +68,17 @@ pub(crate) fn is_mappable(problem: &AttentionProblem<'_>) -> bool {
     let is_mappable = |tensor: &TensorRef<'_>, ragged, most_rows| {
         Axes::new(tensor, ragged).is_some_and(|axes| axes.place(most_rows, 1).is_some())
     };
+    let page_rows = match kv {
+        KvCache::Paged { k, .. } if !HopperConfig::has_page_boxes(k.shape()[1]) => return false,
+        KvCache::Paged { k, .. } => Some(k.shape()[1]),
+        _ => None,
+    };
     let are_keys = |tensor: &TensorRef<'_>| {
         // Of no keys nothing is ever copied.
         tensor.shape().contains(&0)
-            || is_mappable(tensor, matches!(kv, KvCache::Ragged { .. }), shape.seqlen_k)
+            || page_rows.is_some_and(|rows| page_box(tensor, rows).is_some())
+            || page_rows.is_none()
+                && is_mappable(tensor, matches!(kv, KvCache::Ragged { .. }), shape.seqlen_k)
     };
     is_mappable(query.tensor(), ragged_q, shape.seqlen_q)
         && is_mappable(problem.out().as_view(), ragged_q, shape.seqlen_q)
@@ -80,6 +97,41 @@ pub(crate) fn key_boxes(problem: &AttentionProblem<'_>) -> Option<[TensorBox; 2]
     Some([slice_box(kv.k())?, slice_box(kv.v())?])
 }
 
+/// The map of pages `[num_pages, page_size, heads, columns]` for boxes of so many rows: columns, pages, rows of a page, shift,
+/// heads. Rows and shift have the same stride, and both count from a page's length before it: as for other rows, a copy
+/// chooses where the rows end.
+fn page_box(tensor: &TensorRef<'_>, rows: usize) -> Option<TensorBox> {
+    let &[pages, page_size, heads, columns] = tensor.shape() else { return None };
+    let &[page_stride, row_stride, head_stride, _] = tensor.strides() else { return None };
+    let bytes = |extent, stride| stride_bytes(tensor.dtype(), extent, stride);
+    let row_stride = bytes(page_size, row_stride)?;
+    let address = tensor.address().checked_sub((page_size as u64).checked_mul(row_stride)?)?;
+    let extents = [columns, pages, page_size, page_size + 1, heads].map(|extent| extent as u64);
+    if !address.is_multiple_of(16) || extents.iter().any(|&extent| extent > MAX_EXTENT) {
+        return None;
+    }
+    Some(TensorBox {
+        dtype: tensor.dtype(),
+        address,
+        extents,
+        strides: [bytes(pages, page_stride)?, row_stride, row_stride, bytes(heads, head_stride)?],
+        sizes: [SLAB_COLUMNS as u32, 1, rows as u32, 1, 1],
+        fetched: fetched(columns),
+    })
+}
+
+/// The bytes between neighbours of an axis, as maps have them. An axis of one element has no neighbours: any stride does.
+fn stride_bytes(dtype: DType, extent: usize, stride: i64) -> Option<u64> {
+    let bytes =
+        if extent <= 1 { 16 } else { u64::try_from(stride.checked_mul(dtype.size() as i64)?).ok()? };
+    (bytes > 0 && bytes.is_multiple_of(16) && bytes < MAX_STRIDE).then_some(bytes)
+}
+
+/// A slab of a row, whose next one a copy of its own brings; of one slab, a neighbour head's, which another block wants soon.
+fn fetched(columns: usize) -> Fetched {
+    if columns > SLAB_COLUMNS { Fetched::Bytes128 } else { Fetched::Bytes256 }
+}
+
 /// The map of `[outer, rows, heads, columns]`, or of ragged `[rows, heads, columns]`.
 fn slice_box(tensor: &TensorRef<'_>) -> Option<TensorBox> {
     let (shape, strides) = (tensor.shape(), tensor.strides());
@@ -87,12 +139,7 @@ fn slice_box(tensor: &TensorRef<'_>) -> Option<TensorBox> {
     let (outer, outer_stride) = if rest == 0 { (1, 0) } else { (shape[0], strides[0]) };
     let extents = [shape[rest + 2], shape[rest + 1], shape[rest], outer].map(|extent| extent as u64);
     let slabs = shape[rest + 2] / SLAB_COLUMNS;
-    let size = tensor.dtype().size() as i64;
-    // An axis of one element has no neighbours: any stride does.
-    let bytes = |extent: u64, stride: i64| {
-        let bytes = if extent == 1 { 16 } else { u64::try_from(stride.checked_mul(size)?).ok()? };
-        (bytes > 0 && bytes.is_multiple_of(16) && bytes < MAX_STRIDE).then_some(bytes)
-    };
+    let bytes = |extent: u64, stride| stride_bytes(tensor.dtype(), extent as usize, stride);
     let is_whole = tensor.dtype().size() == 2
         && shape[rest + 2].is_multiple_of(SLAB_COLUMNS)
         && tensor.address().is_multiple_of(16);
@@ -196,9 +243,7 @@ impl Axes {
             ],
             strides: [self.head_stride, self.row_stride, self.row_stride, tile_stride],
             sizes: [SLAB_COLUMNS as u32, heads_per_tile as u32, (rows / heads_per_tile) as u32, 1, 1],
-            // A slab of a row, whose next one a copy of its own brings; of one slab, a neighbour head's, which another block
-            // wants soon.
-            fetched: if self.columns > SLAB_COLUMNS { Fetched::Bytes128 } else { Fetched::Bytes256 },
+            fetched: fetched(self.columns),
         };
         Some((map, self.batch_rows as u32))
     }
@@ -228,6 +273,29 @@ mod tests {
         // Row 5 of a sequence of 60 rows, the third: (100 - 60 + 5, 200 + 60) is row 205 of the tensor.
         let at = map.address + (100 - 60 + 5) * map.strides[1] + (200 + 60) * map.strides[2];
         assert_eq!(at, (1 << 40) + 205 * 1024);
+    }
+
+    #[test]
+    fn rows_of_pages_end_where_a_copy_wants() {
+        let pages = |shape: &[usize], strides: &[i64]| {
+            let layout = Layout::new(shape, strides).unwrap();
+            // SAFETY: as above.
+            let tensor = unsafe { TensorRef::from_raw(1 << 40, DType::BF16, layout, DeviceId::Cuda(0)) };
+            page_box(&tensor, 16)
+        };
+        // 100 pages of 48 rows, the heads of a page one after the other.
+        let map = pages(&[100, 48, 8, 80], &[48 * 8 * 80, 80, 48 * 80, 1]).unwrap();
+        assert_eq!(map.address, (1 << 40) - 48 * 160);
+        assert_eq!(map.extents, [80, 100, 48, 49, 8]);
+        assert_eq!(map.strides, [48 * 8 * 160, 160, 160, 48 * 160]);
+        assert_eq!(map.sizes, [64, 1, 16, 1, 1]);
+        // Row 5 of page 7, of which 20 exist: (48 - 20 + 5, 20).
+        let at = map.address + 7 * map.strides[0] + (48 - 20 + 5) * map.strides[1] + 20 * map.strides[2];
+        assert_eq!(at, (1 << 40) + 7 * 48 * 8 * 160 + 5 * 160);
+        // Row 20 would be (48, 20): outside.
+        assert_eq!(map.extents[2], 48 - 20 + 20);
+        assert!(pages(&[100, 48, 8, 80], &[0, 80, 48 * 80, 1]).is_none());
+        assert!(pages(&[100, 48, 8, 20], &[48 * 8 * 20, 20, 48 * 20, 1]).is_none());
     }
 
     #[test]

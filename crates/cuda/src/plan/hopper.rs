@@ -1,10 +1,10 @@
 //! The Hopper family: when it computes a problem, in which tiles.
 
-use omniflash_core::{AttentionConfig, Error, KvKind, Result, Swizzle};
+use omniflash_core::{AttentionConfig, Error, KvKind, ProblemShape, Result, Swizzle};
 use omniflash_gpu::plan::{may_be_causal, typical_rows};
 use omniflash_kernels_cuda::{HopperConfig, MAX_HOPPER_HEAD_DIM, WARP_ROWS};
 
-use super::{Choice, KernelChoice, Request};
+use super::{Choice, KernelChoice, Request, beside_short, decode};
 
 /// The one compute capability that has these instructions.
 pub(super) const HOPPER: (u32, u32) = (9, 0);
@@ -28,19 +28,44 @@ pub struct HopperFit {
     pub has_all_rows: bool,
 }
 
+/// Sequences of a batch, as tiles are chosen for them: so many of so many rows.
+#[derive(Clone, Copy)]
+struct Sequences {
+    number: usize,
+    rows: usize,
+}
+
+impl Sequences {
+    /// All of a batch.
+    fn all(shape: &ProblemShape) -> Self {
+        Sequences { number: shape.batch, rows: typical_rows(shape) }
+    }
+
+    /// The long ones of a batch that has short ones too, which another kernel computes.
+    fn long(shape: &ProblemShape) -> Self {
+        Sequences { number: shape.total_q.div_ceil(shape.seqlen_q), rows: shape.seqlen_q }
+    }
+}
+
 /// Chooses this family where it is the fastest, or says in a word why it is not.
 pub(crate) fn prefer(request: &Request<'_>) -> Result<Choice, String> {
     if let Some((what, _)) = unsupported(request) {
         return Err(what);
     }
-    let choice = choose(request).map_err(|error| error.to_string())?;
-    let KernelChoice::Hopper(tile) = choice.kernel else { return Ok(choice) };
-    let rows = typical_rows(request.shape);
-    let num_tiles = num_tiles(request, &tile, rows, choice.heads_per_tile);
-    match better_elsewhere(request, rows * choice.heads_per_tile, num_tiles) {
-        Some(why) => Err(why),
-        None => Ok(choice),
+    let in_words = |error: Error| error.to_string();
+    let short = decode::choose_short(request).map_err(in_words)?;
+    let sequences =
+        if short.is_some() { Sequences::long(request.shape) } else { Sequences::all(request.shape) };
+    let choice = choose_for(request, sequences).map_err(in_words)?;
+    if let KernelChoice::Hopper(tile) = choice.kernel
+        && let Some(why) = better_elsewhere(request, sequences, &tile, choice.heads_per_tile)
+    {
+        return Err(why);
     }
+    Ok(match short {
+        Some((short, least_q_len)) => beside_short(choice, short, least_q_len),
+        None => choice,
+    })
 }
 
 /// Chooses this family.
@@ -56,10 +81,15 @@ pub(crate) fn choose(request: &Request<'_>) -> Result<Choice> {
             "algorithm auto or flash2 works",
         ));
     }
-    let mut tile = configured(request, default_tile(request))?;
-    let rows = typical_rows(request.shape);
+    choose_for(request, Sequences::all(request.shape))
+}
+
+/// The tile for such sequences, and how blocks take them.
+fn choose_for(request: &Request<'_>, sequences: Sequences) -> Result<Choice> {
+    let mut tile = configured(request, default_tile(request, sequences))?;
+    let rows = sequences.rows;
     let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
-    let num_tiles = num_tiles(request, &tile, rows, heads_per_tile);
+    let num_tiles = num_tiles(request, sequences, &tile, heads_per_tile);
     tile.cluster = cluster(request, &tile, num_tiles);
     let packing = match heads_per_tile {
         1 => "one head a tile".into(),
@@ -104,15 +134,19 @@ fn unsupported(request: &Request<'_>) -> Option<(String, &'static str)> {
             "tiles of more than 256 columns do not fit",
         ));
     }
-    if shape.kv_kind == KvKind::Paged {
-        return Some(("pages of keys".into(), "its copies take rows that lie at one stride"));
-    }
     if !request.hopper.is_mappable {
-        return Some((
-            "these strides or addresses".into(),
-            "tensor copies need positive strides of rows and addresses that are multiples of 16 bytes, and sequences a whole \
-             number of rows apart",
-        ));
+        return Some(match shape.kv_kind {
+            KvKind::Paged => (
+                "these pages, strides or addresses".into(),
+                "tensor copies need pages of a multiple of 8 keys, and positive strides and addresses that are multiples of 16 \
+                 bytes",
+            ),
+            _ => (
+                "these strides or addresses".into(),
+                "tensor copies need positive strides of rows and addresses that are multiples of 16 bytes, and sequences a \
+                 whole number of rows apart",
+            ),
+        });
     }
     if !request.hopper.has_positive_scale {
         return Some((
@@ -127,10 +161,17 @@ fn unsupported(request: &Request<'_>) -> Option<(String, &'static str)> {
 }
 
 /// Why another family is faster.
-fn better_elsewhere(request: &Request<'_>, rows: usize, num_tiles: usize) -> Option<String> {
+fn better_elsewhere(
+    request: &Request<'_>,
+    sequences: Sequences,
+    tile: &HopperConfig,
+    heads_per_tile: usize,
+) -> Option<String> {
+    let rows = sequences.rows * heads_per_tile;
     if rows < FEWEST_ROWS {
         return Some(format!("{rows} rows a tile"));
     }
+    let num_tiles = num_tiles(request, sequences, tile, heads_per_tile);
     if 2 * num_tiles < request.facts.multiprocessors && request.shape.seqlen_k >= FEWEST_SPLIT_KEYS {
         return Some(format!(
             "{num_tiles} tiles for {} multiprocessors and keys to split",
@@ -154,7 +195,7 @@ const FEWEST_KEYS_OF_PAIRS: usize = 2048;
 const FEWEST_KEYS_OF_WIDE_PAIRS: usize = 1024;
 
 /// The tile for these dimensions.
-fn default_tile(request: &Request<'_>) -> HopperConfig {
+fn default_tile(request: &Request<'_>, sequences: Sequences) -> HopperConfig {
     let shape = request.shape;
     let (head_dim, value_dim) = (shape.head_dim.next_multiple_of(16), shape.value_dim.next_multiple_of(16));
     let tile = |block_m, block_n, query_tiles| HopperConfig {
@@ -165,8 +206,9 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
         block_n,
         query_tiles,
         cluster: 1,
+        paged: shape.kv_kind == KvKind::Paged,
     };
-    let keys = if shape.ragged_q { typical_rows(shape) } else { shape.seqlen_k };
+    let keys = if shape.ragged_q { sequences.rows } else { shape.seqlen_k };
     // Three warpgroups keep the tensor cores busy while each of them does what is between its products.
     match (head_dim, value_dim) {
         (..=64, ..=64) => {
@@ -180,8 +222,12 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
                 _ => 0,
             };
             // Of sequences of many lengths some leave a part of any tile empty.
-            let is_filled = shape.ragged_q || is_filled(request, &four);
-            if keys <= most_keys && is_filled && ends_as_early(request, &four, &three) { four } else { three }
+            let is_filled = shape.ragged_q || is_filled(request, sequences, &four);
+            if keys <= most_keys && is_filled && ends_as_early(request, sequences, &four, &three) {
+                four
+            } else {
+                three
+            }
         }
         (..=96, ..=96) => tile(192, 96, 2),
         (..=128, ..=128) => {
@@ -197,7 +243,8 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
             }
             let is_modified = !matches!(request.score_mod_type, "Identity" | "Alibi")
                 || request.mask_type.contains("Additive");
-            let is_better = is_filled(request, &three) && ends_as_early(request, &three, &two);
+            let is_better =
+                is_filled(request, sequences, &three) && ends_as_early(request, sequences, &three, &two);
             if !is_asked_long && !is_modified && is_better { three } else { two }
         }
         (..=192, ..=128) => tile(128, 128, 1),
@@ -209,18 +256,22 @@ fn default_tile(request: &Request<'_>) -> HopperConfig {
 const MANY_ROUNDS: usize = 4;
 
 /// Whether a tile leaves at most a sixth of its rows empty.
-fn is_filled(request: &Request<'_>, tile: &HopperConfig) -> bool {
-    let rows = typical_rows(request.shape);
+fn is_filled(request: &Request<'_>, sequences: Sequences, tile: &HopperConfig) -> bool {
+    let rows = sequences.rows;
     let rows = rows * packed_heads(rows, request.shape.group_size(), tile.block_m);
     6 * rows >= 5 * rows.next_multiple_of(tile.block_m)
 }
 
 /// Whether a larger tile leaves no more to wait for at the end than a smaller one.
-fn ends_as_early(request: &Request<'_>, larger: &HopperConfig, smaller: &HopperConfig) -> bool {
-    let rows = typical_rows(request.shape);
+fn ends_as_early(
+    request: &Request<'_>,
+    sequences: Sequences,
+    larger: &HopperConfig,
+    smaller: &HopperConfig,
+) -> bool {
     let rounds_of = |tile: &HopperConfig| {
-        let heads_per_tile = packed_heads(rows, request.shape.group_size(), tile.block_m);
-        num_tiles(request, tile, rows, heads_per_tile).div_ceil(request.facts.multiprocessors)
+        let heads_per_tile = packed_heads(sequences.rows, request.shape.group_size(), tile.block_m);
+        num_tiles(request, sequences, tile, heads_per_tile).div_ceil(request.facts.multiprocessors)
     };
     let rounds = rounds_of(larger);
     rounds >= MANY_ROUNDS || rounds * larger.block_m <= rounds_of(smaller) * smaller.block_m
@@ -275,22 +326,34 @@ fn cluster(request: &Request<'_>, tile: &HopperConfig, num_tiles: usize) -> usiz
     let sees_all = (request.mask_type, request.score_mod_type) == ("NoMask", "Identity");
     let has_all_rows = request.hopper.has_all_rows && !shape.ragged_q;
     let sections = shape.batch * shape.num_kv_heads;
+    let has_one_stride = shape.kv_kind != KvKind::Paged;
     let is_even = num_tiles.is_multiple_of(2 * sections);
     let is_worth_it = match tile.head_dim.min(tile.value_dim) {
         ..=96 => false,
         97..=192 => shape.seqlen_k >= FEWEST_KEYS_OF_PAIRS,
         193.. => shape.seqlen_k >= FEWEST_KEYS_OF_WIDE_PAIRS,
     };
-    if sees_all && has_all_rows && is_even && is_worth_it && num_tiles >= request.facts.multiprocessors {
+    if sees_all
+        && has_all_rows
+        && has_one_stride
+        && is_even
+        && is_worth_it
+        && num_tiles >= request.facts.multiprocessors
+    {
         2
     } else {
         1
     }
 }
 
-fn num_tiles(request: &Request<'_>, tile: &HopperConfig, rows: usize, heads_per_tile: usize) -> usize {
-    let shape = request.shape;
-    shape.batch * (shape.num_heads / heads_per_tile) * tile.num_row_tiles(rows, heads_per_tile) as usize
+fn num_tiles(
+    request: &Request<'_>,
+    sequences: Sequences,
+    tile: &HopperConfig,
+    heads_per_tile: usize,
+) -> usize {
+    let head_tiles = request.shape.num_heads / heads_per_tile;
+    sequences.number * head_tiles * tile.num_row_tiles(sequences.rows, heads_per_tile) as usize
 }
 
 /// Pairs of sequence and head tile whose rows are taken in turn, from the last on. Without a causal mask those of one

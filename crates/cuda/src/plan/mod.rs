@@ -89,10 +89,15 @@ fn choose_tiled(request: &Request<'_>) -> Result<Choice> {
         // What is left are long sequences, which fill the device by themselves.
         let config = AttentionConfig { num_partitions: Some(1), ..*request.config };
         let long = choose_prefill(&Request { config: &config, ..*request }, request.shape.seqlen_q)?;
-        let reason = format!("{}; of at least {least_q_len}: {}", short.reason, long.reason);
-        return Ok(Choice { least_q_len, short: Some(Box::new(short)), reason, ..long });
+        return Ok(beside_short(long, short, least_q_len));
     }
     choose_prefill(request, typical_rows(request.shape))
+}
+
+/// One choice for sequences of at least so many rows, another for the shorter ones.
+fn beside_short(long: Choice, short: Choice, least_q_len: usize) -> Choice {
+    let reason = format!("{}; of at least {least_q_len}: {}", short.reason, long.reason);
+    Choice { least_q_len, short: Some(Box::new(short)), reason, ..long }
 }
 
 /// Tiles for sequences of `rows` queries.

@@ -63,6 +63,11 @@ fn ragged(batch: usize, seqlen_q: usize, total_q: usize, heads: (usize, usize), 
     shape
 }
 
+fn in_pages(mut shape: ProblemShape) -> ProblemShape {
+    shape.kv_kind = KvKind::Paged;
+    shape
+}
+
 fn choose_with(
     shape: &ProblemShape,
     facts: &DeviceFacts,
@@ -196,6 +201,29 @@ fn blocks_share_copies_from_2048_keys_on_and_wide_heads_from_1024() {
         assert_eq!((dim, cluster_of(dim, fewest, "Causal")), (dim, 1));
     }
     assert_eq!(cluster_of(64, 4096, "NoMask"), 1);
+    let long = shape(16, (4096, 4096), (16, 16), 128, DType::BF16);
+    let pages = in_pages(long);
+    let alone = hopper(&pages, ("NoMask", "Identity"));
+    assert_eq!((alone.cluster, alone.paged), (1, true), "each lane of a warp asks for rows of its own page");
+}
+
+#[test]
+fn decode_rows_of_a_mixed_batch_leave_the_hopper_family_their_long_neighbours() {
+    let choose = |shape: &ProblemShape, algorithm| {
+        let config = AttentionConfig { algorithm, ..AttentionConfig::default() };
+        choose_with(shape, &facts((9, 0)), config, "Causal").unwrap()
+    };
+    // 230 decodes and 4 prefills of 1024: 19 rows on average.
+    let mixed = ragged(234, 1024, 230 + 4 * 1024, (32, 8), 128);
+    let choice = choose(&mixed, Algorithm::Auto);
+    let short = choice.short.as_ref().unwrap();
+    assert!(matches!(choice.kernel, KernelChoice::Hopper(_)), "{}", choice.reason);
+    assert!(matches!(short.kernel, KernelChoice::Decode(_)), "{}", short.reason);
+    assert_eq!((choice.least_q_len, choice.num_partitions), (5, 1));
+    let alone = choose(&mixed, Algorithm::Flash3);
+    assert_eq!((alone.short.is_none(), alone.least_q_len), (true, 0), "who asks for one family gets one");
+    // Of 64 to 1024 rows there is nothing to leave.
+    assert!(choose(&ragged(64, 1024, 64 * 400, (32, 8), 128), Algorithm::Auto).short.is_none());
 }
 
 #[test]
@@ -290,9 +318,9 @@ fn windows_take_small_tiles_whatever_the_number_of_keys() {
     let tile_of = |dim, mask_type| {
         portable_tile(&shape(1, (16_384, 16_384), (16, 16), dim, DType::BF16), (9, 0), mask_type)
     };
-    for dim in [64, 96, 128] {
-        assert_eq!(tile_of(dim, "SlidingWindow"), (64, 64, 2, 1));
-        assert_eq!(tile_of(dim, "And<SlidingWindow, Document>"), (64, 64, 2, 1));
+    for (dim, stages) in [(64, 2), (96, 1), (128, 1)] {
+        assert_eq!(tile_of(dim, "SlidingWindow"), (64, 64, 2, stages));
+        assert_eq!(tile_of(dim, "And<SlidingWindow, Document>"), (64, 64, 2, stages));
         assert_eq!(tile_of(dim, "Or<SlidingWindow, Document>"), (128, 64, 4, 2));
     }
     assert_eq!(tile_of(80, "SlidingWindow"), (128, 64, 4, 2));
@@ -460,12 +488,15 @@ fn flash3_is_taken_only_where_it_can_be_and_says_why_not() {
     let mut lines = Vec::new();
     let f32 = shape(4, (4096, 4096), (16, 16), 128, DType::F32);
     let few = shape(4, (20, 4096), (16, 16), 128, DType::BF16);
+    let pages = in_pages(long);
     for (shape, hopper) in [
         (&long, fits),
         (&f32, fits),
         (&few, fits),
         (&long, HopperFit { is_mappable: false, ..fits }),
         (&long, HopperFit { has_positive_scale: false, ..fits }),
+        (&pages, fits),
+        (&pages, HopperFit { is_mappable: false, ..fits }),
     ] {
         lines.push(with(shape, &facts, hopper, Algorithm::Auto).unwrap().reason);
         let forced = with(shape, &facts, hopper, Algorithm::Flash3);

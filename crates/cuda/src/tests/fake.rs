@@ -145,6 +145,12 @@ impl Fake {
         unsafe { self.function::<unsafe extern "C" fn(usize)>("fake_hopper_size")(bytes) }
     }
 
+    /// In which order emulated warps take turns, and how late boxes come.
+    pub(super) fn set_last_warp_first(&self, is_so: bool) {
+        // SAFETY: as above.
+        unsafe { self.function::<unsafe extern "C" fn(c_int)>("fake_last_warp_first")(c_int::from(is_so)) }
+    }
+
     pub(super) fn set_memory_limit(&self, bytes: usize) {
         // SAFETY: as above.
         unsafe { self.function::<unsafe extern "C" fn(usize)>("fake_memory_limit")(bytes) }

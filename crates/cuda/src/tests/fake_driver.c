@@ -1,5 +1,5 @@
 // A driver without a device, for tests: host memory in the place of device memory, and a record of what was asked.
-// -DVERSION=, -DDEVICES=, -DMAJOR= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out;
+// -DVERSION=, -DDEVICES=, -DMAJOR=, -DUNITS= and -DINIT= make others; -DcuX=omitted_cuX leaves a function out;
 // -DQUIET does nothing at all in most calls.
 // An image `emulated:PATH` names a library with a kernel for the host, which launches then run.
 #include <dlfcn.h>
@@ -17,6 +17,9 @@
 #ifndef MAJOR
 #define MAJOR 9
 #endif
+#ifndef UNITS
+#define UNITS 132
+#endif
 #ifndef INIT
 #define INIT 0
 #endif
@@ -30,8 +33,8 @@ typedef struct {
   unsigned char hopper[576];
 } FakeLaunch;
 
-typedef int (*Emulate)(unsigned, unsigned, unsigned, int, size_t, const void *, const void *, _Bool);
-typedef struct { Emulate emulate; size_t functor_bytes; } Module;
+typedef int (*Emulate)(unsigned, unsigned, unsigned, int, size_t, const void *, const void *, const void *, _Bool);
+typedef struct { Emulate emulate; size_t functor_bytes, beside_bytes; unsigned cluster; } Module;
 typedef struct { char name[64]; int shared_limit; Module module; } Function;
 typedef struct { char name[64]; unsigned long count; int failure; } Counter;
 
@@ -39,7 +42,7 @@ static Counter counters[96];
 static FakeLaunch launches[256];
 static size_t launch_count, parameter_bytes, functor_bytes, hopper_bytes, live_bytes, memory_limit = (size_t)1 << 32;
 static long live_objects, context_depth;
-static int capturing;
+static int capturing, last_warp_first;
 static void *current;
 static char primary;
 
@@ -91,7 +94,7 @@ int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
   switch (attribute) {
     case 75: *value = MAJOR; break;
     case 76: *value = 0; break;
-    case 16: *value = 132; break;
+    case 16: *value = UNITS; break;
     case 97: *value = 227 << 10; break;
     case 38: *value = 50 << 20; break;
     case 115: *value = 1; break;
@@ -162,6 +165,8 @@ int cuModuleLoadDataEx(Module **module, const char *image, unsigned count, const
     if (!library) return 209;
     (*module)->emulate = (Emulate)dlsym(library, "emulate");
     (*module)->functor_bytes = ((size_t(*)(void))dlsym(library, "functor_bytes"))();
+    (*module)->beside_bytes = ((size_t(*)(void))dlsym(library, "beside_bytes"))();
+    (*module)->cluster = ((unsigned (*)(void))dlsym(library, "cluster_blocks"))();
   }
   return 0;
 }
@@ -175,9 +180,15 @@ int cuTensorMapEncodeTiled(void *map, unsigned element, unsigned rank, void *add
   for (unsigned i = 0; i + 1 < rank; i++)
     if (strides[i] % 16 || strides[i] >> 40) return 1;
   memset(map, 0, 128);
-  *(uint64_t *)map = (uint64_t)address;
+  // As the emulator reads it.
+  uint64_t *words = map;
+  words[0] = (uint64_t)address;
+  memcpy(words + 1, extents, 5 * sizeof *words);
+  memcpy(words + 6, strides, 4 * sizeof *words);
+  memcpy(words + 10, sizes, 5 * sizeof *sizes);
   return 0;
 }
+void fake_last_warp_first(int value) { last_warp_first = value; }
 int cuModuleUnload(void *module) { CALL; NEED_CONTEXT; free(module); live_objects--; return 0; }
 int cuModuleGetFunction(Function **function, Module *module, const char *name) {
   CALL;
@@ -210,7 +221,9 @@ int cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsig
   if (hopper_bytes) memcpy(launch->hopper, parameters[2], hopper_bytes);
   if (!function->module.emulate) return 0;
   static _Alignas(16) unsigned char functor[1024];
+  static _Alignas(64) unsigned char beside[1024];
   if (function->module.functor_bytes) memcpy(functor, parameters[1], function->module.functor_bytes);
-  // A kernel that the emulator finds at fault: CUDA_ERROR_LAUNCH_FAILED. No device that is emulated has clusters.
-  return function->module.emulate(x, y, 1, block, shared, parameters[0], functor, 0) ? 719 : 0;
+  if (function->module.beside_bytes) memcpy(beside, parameters[2], function->module.beside_bytes);
+  // A kernel that the emulator finds at fault: CUDA_ERROR_LAUNCH_FAILED.
+  return function->module.emulate(x, y, function->module.cluster, block, shared, parameters[0], functor, beside, last_warp_first) ? 719 : 0;
 }

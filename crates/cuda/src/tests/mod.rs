@@ -388,7 +388,7 @@ fn a_ragged_batch_of_long_and_short_sequences_takes_two_kernels() {
         found.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
         ["omniflash_forward", "omniflash_decode"]
     );
-    assert_eq!((found[0].1.least_q_len, found[0].1.heads_per_tile), (5, 1));
+    assert_eq!((found[0].1.least_q_len, found[0].1.heads_per_tile), (5, 4));
     assert_eq!((found[1].1.least_q_len, found[1].1.heads_per_tile), (0, 4));
 }
 
