@@ -52,7 +52,6 @@ struct KeySource;
 // At one stride: one thread asks for everything.
 template <>
 struct KeySource<StridedKeys> {
-  static constexpr int kLanes = 1;
   struct Place {};
   RowsOfSequence k, v;
   int head;
@@ -83,11 +82,10 @@ struct KeySource<StridedKeys> {
 
 // In pages: a box for each slab of as many rows as lie in one page, whatever the tile. A warp asks for them, whose lanes know one
 // page each. The axis of rows ends with the sequence, as that of RowsOfSequence does, and what lies behind it in its last page
-// comes as zeros; boxes of which no row exists are not asked for (an H200 faults where such a box would begin before the tensor),
-// the lanes write zeros in their place.
+// comes as zeros. Boxes of which no row exists are not asked for (an H200 reported illegal addresses for some): the lanes write
+// zeros in their place.
 template <>
 struct KeySource<PagedKeys> {
-  static constexpr int kLanes = 32;
   struct Place {
     int page, row, length;  // length: keys of the sequence in the page
   };

@@ -33,7 +33,7 @@ impl TensorBoxes {
     ) -> Option<Self> {
         let (shape, out, kv) = (problem.shape(), problem.out().as_view(), problem.kv());
         let box_rows = match kv {
-            KvCache::Paged { k, .. } => tile.box_rows(k.shape()[1])?,
+            KvCache::Paged { k, .. } if !k.shape().contains(&0) => tile.box_rows(k.shape()[1])?,
             _ => 0,
         };
         let queries = |tensor: &TensorRef<'_>, rows: usize| {
@@ -68,17 +68,14 @@ pub(crate) fn is_mappable(problem: &AttentionProblem<'_>) -> bool {
     let is_mappable = |tensor: &TensorRef<'_>, ragged, most_rows| {
         Axes::new(tensor, ragged).is_some_and(|axes| axes.place(most_rows, 1).is_some())
     };
-    let page_rows = match kv {
-        KvCache::Paged { k, .. } if !HopperConfig::has_page_boxes(k.shape()[1]) => return false,
-        KvCache::Paged { k, .. } => Some(k.shape()[1]),
-        _ => None,
-    };
-    let are_keys = |tensor: &TensorRef<'_>| {
+    let are_keys = |tensor: &TensorRef<'_>| match kv {
         // Of no keys nothing is ever copied.
-        tensor.shape().contains(&0)
-            || page_rows.is_some_and(|rows| page_box(tensor, rows).is_some())
-            || page_rows.is_none()
-                && is_mappable(tensor, matches!(kv, KvCache::Ragged { .. }), shape.seqlen_k)
+        _ if tensor.shape().contains(&0) => true,
+        KvCache::Paged { k, .. } => {
+            let page_size = k.shape()[1];
+            HopperConfig::has_page_boxes(page_size) && page_box(tensor, page_size).is_some()
+        }
+        _ => is_mappable(tensor, matches!(kv, KvCache::Ragged { .. }), shape.seqlen_k),
     };
     is_mappable(query.tensor(), ragged_q, shape.seqlen_q)
         && is_mappable(problem.out().as_view(), ragged_q, shape.seqlen_q)

@@ -43,7 +43,7 @@ impl Sequences {
 
     /// The long ones of a batch that has short ones too, which another kernel computes.
     fn long(shape: &ProblemShape) -> Self {
-        Sequences { number: shape.total_q.div_ceil(shape.seqlen_q), rows: shape.seqlen_q }
+        Sequences { number: shape.total_q.div_ceil(shape.seqlen_q.max(1)), rows: shape.seqlen_q }
     }
 }
 

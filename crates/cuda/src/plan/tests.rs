@@ -222,7 +222,8 @@ fn decode_rows_of_a_mixed_batch_leave_the_hopper_family_their_long_neighbours() 
     assert_eq!((choice.least_q_len, choice.num_partitions), (5, 1));
     let alone = choose(&mixed, Algorithm::Flash3);
     assert_eq!((alone.short.is_none(), alone.least_q_len), (true, 0), "who asks for one family gets one");
-    // Of 64 to 1024 rows there is nothing to leave.
+    // Of no rows at all there is nothing to divide by, of 64 to 1024 nothing to leave.
+    choose(&ragged(4, 0, 0, (32, 8), 128), Algorithm::Auto);
     assert!(choose(&ragged(64, 1024, 64 * 400, (32, 8), 128), Algorithm::Auto).short.is_none());
 }
 

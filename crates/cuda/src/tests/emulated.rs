@@ -242,6 +242,22 @@ fn emulated(major: u32, multiprocessors: usize) -> Option<(Fake, CudaBackend)> {
     Some((fake, backend))
 }
 
+/// Two causal sequences of 140 queries and 210 keys at head_dim 128.
+fn causal() -> Case {
+    Case { mask: MaskKind::Causal, seqlen: (140, 210), dims: (128, 128), ..Case::new(DType::BF16) }
+}
+
+/// Fails unless each of these is in the name of some plan's kernel.
+fn assert_among(kernels: &[&str], plans: &[String]) {
+    for kernel in kernels {
+        assert!(
+            plans.iter().any(|plan| plan.contains(kernel)),
+            "{kernel} is not among\n{}",
+            plans.join("\n")
+        );
+    }
+}
+
 /// Runs cases with both orders of warps; their plans.
 fn agree_with_the_reference(fake: &Fake, backend: &CudaBackend, cases: &[Case]) -> Vec<String> {
     let mut plans = Vec::new();
@@ -259,13 +275,7 @@ fn agree_with_the_reference(fake: &Fake, backend: &CudaBackend, cases: &[Case]) 
 #[test]
 fn hopper_kernels_agree_with_the_reference() {
     let Some((fake, backend)) = emulated(9, 2) else { return };
-    let base = Case {
-        algorithm: Algorithm::Flash3,
-        mask: MaskKind::Causal,
-        seqlen: (140, 210),
-        dims: (128, 128),
-        ..Case::new(DType::BF16)
-    };
+    let base = Case { algorithm: Algorithm::Flash3, ..causal() };
     let full = Case { mask: MaskKind::None, heads: (1, 1), batch: 1, ..base };
     let narrow = Case { dims: (64, 64), seqlen: (250, 260), ..base };
     let plans = agree_with_the_reference(
@@ -301,27 +311,16 @@ fn hopper_kernels_agree_with_the_reference() {
             Case { seqlen: (9, 300), heads: (8, 2), ..base },
         ],
     );
-    for kernel in ["m128n128q2-tma", "m192n64q2-tma", "m256n64q2-tma", "m192n96q2-tma", "m128n64q1-pair-tma"]
-    {
-        assert!(
-            plans.iter().any(|plan| plan.contains(kernel)),
-            "{kernel} is not among\n{}",
-            plans.join("\n")
-        );
-    }
+    assert_among(
+        &["m128n128q2-tma", "m192n64q2-tma", "m256n64q2-tma", "m192n96q2-tma", "m128n64q1-pair-tma"],
+        &plans,
+    );
 }
 
 #[test]
 fn keys_in_pages_agree_with_the_reference_on_hopper() {
     let Some((fake, backend)) = emulated(9, 2) else { return };
-    let base = Case {
-        algorithm: Algorithm::Flash3,
-        mask: MaskKind::Causal,
-        seqlen: (140, 210),
-        dims: (128, 128),
-        keys: Keys::Paged(16),
-        ..Case::new(DType::BF16)
-    };
+    let base = Case { algorithm: Algorithm::Flash3, keys: Keys::Paged(16), ..causal() };
     let plans = agree_with_the_reference(
         &fake,
         &backend,
@@ -359,13 +358,7 @@ fn keys_in_pages_agree_with_the_reference_on_hopper() {
 #[test]
 fn a_decode_step_of_clusters_and_boxes_agrees_with_the_reference() {
     let Some((fake, backend)) = emulated(9, 132) else { return };
-    let base = Case {
-        mask: MaskKind::Causal,
-        seqlen: (1, 2200),
-        heads: (8, 2),
-        dims: (128, 128),
-        ..Case::new(DType::BF16)
-    };
+    let base = Case { seqlen: (1, 2200), heads: (8, 2), ..causal() };
     let plans = agree_with_the_reference(
         &fake,
         &backend,
@@ -376,13 +369,7 @@ fn a_decode_step_of_clusters_and_boxes_agrees_with_the_reference() {
             Case { keys: Keys::Lengths, batch: 17, seqlen: (1, 700), mask: MaskKind::Window(300, 0), ..base },
         ],
     );
-    for kernel in ["-cluster16-boxes", "paged-cluster16", "-line2-boxes", "strided-boxes"] {
-        assert!(
-            plans.iter().any(|plan| plan.contains(kernel)),
-            "{kernel} is not among\n{}",
-            plans.join("\n")
-        );
-    }
+    assert_among(&["-cluster16-boxes", "paged-cluster16", "-line2-boxes", "strided-boxes"], &plans);
 }
 
 #[test]
