@@ -445,8 +445,13 @@ OMNIFLASH_RESIDENT_KERNEL(omniflash::kThreads, 1) OMNIFLASH_CLUSTER(omniflash::i
   if (group == 0) {
     give_registers_back<kProducerRegisters>();
     const int warp = uniform(thread_index() / 32);
-    if (warp == 0 && lane_index() < kProducerLanes) Producer{parameters, hopper, shared}.run();
-    if (warp == 1) Scheduler{parameters, functors, hopper, shared}.run();
+    if (warp == 0) {
+      if (lane_index() < kProducerLanes) Producer<true, kProducers == 1>{parameters, hopper, shared}.run();
+    } else if (warp == 1) {
+      Scheduler{parameters, functors, hopper, shared}.run();
+    } else if (warp == 2 && kProducers == 2) {
+      Producer<false, true>{parameters, hopper, shared}.run();
+    }
   } else {
     take_registers<kConsumerRegisters>();
     const int warp = uniform(thread_index() / 32 % 4);

@@ -18,8 +18,8 @@ namespace omniflash {
 using namespace instance;
 
 constexpr int kMessages = 4;
-// Lanes of the producer's warp that copy: keys in pages come by the lanes of a warp.
-constexpr int kProducerLanes = Keys::kOneStride ? 1 : 32;
+// Who copies: one thread, but for keys in pages, which come in many copies, the lanes of a warp; their values the lanes of another.
+constexpr int kProducers = Keys::kOneStride ? 1 : 2, kProducerLanes = Keys::kOneStride ? 1 : 32;
 constexpr int kBlockM = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
 static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0, "a step of a product is 16 deep");
 static_assert(kBlockN % 32 == 0, "masks answer for 32 keys at a time");
@@ -168,7 +168,8 @@ struct SharedMemory {
     for (int i = 0; i < kQueryTiles; ++i) mbarrier_init(query_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(key_empty(i), kConsumerWarps);
     for (int i = 0; i < kSlots; ++i) mbarrier_init(value_empty(i), kConsumerWarps);
-    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), 32 * kConsumerWarps + kProducerLanes);
+    constexpr int kReaders = 32 * kConsumerWarps + kProducers * kProducerLanes;
+    for (int i = 0; i < kMessages; ++i) mbarrier_init(message_empty(i), kReaders);
     mbarrier_init_fence();
   }
 };

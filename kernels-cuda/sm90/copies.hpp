@@ -80,36 +80,33 @@ struct KeySource<StridedKeys> {
   }
 };
 
-// In pages: a box for each slab of as many rows as lie in one page, whatever the tile. A warp asks for them, whose lanes know one
-// page each. The axis of rows ends with the sequence, as that of RowsOfSequence does, and what lies behind it in its last page
+// In pages: a box for each slab of as many rows as lie in one page, whatever the tile. A warp asks for them, each lane for those of
+// its own page. The axis of rows ends with the sequence, as that of RowsOfSequence does, and what lies behind it in its last page
 // comes as zeros. Boxes of which no row exists are not asked for (an H200 reported illegal addresses for some): the lanes write
 // zeros in their place.
 template <>
 struct KeySource<PagedKeys> {
   struct Place {
-    int page, row, length;  // length: keys of the sequence in the page
+    int page, row;
   };
-  const int* table;
-  long long table_stride;
-  Divisor by_page_size;
-  int page_size, box_rows, kv_len, head;
+  const AttentionParameters& parameters;
+  int batch, box_rows, kv_len, head;
 
   OMNIFLASH_DEVICE KeySource(const AttentionParameters& parameters, const HopperParameters& hopper,
                              const Sequence& sequence, int head)
-      : table(static_cast<const int*>(parameters.block_table.data) +
-              sequence.batch * parameters.block_table.row_stride),
-        table_stride(parameters.block_table.column_stride),
-        by_page_size(parameters.by_page_size),
-        page_size(parameters.page_size),
+      : parameters(parameters),
+        batch(sequence.batch),
         box_rows(hopper.box_rows),
         kv_len(sequence.kv_len),
         head(head) {}
+  // Where this lane's boxes of a tile lie: read from memory, so before a slot is waited for.
   OMNIFLASH_DEVICE Place find(int tile) const {
     const int key = tile * kBlockN + lane_index() * box_rows;
-    if (key >= kv_len) return {0, 0, 0};
-    const int index = quotient(key, by_page_size), first = index * page_size;
-    const int length = minimum(kv_len - first, page_size);
-    return {table[index * table_stride], page_size - length + key - first, length};
+    if (key >= kv_len) return {0, 0};
+    const Table& table = parameters.block_table;
+    const int index = quotient(key, parameters.by_page_size);
+    const int page = static_cast<const int*>(table.data)[batch * table.row_stride + index * table.column_stride];
+    return {page, key - index * static_cast<int>(parameters.page_size)};
   }
   OMNIFLASH_DEVICE void load_keys(const Slot<KeyTile>& to, const TensorMap& map, int tile, const Place& place) const {
     load<kHeadSlabs>(to, map, tile, place);
@@ -119,8 +116,6 @@ struct KeySource<PagedKeys> {
   }
 
  private:
-  // Places of boxes with several slabs are fetched from their lanes, so that one lane asks for all of them: faster than that each
-  // lane asks for its own, which is faster with one slab.
   template <int kSlabs, class Tile>
   OMNIFLASH_DEVICE void load(const Slot<Tile>& to, const TensorMap& map, int tile, const Place& place) const {
     const int left = kv_len - tile * kBlockN;
@@ -129,27 +124,18 @@ struct KeySource<PagedKeys> {
       num_rows = ceil_divide(left, box_rows) * box_rows;
       clear<kSlabs>(to.tile, num_rows);
     }
-    const bool leads = elect_lane();
-    if (leads) mbarrier_arrive_expecting(to.full, kSlabs * num_rows * kSlabRowBytes);
-    if constexpr (kSlabs == 1) {
-      if (lane_index() * box_rows < num_rows) ask(to, map, 0, lane_index() * box_rows, place);
-      warp_barrier();
-    } else {
-#pragma unroll 4
-      for (int box = 0; box * box_rows < num_rows; ++box) {
-        const Place from{static_cast<int>(from_lane(place.page, box)), static_cast<int>(from_lane(place.row, box)),
-                         static_cast<int>(from_lane(place.length, box))};
-        if (leads) {
+    if (elect_lane()) mbarrier_arrive_expecting(to.full, kSlabs * num_rows * kSlabRowBytes);
+    const int first_row = lane_index() * box_rows;
+    if (first_row < num_rows) {
+      const int page_size = parameters.page_size;
+      const int length = minimum(left - first_row + place.row, page_size);  // keys of the sequence in the page
 #pragma unroll
-          for (int slab = 0; slab < kSlabs; ++slab) ask(to, map, slab, box * box_rows, from);
-        }
+      for (int slab = 0; slab < kSlabs; ++slab) {
+        const int at[5] = {slab * kSlabColumns, place.page, page_size - length + place.row, length, head};
+        load_box(to.tile.slab(slab) + first_row * kSlabRowBytes, map, to.full, at, kEvictLast);
       }
     }
-  }
-  template <class Tile>
-  OMNIFLASH_DEVICE void ask(const Slot<Tile>& to, const TensorMap& map, int slab, int first_row, const Place& from) const {
-    const int at[5] = {slab * kSlabColumns, from.page, from.row, from.length, head};
-    load_box(to.tile.slab(slab) + first_row * kSlabRowBytes, map, to.full, at, kEvictLast);
+    warp_barrier();
   }
   template <int kSlabs, class Tile>
   OMNIFLASH_DEVICE static void clear(const Tile& tile, int first_row) {
