@@ -35,7 +35,8 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
 
   TileWalk tiles(block);
   TileStatus status = TileStatus::Skip, next_status = TileStatus::Skip;
-  int tile = tiles.next(tiles.tiles.begin, status);
+  tiles.ask();
+  int tile = tiles.take(tiles.tiles.begin, status);
 
   Output o;
   Softmax softmax;
@@ -64,11 +65,17 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
   }
 #pragma unroll
   for (int i = 0; i < kFragments * kV * 4; ++i) o[i / (kV * 4)][i / 4 % kV][i % 4] = 0.0f;
-  int next = tiles.next(tile + 1, next_status);
+  bool is_due = TileWalk::kAsksApart;  // the next tile has to be asked for
+  int next = is_due ? tile : tiles.take(tile + 1, next_status);
   for (int slot = 0; tile < tiles.end();) {
+    if (is_due) {
+      tiles.ask();
+      next = tiles.take(next + 1, next_status);
+      is_due = false;
+    }
     // Most tiles: all scores are visible, and nothing is asked. Warps without rows compute on zeros.
     while (!hides_by_score<ScoreModType> && !never_full<MaskType> && tile < tiles.end() && status == TileStatus::Full &&
-           block.is_folded && tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
+           block.is_folded && !is_due && tile < whole_tiles && (!kCopiesWholeTiles || next >= tiles.end() || next < whole_tiles)) {
       copy_wait<0>();
       barrier();  // this tile has landed, and all warps have left the slots of the last one
       Scores s = {};
@@ -109,10 +116,12 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
       add_values<Product>(block, o, s, slot);
       tile = next;
       status = next_status;
-      next = tiles.next(next + 1, next_status);
+      is_due = !tiles.has_asked();
+      if (!is_due) next = tiles.take(next + 1, next_status);
       slot = (slot + 1) % kStages;
     }
     if (tile >= tiles.end()) break;
+    if (is_due) continue;
 
     // The others: at the mask's border, at the end of the keys, or with a scale or scores that may hide.
     const bool touched = !hides_nothing<MaskType> && status != TileStatus::Full;
@@ -155,7 +164,8 @@ omniflash_forward(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameters,
     }
     tile = next;
     status = next_status;
-    next = tiles.next(next + 1, next_status);
+    is_due = !tiles.has_asked();
+    if (!is_due) next = tiles.take(next + 1, next_status);
     slot = (slot + 1) % kStages;
   }
   store(Block(parameters, functors, Work{later[0], later[1], later[2]}), has_hidden, softmax, o);

@@ -164,39 +164,41 @@ struct ScoreCargo {
   }
 };
 
-// The tiles of keys that the mask does not skip, one after the other. Where a status reads memory, each lane of the warp asks
-// for one of 32 tiles.
+// The tiles of keys that the mask does not skip, one after the other. Where a status reads memory, each lane of a warp asks for
+// one of 32 tiles, apart from where tiles are taken: the loop of full tiles then is as short as under a mask without tables.
 struct TileWalk {
+  static constexpr bool kAsksApart = status_reads<MaskType>;
   KeyTiles<MaskType> tiles;
-  int first = -64;  // of the tiles asked for last
-  TileStatus own = TileStatus::Skip;  // of tile first + lane
+  int first;                       // of the tiles asked for last
+  unsigned present = 0, full = 0;  // bit i: tile first + i is not skipped, and not yet taken; the mask hides nothing of it
 
   OMNIFLASH_DEVICE TileWalk(const Block& block)
       : tiles(block.functors.mask, block.sequence, block.rows, kBlockM, kBlockN) {
     tiles.take_partition(block.parameters, block_index_y());
+    first = tiles.begin - 32;
   }
   OMNIFLASH_DEVICE int end() const { return tiles.end; }
 
-  // As KeyTiles::next.
-  OMNIFLASH_DEVICE int next(int tile, TileStatus& status) {
-    if constexpr (!status_reads<MaskType>) {
-      return tiles.next(tile, status);
-    } else {
-      while (tile < tiles.end) {
-        if (static_cast<unsigned>(tile - first) >= 32) {
-          first = tile;
-          own = first + lane_index() < tiles.end ? tiles.status(first + lane_index()) : TileStatus::Skip;
-        }
-        const bool is_next = first + lane_index() >= tile && own != TileStatus::Skip;
-        if (warp_any(is_next)) {
-          const int lane = first_lane(is_next);
-          status = static_cast<TileStatus>(from_lane(static_cast<unsigned>(own), lane));
-          return first + lane;
-        }
-        tile = first + 32;
-      }
-      return tiles.end;
+  // Whether the next tile can be taken; if not, others have to be asked for.
+  OMNIFLASH_DEVICE bool has_asked() const { return !kAsksApart || present != 0 || first + 32 >= tiles.end; }
+  OMNIFLASH_DEVICE void ask() {
+    while (!has_asked()) {
+      first += 32;
+      const int tile = first + lane_index();
+      const TileStatus own = tile < tiles.end ? tiles.status(tile) : TileStatus::Skip;
+      present = __ballot_sync(~0u, own != TileStatus::Skip);
+      full = __ballot_sync(~0u, own == TileStatus::Full);
     }
+  }
+
+  // The next tile from `tile` on and its status, or the end.
+  OMNIFLASH_DEVICE int take(int tile, TileStatus& status) {
+    if constexpr (!kAsksApart) return tiles.next(tile, status);
+    if (present == 0) return tiles.end;
+    const int at = __ffs(present) - 1;
+    present &= present - 1;
+    status = full >> at & 1 ? TileStatus::Full : TileStatus::Partial;
+    return first + at;
   }
 };
 

@@ -179,11 +179,11 @@ impl ForwardConfig {
         }
     }
 
-    /// The same under a mask in a table, of a closure or a packed tensor, whose border may be anywhere. `None` as for
-    /// [`Self::for_causal`].
-    pub fn for_table(self, shared_memory_limit: usize) -> Option<Self> {
+    /// The same under a mask in a table, of a closure or a packed tensor, whose border may be anywhere, over `keys` keys. `None` as
+    /// for [`Self::for_causal`].
+    pub fn for_table(self, keys: usize, shared_memory_limit: usize) -> Option<Self> {
         match self.head_dim.max(self.value_dim) {
-            128 if !self.paged => self.in_half_tiles(1, shared_memory_limit),
+            128 if keys <= 2048 && !self.paged => self.in_half_tiles(1, shared_memory_limit),
             _ => None,
         }
     }

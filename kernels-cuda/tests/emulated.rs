@@ -165,6 +165,23 @@ fn closures_run_through_tables_and_scores_through_modifications() {
     check(&module, &config, &Case { seqlen_q: 2, pack_groups: true, kv_form: KvForm::Lengths, ..base });
 }
 
+/// A warp asks a table about 32 tiles at a time: here about three times as many, of which some are full, some at a border and
+/// many, one time all but one, hidden.
+#[test]
+fn tables_are_asked_again_after_32_tiles() {
+    let visible = |k: i64| match k / 1024 {
+        0 => k / 32 % 5 != 3,
+        1 => (1500..1510).contains(&k),
+        _ => k < 2800,
+    };
+    let config = ForwardConfig { block_n: 32, ..config(DType::F16, 16, 16) };
+    for shift in [0, 1024, 2048] {
+        let mask = Mask::from_fn(move |_, _, _, k| visible((k + shift) % 3072));
+        let module = forward(&config, &mask, &ScoreMod::Identity, 1);
+        check(&module, &config, &Case::<f16>::new(1, 20, 3072, 1, 1, 16, 16).masked(mask));
+    }
+}
+
 #[test]
 fn prefixes_documents_and_their_joins() {
     let (prefix, ids): (Vec<i32>, Vec<u32>) = (vec![30, 0], (0..90).map(|i| i / 25).collect());

@@ -141,16 +141,18 @@ inline unsigned from_lane(unsigned word, int lane) {
 }
 void named_barrier(int name, int threads);
 inline void warp_barrier() { from_lane(0, 0); }
-inline int first_lane(bool value) {
+inline int __ffs(unsigned word) { return __builtin_ffs(static_cast<int>(word)); }
+inline unsigned __ballot_sync(unsigned, bool value) {
   const unsigned word = value;
   unsigned result;
   emulator::collective(&word, 1, &result, 1, [](const unsigned(*all)[16], unsigned(*results)[16]) {
-    unsigned first = 32;
-    for (unsigned i = 32; i-- > 0;) first = all[i][0] != 0 ? i : first;
-    for (int i = 0; i < 32; ++i) results[i][0] = first;
+    unsigned bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= all[i][0] << i;
+    for (int i = 0; i < 32; ++i) results[i][0] = bits;
   });
-  return static_cast<int>(result);
+  return result;
 }
+inline int first_lane(bool value) { return __ffs(__ballot_sync(~0u, value)) - 1; }
 
 // Blocks run one after another.
 inline void device_fence() {}

@@ -18,22 +18,11 @@ struct GridWidth {
 inline int lane_index() { return thread_index() % 32; }
 inline int uniform(int value) { return static_cast<int>(from_lane(static_cast<unsigned>(value), 0)); }
 
-inline int __ffs(unsigned word) { return __builtin_ffs(static_cast<int>(word)); }
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 inline unsigned __shfl_sync(unsigned, unsigned word, int lane) { return from_lane(word, lane); }
 inline unsigned __shfl_up_sync(unsigned, unsigned word, int lanes) {
   const int lane = lane_index();
   return from_lane(word, lane < lanes ? lane : lane - lanes);
-}
-inline unsigned __ballot_sync(unsigned, bool value) {
-  const unsigned word = value;
-  unsigned result;
-  emulator::collective(&word, 1, &result, 1, [](const unsigned(*all)[16], unsigned(*results)[16]) {
-    unsigned bits = 0;
-    for (int i = 0; i < 32; ++i) bits |= all[i][0] << i;
-    for (int i = 0; i < 32; ++i) results[i][0] = bits;
-  });
-  return result;
 }
 
 template <int kRegisters>

@@ -68,11 +68,10 @@ fn small_memory_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfi
 
 /// Where most tiles lie at a mask's border, tiles of which less is hidden.
 fn border_tile(request: &Request<'_>, base: ForwardConfig) -> ForwardConfig {
-    let limit = request.facts.shared_memory_bytes;
-    let causal =
-        || is_causal(request.mask_type).then(|| base.for_causal(request.shape.seqlen_k, limit)).flatten();
+    let (keys, limit) = (request.shape.seqlen_k, request.facts.shared_memory_bytes);
+    let causal = || is_causal(request.mask_type).then(|| base.for_causal(keys, limit)).flatten();
     let window = || is_windowed(request.mask_type).then(|| base.for_window(limit)).flatten();
-    let table = || is_tabulated(request.mask_type).then(|| base.for_table(limit)).flatten();
+    let table = || is_tabulated(request.mask_type).then(|| base.for_table(keys, limit)).flatten();
     causal().or_else(window).or_else(table).unwrap_or(base)
 }
 
