@@ -141,8 +141,14 @@ fn every_kernel_compiles_at_run_time_without_headers() {
     nvrtc.compile(&decode.translation_unit(&functors), "sm_80").unwrap();
     for architecture in ["sm_80", "sm_90", "sm_120"] {
         let units = [naive.translation_unit(&functors), combine(DType::F32), verify_page_table()];
-        let packing =
-            [(DType::Bool, 16), (DType::Bool, 1), (DType::F32, 4), (DType::BF16, 16), (DType::F16, 2)];
+        let packing = [
+            (DType::Bool, 16),
+            (DType::Bool, 1),
+            (DType::F32, 4),
+            (DType::BF16, 16),
+            (DType::F16, 2),
+            (DType::I32, 4),
+        ];
         let packing = packing.map(|(dtype, unit_bytes)| pack_mask(dtype, unit_bytes));
         for unit in units.into_iter().chain(KV_APPEND_UNITS.map(kv_append)).chain(packing) {
             nvrtc.compile(&unit, architecture).unwrap();

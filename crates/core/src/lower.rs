@@ -13,7 +13,8 @@
 //! | `Mask::Document` | `Document` | address, i64 batch stride, i64 stride, i32 columns |
 //! | `Mask::Dense` of bool | `DenseMask` | address, i64 strides of batch, head, row, key |
 //! | `Mask::Dense` of a float `T` | `AdditiveMask<T>` | the same |
-//! | bool, packed by the launch | `PackedMask` | a [`MaskPacking`], see [`PackedSlot`] |
+//! | the same, packed by the launch | `PackedDocument` | a [`MaskPacking`], see [`PackedSlot`], then those of `Document` |
+//! | bool, packed by the launch | `PackedMask` | a [`MaskPacking`] |
 //! | float `T`, packed | `PackedAdditive<T>` | a [`MaskPacking`], then address and strides |
 //! | `Mask::And`, `Or`, `Not` | `And<A, B>`, `Or<A, B>`, `Not<A>` | those of A, then those of B |
 //! | `Mask::Custom` with source | `source0::Name` | the user's bytes |

@@ -48,6 +48,7 @@ pub const HEADERS: &[SourceFile] = &[
     header!("schedule.hpp"),
     header!("score_mods.hpp"),
     header!("score_tensor.hpp"),
+    header!("seen_blocks.hpp"),
     header!("sequence.hpp"),
 ];
 
@@ -55,6 +56,8 @@ pub const HEADERS: &[SourceFile] = &[
 pub const COMBINE: SourceFile = header!("combine.hpp");
 /// Attention by its definition.
 pub const NAIVE: SourceFile = header!("naive.hpp");
+/// The kernel that packs ids of documents for the kernels that follow.
+pub const PACK_DOCUMENTS: SourceFile = header!("pack_documents.hpp");
 /// The kernel that packs a mask tensor for the kernels that follow.
 pub const PACK_MASK: SourceFile = header!("pack_mask.hpp");
 /// The kernel that checks page and lookup tables.

@@ -436,7 +436,7 @@ parameter_struct! {
 }
 
 parameter_struct! {
-    /// What the packing of a mask tensor is given, beside the parameters of all kernels; strides count elements and are 0 where the tensor repeats itself.
+    /// What the packing of a mask tensor, or of documents' ids, is given, beside the parameters of all kernels; strides count elements and are 0 where the tensor repeats itself.
     pub struct PackMaskParameters {
         /// The tensor.
         pub data: DeviceAddress,
@@ -468,8 +468,8 @@ parameter_struct! {
         pub spans: u32,
         /// Words of bits of a row.
         pub row_words: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Positions that have ids; of documents only.
+        pub columns: u32,
     }
 }
 

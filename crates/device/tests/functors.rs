@@ -158,8 +158,12 @@ impl Pair {
     }
 }
 
-/// The sizes of a packed `[batch, rows, keys]` tensor.
+/// The sizes of a packed `[batch, rows, keys]` tensor, or of packed `[batch, columns]` ids.
 fn packing(tensor: &TensorRef<'_>) -> MaskPacking {
+    if tensor.shape().len() == 2 {
+        let (rows, keys) = (ROWS as usize, KEYS as usize);
+        return MaskPacking { sequences: BATCH, batches: BATCH, heads: 1, rows, keys, has_bits: false };
+    }
     let [batches, rows, keys] = tensor.shape().try_into().unwrap();
     let has_bits = tensor.dtype() == DType::Bool;
     MaskPacking { sequences: BATCH, batches, heads: 1, rows, keys, has_bits }
@@ -167,12 +171,13 @@ fn packing(tensor: &TensorRef<'_>) -> MaskPacking {
 
 /// What the packing kernel writes, by the definition; u64 for the alignment of its pairs of words.
 fn packed_form(tensor: &TensorRef<'_>, sizes: &MaskPacking) -> Vec<u64> {
-    let mask = Mask::Dense(tensor.clone());
+    let is_of_ids = tensor.shape().len() == 2;
+    let mask = if is_of_ids { Mask::Document { ids: tensor.clone() } } else { Mask::Dense(tensor.clone()) };
     let mut memory = vec![0u64; sizes.bytes().div_ceil(8)];
     let words: &mut [u32] = bytemuck::cast_slice_mut(&mut memory);
     for batch in 0..sizes.batches {
         for (row, k) in (0..sizes.rows).flat_map(|row| (0..sizes.keys).map(move |k| (row, k))) {
-            let at = ScoreIndex { batch, head: 0, row, q: 0, k: k as i64 };
+            let at = ScoreIndex { batch, head: 0, row, q: START + row as i64, k: k as i64 };
             let shown = mask.visible(&at);
             let changed = !shown || mask.additive(&at) != 0.0;
             let block = (batch * sizes.row_blocks() + row / 64) * sizes.spans() + k / 2048;
@@ -326,6 +331,7 @@ fn the_functors_of_both_languages_agree() {
     pairs.push(Pair::new(Mask::Causal.and(Mask::Dense(floats)), ScoreMod::Identity));
     pairs.extend(score_mods(tensors).into_iter().map(|score_mod| Pair::new(Mask::Causal, score_mod)));
     let runs = TensorRef::from_slice(&tensors.runs, &[BATCH, KEYS as usize]).unwrap();
+    pairs.push(Pair::packed(Mask::Document { ids: runs.clone() }));
     pairs.push(Pair::new(Mask::Document { ids: runs }, ScoreMod::Identity));
     let mut statuses_of_runs = [0; 3];
     let (_directory, library) = compile(&generated(&pairs));

@@ -1,4 +1,5 @@
-//! Mask tensors that a launch packs on the device before its kernel reads them: which ones, how, and where they go.
+//! Mask tensors and ids of documents that a launch packs on the device before its kernel reads them: which ones, how, and where
+//! they go.
 
 use omniflash_core::lower::{MaskPacking, PackedSlot, dense_strides};
 use omniflash_core::{Algorithm, AttentionConfig, DType, ProblemShape, TensorRef};
@@ -13,7 +14,7 @@ const LEAST_ROWS: usize = 64;
 const FEW_SCORES: usize = 1 << 21;
 
 /// Values that are added are packed where each is read for so many scores: most are then worth reading once more to
-/// find what may be left out. A plane for each head is mostly a bias, which leaves nothing out.
+/// find what may be left out. A plane for each head is mostly a bias, which leaves nothing out. Ids are read once a head.
 const LEAST_READERS: usize = 4;
 
 /// Blocks of threads that a launch can have for both vendors, and far more than any tensor needs.
@@ -27,7 +28,7 @@ const ALIGNMENT: usize = 256;
 pub struct Packing {
     /// The sizes.
     pub sizes: MaskPacking,
-    /// Type of the tensor.
+    /// Type of the tensor; i32 of ids, which are only compared, with a sign or without.
     pub dtype: DType,
     /// Bytes that the kernel loads at once.
     pub unit_bytes: usize,
@@ -36,7 +37,8 @@ pub struct Packing {
 impl Packing {
     /// How a slot's tensor is packed.
     pub(crate) fn new(slot: &PackedSlot<'_>) -> Self {
-        Packing { sizes: slot.packing, dtype: slot.tensor.dtype(), unit_bytes: unit_of(slot.tensor) }
+        let dtype = if is_of_ids(slot.tensor) { DType::I32 } else { slot.tensor.dtype() };
+        Packing { sizes: slot.packing, dtype, unit_bytes: unit_of(slot.tensor) }
     }
 
     /// Whether a kernel made for this packs that as well.
@@ -76,6 +78,7 @@ pub(crate) fn parameters(slot: &PackedSlot<'_>, address: u64) -> PackMaskParamet
         head_stride,
         row_stride,
         key_stride,
+        columns: columns_of(slot.tensor),
         blocks: DeviceAddress(address),
         bits: DeviceAddress(address + slot.packing.bits_offset() as u64),
         starts: DeviceAddress(address + slot.packing.starts_offset() as u64),
@@ -86,7 +89,8 @@ pub(crate) fn parameters(slot: &PackedSlot<'_>, address: u64) -> PackMaskParamet
 /// The sizes of a tensor's packed form, where packing it is worth while.
 ///
 /// Kernels read a packed mask a bit a score, and leave out tiles of keys that it hides; read as it is, a tensor costs each
-/// score of each head a load. Packing reads every different element once.
+/// score of each head a load. Packing reads every different element once. Which tiles documents hide, kernels else find by reading
+/// all ids again for each tile of rows of each head.
 pub fn packing(
     tensor: &TensorRef<'_>,
     shape: &ProblemShape,
@@ -109,9 +113,21 @@ fn pays(sizes: &MaskPacking, rows_of_sequence: usize, rows: usize) -> bool {
         && blocks <= MOST_BLOCKS
 }
 
-/// The bytes that can be loaded at once wherever a chunk of keys begins: 16, 4, or an element.
+/// Positions that have ids, where the tensor is one of ids.
+fn columns_of(tensor: &TensorRef<'_>) -> u32 {
+    if is_of_ids(tensor) { i32::try_from(tensor.shape()[1]).unwrap_or(i32::MAX) as u32 } else { 0 }
+}
+
+fn is_of_ids(tensor: &TensorRef<'_>) -> bool {
+    matches!(tensor.dtype(), DType::I32 | DType::U32)
+}
+
+/// The bytes that can be loaded at once wherever a chunk of keys begins: 16, 4, or an element; of ids always one.
 fn unit_of(tensor: &TensorRef<'_>) -> usize {
     let size = tensor.dtype().size();
+    if is_of_ids(tensor) {
+        return size;
+    }
     let [outer @ .., key_stride] = dense_strides(tensor);
     let divides = |unit: usize| {
         tensor.address().is_multiple_of(unit as u64)

@@ -49,7 +49,8 @@ pub struct TableSlot<'m> {
     pub function: &'m dyn MaskFunction,
 }
 
-/// A mask tensor that each launch packs before its kernel reads it: its packed form has to be named in the parameters.
+/// A mask tensor, or ids of documents, that each launch packs before its kernel reads it: its packed form has to be named in the
+/// parameters.
 #[derive(Clone, Copy)]
 pub struct PackedSlot<'m> {
     /// Where in the parameters the members belong.
@@ -92,7 +93,7 @@ impl<'m> FunctorSpec<'m> {
         Self::with_packing(mask, score_mod, num_heads, backend, &|_| None)
     }
 
-    /// As [`new`](FunctorSpec::new), with those mask tensors packed that `packing` gives sizes for.
+    /// As [`new`](FunctorSpec::new), with those mask tensors and ids of documents packed that `packing` gives sizes for.
     ///
     /// # Errors
     /// As [`new`](FunctorSpec::new).
@@ -225,15 +226,16 @@ impl<'m> Lowering<'m, '_> {
             Mask::Document { ids } => {
                 // One row of ids serves all sequences.
                 let batch_stride = if ids.shape()[0] == 1 { 0 } else { ids.strides()[0] };
-                self.leaf(
-                    "Document",
-                    &[
-                        Member::Address(ids.address()),
-                        Member::I64(batch_stride),
-                        Member::I64(ids.strides()[1]),
-                        Member::I32(i32::try_from(ids.shape()[1]).unwrap_or(i32::MAX)),
-                    ],
-                )
+                let members = [
+                    Member::Address(ids.address()),
+                    Member::I64(batch_stride),
+                    Member::I64(ids.strides()[1]),
+                    Member::I32(i32::try_from(ids.shape()[1]).unwrap_or(i32::MAX)),
+                ];
+                match self.packed(ids) {
+                    Some(blocks) => self.leaf("PackedDocument", &[&blocks[..], &members].concat()),
+                    None => self.leaf("Document", &members),
+                }
             }
             Mask::Dense(tensor) => self.tensor(tensor),
             Mask::Custom(function) => match function.device_source() {
@@ -250,19 +252,22 @@ impl<'m> Lowering<'m, '_> {
     /// A mask tensor as it is, or what the launch packs it into: of values that are added the tensor itself comes after that.
     fn tensor(&mut self, tensor: &'m TensorRef<'m>) -> Cow<'static, str> {
         let is_bool = tensor.dtype() == DType::Bool;
-        match (self.packing)(tensor) {
+        match self.packed(tensor) {
             None if is_bool => self.leaf("DenseMask", &dense(tensor)),
             None => self.leaf(format!("AdditiveMask<{}>", values_of(tensor)), &dense(tensor)),
-            Some(packing) => {
-                self.packed.push(PackedSlot { offset: self.parameters.len(), tensor, packing });
-                let mut members = packing.members(0);
-                if is_bool {
-                    return self.leaf("PackedMask", &members);
-                }
+            Some(members) if is_bool => self.leaf("PackedMask", &members),
+            Some(mut members) => {
                 members.extend(dense(tensor));
                 self.leaf(format!("PackedAdditive<{}>", values_of(tensor)), &members)
             }
         }
+    }
+
+    /// The members of a tensor's packed form at an address that is not known yet, where the launch packs it.
+    fn packed(&mut self, tensor: &'m TensorRef<'m>) -> Option<Vec<Member>> {
+        let packing = (self.packing)(tensor)?;
+        self.packed.push(PackedSlot { offset: self.parameters.len(), tensor, packing });
+        Some(packing.members(0))
     }
 
     fn score_mod(&mut self, score_mod: &ScoreMod<'_>) -> Result<Cow<'static, str>> {

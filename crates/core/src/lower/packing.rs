@@ -1,5 +1,5 @@
-//! What is found out about a mask tensor on the device before a launch reads it: what each block of rows and keys shows,
-//! and the bits of a bool tensor.
+//! What is found out about a mask tensor, or about ids of documents, on the device before a launch reads them: what each
+//! block of rows and keys shows, and the bits of a bool tensor.
 
 use crate::dtype::DType;
 use crate::problem::ProblemShape;
@@ -16,7 +16,7 @@ const SEEN_BYTES: usize = 8;
 
 /// The sizes of a packed mask: a pure function of a tensor's shape and strides and of the problem's sizes.
 ///
-/// What the tensor repeats, by an extent of 1 or a stride of 0, is packed once. In memory lie, one after another, the words
+/// What a tensor repeats, by an extent of 1 or a stride of 0, is packed once. In memory lie, one after another, the words
 /// of blocks `[batches, heads, row blocks, spans]`, the bits `[batches, heads, rows, keys / 32]` of a bool tensor, and the
 /// position of row 0 of each sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +36,21 @@ pub struct MaskPacking {
 }
 
 impl MaskPacking {
-    /// The packing of a `[batch, (heads,) rows, keys]` tensor for problems of `shape`.
+    /// The packing of a `[batch, (heads,) rows, keys]` tensor, or of `[batch, columns]` ids, which are integers, for problems
+    /// of `shape`.
     pub fn new(tensor: &TensorRef<'_>, shape: &ProblemShape) -> Self {
+        if matches!(tensor.dtype(), DType::I32 | DType::U32) {
+            // Sequences that share their ids may begin at different positions.
+            let (batches, rows) = (shape.batch, shape.seqlen_q);
+            return MaskPacking {
+                sequences: batches,
+                batches,
+                heads: 1,
+                rows,
+                keys: shape.seqlen_k,
+                has_bits: false,
+            };
+        }
         let [batch, head, row, _] = super::functors::dense_strides(tensor);
         let different = |stride: i64, extent: usize| if stride == 0 { extent.min(1) } else { extent };
         MaskPacking {

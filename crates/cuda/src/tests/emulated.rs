@@ -218,6 +218,8 @@ fn kernels_launched_from_problems_agree_with_the_reference() {
         Case { algorithm: Algorithm::Naive, mask: MaskKind::PrefixLm, dtype: DType::F16, ..base },
         Case { mask: MaskKind::DenseBool, ..packed },
         Case { mask: MaskKind::DenseBool, seqlen: (70, 2111), keys: Keys::Lengths, ragged_q: true, ..packed },
+        Case { mask: MaskKind::Document, ..packed },
+        Case { mask: MaskKind::Document, seqlen: (70, 2111), keys: Keys::Ragged, ragged_q: true, ..packed },
         Case { mask: MaskKind::DenseFloatBlocks, keys: Keys::Paged(16), ..packed },
         Case { mask: MaskKind::DenseFloatBlocks, seqlen: (70, 2111), dtype: DType::F32, ..packed },
     ];
@@ -306,6 +308,7 @@ fn hopper_kernels_agree_with_the_reference() {
             // Masks whose tiles are skipped, asked in memory, or partial all; scores that are changed.
             Case { mask: MaskKind::Window(60, 0), seqlen: (300, 400), ..base },
             Case { mask: MaskKind::Document, ..base },
+            Case { mask: MaskKind::Document, seqlen: (150, 1800), heads: (8, 2), ..narrow },
             Case { mask: MaskKind::Closure, score: ScoreKind::SoftcapAlibi, ..base },
             Case { mask: MaskKind::DenseFloat, score: ScoreKind::Bias, ..narrow },
             // Heads of a group in one tile.

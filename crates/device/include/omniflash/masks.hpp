@@ -152,7 +152,7 @@ struct alignas(8) SeenBlocks {
   unsigned shown, changed;
 };
 
-// What pack_mask.hpp has found out about a mask tensor, in blocks of 64 rows and 64 keys. Rows are those of their sequence,
+// What pack_mask.hpp has found out about a mask tensor, or pack_documents.hpp about ids of documents, in blocks of 64 rows and 64 keys. Rows are those of their sequence,
 // so the table begins with the position of each sequence's first; where the tensor repeats itself, a step is 0.
 struct MaskBlocks {
   static constexpr int kBlock = 64, kSpan = 32 * kBlock;
@@ -223,6 +223,17 @@ struct PackedMask {
     return words[at.batch * batch_step + at.head * head_step + at.row * row_step + at.k / 32];
   }
   OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return bits(at) >> at.k % 32 & 1; }
+  OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return blocks.status(tile); }
+  OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const { blocks.range(rows, keys); }
+};
+
+// Documents, of which pack_documents.hpp has found out which blocks of rows and keys may share one.
+struct PackedDocument {
+  static constexpr bool kHeadInvariant = true;
+  static constexpr bool kStatusReads = true;
+  MaskBlocks blocks;
+  Document document;
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return document.keep(at); }
   OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return blocks.status(tile); }
   OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const { blocks.range(rows, keys); }
 };

@@ -10,8 +10,7 @@
 // plane for all of them is packed whole. The instance chooses Element (unsigned char of bools) and kUnitBytes, the bytes
 // that are loaded at once: 16, 4, or those of an element, the only ones for keys that do not lie side by side.
 
-#include "omniflash/masks.hpp"
-#include "omniflash/sequence.hpp"
+#include "omniflash/seen_blocks.hpp"
 #include "instance.hpp"
 
 namespace omniflash {
@@ -153,8 +152,7 @@ struct Found {
       changed |= chunk.word(i) & kMagnitude<Element> & existing.words[i];
     }
   }
-  // Bit 0 and bit 1.
-  OMNIFLASH_DEVICE unsigned bits() const { return (shown != 0 ? 1u : 0u) | (changed != 0 ? 2u : 0u); }
+  OMNIFLASH_DEVICE unsigned bits() const { return (shown != 0 ? kShown : 0u) | (changed != 0 ? kChanged : 0u); }
 };
 
 // The part of the tensor that a block of threads packs.
@@ -238,17 +236,6 @@ omniflash_pack_mask(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameter
     found_in_block[thread] = static_cast<unsigned char>(all);
   }
   barrier();
-  if (thread == 0) {
-    SeenBlocks seen{0, 0};
-    for (int i = 0; i < 32; ++i) {
-      seen.shown |= (found_in_block[i] & 1u) << i;
-      seen.changed |= (found_in_block[i] >> 1 & 1u) << i;
-    }
-    static_cast<SeenBlocks*>(packing.blocks)[block_index_x()] = seen;
-  }
-  if (block_index_x() == 0) {
-    for (int b = thread; b < static_cast<int>(parameters.batch); b += kThreads) {
-      static_cast<int*>(packing.starts)[b] = Sequence(parameters, b).start;
-    }
-  }
+  if (thread == 0) store_seen(packing, found_in_block);
+  if (block_index_x() == 0) store_starts<kThreads>(parameters, packing);
 }

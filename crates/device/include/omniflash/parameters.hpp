@@ -350,7 +350,7 @@ OMNIFLASH_CHECK_OFFSET(KvAppendParameters, page_size, 220);
 OMNIFLASH_CHECK_OFFSET(KvAppendParameters, num_blocks, 224);
 OMNIFLASH_CHECK_OFFSET(KvAppendParameters, total_rows, 228);
 
-// What the packing of a mask tensor is given, beside the parameters of all kernels; strides count elements and are 0 where the tensor repeats itself.
+// What the packing of a mask tensor, or of documents' ids, is given, beside the parameters of all kernels; strides count elements and are 0 where the tensor repeats itself.
 struct PackMaskParameters {
   // The tensor.
   void *data;
@@ -382,8 +382,8 @@ struct PackMaskParameters {
   unsigned spans;
   // Words of bits of a row.
   unsigned row_words;
-  // Zero.
-  unsigned reserved;
+  // Positions that have ids; of documents only.
+  unsigned columns;
 };
 static_assert(sizeof(PackMaskParameters) == 96);
 OMNIFLASH_CHECK_OFFSET(PackMaskParameters, data, 0);
@@ -401,6 +401,6 @@ OMNIFLASH_CHECK_OFFSET(PackMaskParameters, keys, 76);
 OMNIFLASH_CHECK_OFFSET(PackMaskParameters, row_blocks, 80);
 OMNIFLASH_CHECK_OFFSET(PackMaskParameters, spans, 84);
 OMNIFLASH_CHECK_OFFSET(PackMaskParameters, row_words, 88);
-OMNIFLASH_CHECK_OFFSET(PackMaskParameters, reserved, 92);
+OMNIFLASH_CHECK_OFFSET(PackMaskParameters, columns, 92);
 
 }  // namespace omniflash
