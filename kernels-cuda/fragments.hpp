@@ -50,11 +50,49 @@ OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, i
   }
 }
 
+// What a mask that loads something for each score hides, and keys past the last, from a lane's first key on. Eight keys of all
+// rows after the other, a bit for each score: all at once would need more registers than there are.
+template <class Block, class Mask, int kFragments, int kN>
+OMNIFLASH_DEVICE void hide_by_loads(const Block& block, const Mask& mask, int first_key, int last, float (&s)[kFragments][kN][4]) {
+  constexpr int kRows = 2 * kFragments, kKeys = minimum(8, 2 * kN);
+  static_assert(2 * kN <= 32, "a bit for each key of a lane's");
+  ScoreIndex at[kRows];
+  unsigned shown[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    at[row] = block.index(block.row(row / 2, row % 2));
+    shown[row] = 0;
+  }
+#pragma unroll 1
+  for (int begin = 0; begin < 2 * kN; begin += kKeys) {
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) {
+      const int key = first_key + 4 * begin + 8 * (i / 2) + i % 2;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        at[row].k = minimum(key, last);
+        const bool is_shown = mask.keep(at[row]) && key <= last;
+        shown[row] = shown[row] >> 1 | (is_shown ? 1u << 31 : 0u);
+      }
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+    for (int i = 0; i < 2 * kN; ++i) {
+      if (!(shown[row] >> (32 - 2 * kN + i) & 1)) s[row / 2][i / 2][row % 2 * 2 + i % 2] = -kInfinity;
+    }
+  }
+}
+
 // Hides what the mask hides, if it has to be asked, and keys past the end. The first key is a multiple of 32, or of 16
 // where there are 16 keys.
 template <class Block, class Mask, int kFragments, int kN>
 OMNIFLASH_DEVICE void hide(const Block& block, const Mask& mask, int first_key, bool ask, float (&s)[kFragments][kN][4]) {
   const int kv_len = block.sequence.kv_len, column = lane_index() % 4 * 2;
+  if constexpr (status_reads<Mask> && !has_bits<Mask> && !has_add<Mask>) {
+    if (ask) return hide_by_loads(block, mask, first_key + column, kv_len - 1, s);
+  }
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
 #pragma unroll

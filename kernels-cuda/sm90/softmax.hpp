@@ -73,10 +73,48 @@ OMNIFLASH_DEVICE void mask_row(const Mask& mask, ScoreIndex at, int first_key, i
   }
 }
 
+// What a mask that loads something for each score hides, and keys past the last, from a lane's first key on. Eight keys of both
+// rows after the other, a bit for each score: all at once would need more registers than there are.
+template <class Mask, int kWords>
+OMNIFLASH_DEVICE void hide_by_loads(const WarpRows& at_rows, const Mask& mask, int first_key, int last, float (&s)[kWords]) {
+  ScoreIndex at[2] = {at_rows.index(0), at_rows.index(1)};
+#pragma unroll
+  for (int first = 0; first < kWords / 2; first += 32) {
+    constexpr int kMost = 32;
+    const int count = minimum(kMost, kWords / 2 - first);
+    unsigned shown[2] = {0, 0};
+#pragma unroll 1
+    for (int begin = first; begin < first + count; begin += 8) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int key = first_key + 4 * begin + 8 * (i / 2) + i % 2;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          at[half].k = minimum(key, last);
+          const bool is_shown = mask.keep(at[half]) && key <= last;
+          shown[half] = shown[half] >> 1 | (is_shown ? 1u << 31 : 0u);
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        if (i < count && !(shown[half] >> (32 - count + i) & 1)) {
+          s[4 * ((first + i) / 2) + 2 * half + i % 2] = -kInfinity;
+        }
+      }
+    }
+  }
+}
+
 // Hides what the mask hides, and keys past the end.
 template <class Mask, int kWords>
 OMNIFLASH_DEVICE void hide(const WarpRows& at_rows, const Mask& mask, int first_key, float (&s)[kWords]) {
   const int kv_len = at_rows.sequence.kv_len, column = lane_index() % 4 * 2;
+  if constexpr (status_reads<Mask> && !has_bits<Mask> && !has_add<Mask>) {
+    return hide_by_loads(at_rows, mask, first_key + column, kv_len - 1, s);
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     ScoreIndex at = at_rows.index(half);

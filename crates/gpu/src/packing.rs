@@ -100,7 +100,8 @@ pub fn packing(
     // An independent check of the other kernels.
     let reads_itself = config.algorithm == Algorithm::Naive;
     let rows = shape.total_q.saturating_mul(shape.num_heads);
-    (!reads_itself && pays(&sizes, typical_rows(shape), rows)).then_some(sizes)
+    let can = !is_of_ids(tensor) || has_ids_side_by_side(tensor, shape.seqlen_k);
+    (!reads_itself && can && pays(&sizes, typical_rows(shape), rows)).then_some(sizes)
 }
 
 /// Whether packing pays for `rows` rows of all heads, `rows_of_sequence` of them one head's of a typical sequence.
@@ -116,6 +117,11 @@ fn pays(sizes: &MaskPacking, rows_of_sequence: usize, rows: usize) -> bool {
 /// Positions that have ids, where the tensor is one of ids.
 fn columns_of(tensor: &TensorRef<'_>) -> u32 {
     if is_of_ids(tensor) { i32::try_from(tensor.shape()[1]).unwrap_or(i32::MAX) as u32 } else { 0 }
+}
+
+/// Whether every key has an id, and its neighbours' lie beside it.
+fn has_ids_side_by_side(tensor: &TensorRef<'_>, keys: usize) -> bool {
+    tensor.strides()[1] == 1 && tensor.shape()[1] >= keys
 }
 
 fn is_of_ids(tensor: &TensorRef<'_>) -> bool {

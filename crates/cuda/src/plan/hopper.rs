@@ -232,10 +232,11 @@ fn default_tile(request: &Request<'_>, sequences: Sequences) -> HopperConfig {
         (..=96, ..=96) => tile(192, 96, 2),
         (..=128, ..=128) => {
             let (three, two) = (tile(192, 64, 2), tile(128, 128, 2));
-            // A document's status reads the ids of a tile's rows and keys: half as many tiles are half the time. What is done
-            // to a score between the products takes longer in smaller tiles, but for a slope (softcap 8 %, a bias 14 %,
-            // an additive mask 10 %).
-            let is_asked_long = request.mask_type.contains("Document");
+            // Unless packed, a document's status reads the ids of a tile's rows and keys: half as many tiles are half the time.
+            // What is done to a score between the products takes longer in smaller tiles, but for a slope (softcap 8 %, a bias
+            // 14 %, an additive mask 10 %).
+            let is_asked_long =
+                request.mask_type.split("PackedDocument").any(|other| other.contains("Document"));
             // Without a mask, two warpgroups take tiles of 128 keys in halves, which begins slowly and then is faster.
             let has_halves = request.mask_type == "NoMask" && request.score_mod_type == "Identity";
             if has_halves && keys >= FEWEST_KEYS_OF_HALVES {

@@ -238,6 +238,7 @@ fn documents_modified_scores_and_long_sequences_without_a_mask_take_wide_tiles()
     assert_eq!(tile_of_length(768, "NoMask", "Identity"), (192, 64));
     assert_eq!(tile_of("Causal", "Identity"), (192, 64));
     assert_eq!(tile_of("And<Causal, Document>", "Identity"), (128, 128));
+    assert_eq!(tile_of("And<Causal, PackedDocument>", "Identity"), (192, 64));
     assert_eq!(tile_of("NoMask", "Softcap"), (128, 128));
     assert_eq!(tile_of("PackedAdditive<float>", "Identity"), (128, 128));
     assert_eq!(tile_of("Causal", "Alibi"), (192, 64));

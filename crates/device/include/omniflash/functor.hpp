@@ -188,10 +188,12 @@ OMNIFLASH_DEVICE PairOfValues added_to_pair(const Mask& mask, ScoreIndex at, int
 // After the mask; past the last key a score is -inf.
 template <class Mask>
 OMNIFLASH_DEVICE void mask_pair(const Mask& mask, float& first, float& second, ScoreIndex at, int last) {
-  const PairOfValues added = added_to_pair(mask, at, last);
+  PairOfValues added{};
+  if constexpr (has_add<Mask>) added = added_to_pair(mask, at, last);
   const auto masked = [&](float score, float added, int k) {
     at.k = minimum(k, last);
     const bool shown = k <= last && mask.keep(at);
+    if constexpr (!has_add<Mask>) return shown ? score : -kInfinity;
     return !shown || added == -kInfinity ? -kInfinity : score + added;
   };
   const int k = at.k;

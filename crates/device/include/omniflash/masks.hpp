@@ -227,13 +227,19 @@ struct PackedMask {
   OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const { blocks.range(rows, keys); }
 };
 
-// Documents, of which pack_documents.hpp has found out which blocks of rows and keys may share one.
+// Documents, of which pack_documents.hpp has found out which blocks of rows and keys may share one. Their ids lie side by side, and
+// every key has one: nothing is asked between loads.
 struct PackedDocument {
   static constexpr bool kHeadInvariant = true;
   static constexpr bool kStatusReads = true;
   MaskBlocks blocks;
   Document document;
-  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const { return document.keep(at); }
+  OMNIFLASH_DEVICE bool keep(const ScoreIndex& at) const {
+    const int* row = document.ids + at.batch * document.batch_stride;
+    const bool has_id = at.q >= 0 && at.q < document.columns;
+    const int own = row[has_id ? at.q : 0];
+    return row[at.k] == own && has_id;
+  }
   OMNIFLASH_DEVICE TileStatus status(const TileRect& tile) const { return blocks.status(tile); }
   OMNIFLASH_DEVICE void range(const RowRange& rows, KeyRange& keys) const { blocks.range(rows, keys); }
 };

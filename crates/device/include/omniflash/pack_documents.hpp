@@ -16,24 +16,26 @@ namespace omniflash {
 constexpr int kThreads = 256;
 constexpr int kKeysOfThread = MaskBlocks::kSpan / kThreads, kThreadsOfBlock = MaskBlocks::kBlock / kKeysOfThread;
 
-// The ids of some positions: the least and the largest, of none at first, and whether some position has none.
+// The ids of some positions: the least and the largest, and how many positions have none.
 struct Ids {
-  int least = 0x7fffffff, most = -0x7fffffff - 1;
-  bool is_missing = false;
+  int least, most;
+  int num_missing;
 
+  // Of no position.
+  static OMNIFLASH_DEVICE Ids none() { return Ids{0x7fffffff, -0x7fffffff - 1, 0}; }
   // Of a position that exists in the sequence.
   OMNIFLASH_DEVICE void add(const PackMaskParameters& packing, const int* row, int position) {
     if (position < 0 || position >= static_cast<int>(packing.columns)) {
-      is_missing = true;
+      ++num_missing;
       return;
     }
     const int id = row[position * packing.key_stride];
-    add(Ids{id, id, false});
+    add(Ids{id, id, 0});
   }
   OMNIFLASH_DEVICE void add(const Ids& other) {
     least = minimum(least, other.least);
     most = maximum(most, other.most);
-    is_missing = is_missing || other.is_missing;
+    num_missing += other.num_missing;
   }
 };
 
@@ -41,7 +43,7 @@ struct Ids {
 OMNIFLASH_DEVICE unsigned found(const Ids& rows, const Ids& keys) {
   const bool is_one = rows.least == rows.most && keys.least == keys.most && rows.least == keys.least;
   return (keys.most < rows.least || rows.most < keys.least ? 0u : kShown) |
-         (is_one && !rows.is_missing && !keys.is_missing ? 0u : kChanged);
+         (is_one && rows.num_missing + keys.num_missing == 0 ? 0u : kChanged);
 }
 
 }  // namespace omniflash
@@ -58,11 +60,11 @@ omniflash_pack_mask(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameter
   const int* ids = static_cast<const int*>(packing.data) + sequence.batch * packing.batch_stride;
   if (thread < MaskBlocks::kBlock) {
     const int row = row_block * MaskBlocks::kBlock + thread;
-    Ids own;
+    Ids own = Ids::none();
     if (row < sequence.q_len) own.add(packing, ids, sequence.start + row);
     of_rows[thread] = own;
   }
-  Ids own;
+  Ids own = Ids::none();
 #pragma unroll
   for (int i = 0; i < kKeysOfThread; ++i) {
     const int key = span * MaskBlocks::kSpan + thread * kKeysOfThread + i;
@@ -71,7 +73,7 @@ omniflash_pack_mask(OMNIFLASH_PARAMETER omniflash::AttentionParameters parameter
   of_keys[thread] = own;
   barrier();
   if (thread < 32) {
-    Ids rows, keys;
+    Ids rows = Ids::none(), keys = Ids::none();
     for (int i = 0; i < MaskBlocks::kBlock; ++i) rows.add(of_rows[i]);
     for (int i = 0; i < kThreadsOfBlock; ++i) keys.add(of_keys[thread * kThreadsOfBlock + i]);
     found_in_block[thread] = static_cast<unsigned char>(found(rows, keys));

@@ -161,9 +161,8 @@ fn packed() -> Vec<Spec> {
     cases.push(lengths("documents").dense(2, 150, 1800).mask(documents.clone()).query_start(&[660, 1640]));
     cases.push(lengths("documents_causal").dense(2, 150, 1797).mask(causal).index_dtype(DType::U32));
     cases.push(lengths("documents_shared").dense(3, 90, 1800).mask(MaskSpec::Document(vec![vec![900, 800]])));
-    cases.push(
-        lengths("documents_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 400]).mask(documents.clone()),
-    );
+    cases
+        .push(lengths("documents_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 40]).mask(documents.clone()));
     cases.push(lengths("not_documents").q_dense(2, 150).paged(16, &[1801, 300]).mask(documents.negated()));
     cases.push(lengths("bf16_paged").q_dense(2, 150).paged(16, &[1801, 300]).mask(floats));
     cases
