@@ -154,15 +154,17 @@ fn packed() -> Vec<Spec> {
     cases.push(base("few_nan_and_causal", DType::BF16).dense(2, 35, 75).mask(nans));
     let lengths = |name: &str| base(format!("packed_{name}"), DType::BF16).dim(16);
     let (bools, floats) = (mask(DType::Bool, by_sequence, blocks), mask(DType::BF16, by_sequence, blocks));
-    cases.push(lengths("bool_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 400]).mask(bools.clone()));
+    cases.push(lengths("bool_ragged").q_ragged(&[200, 100]).k_ragged(&[1900, 400]).mask(bools.clone()));
     cases.push(lengths("bool_start").dense(2, 150, 1800).mask(bools).query_start(&[-400, 77]));
     let documents = MaskSpec::Document(vec![vec![700, 64, 1, 128, 300, 200, 400], vec![1000, 1000]]);
     let causal = documents.clone().and(Mask::Causal);
     cases.push(lengths("documents").dense(2, 150, 1800).mask(documents.clone()).query_start(&[660, 1640]));
     cases.push(lengths("documents_causal").dense(2, 150, 1797).mask(causal).index_dtype(DType::U32));
-    cases.push(lengths("documents_shared").dense(3, 90, 1800).mask(MaskSpec::Document(vec![vec![900, 800]])));
     cases
-        .push(lengths("documents_ragged").q_ragged(&[200, 70]).k_ragged(&[1900, 40]).mask(documents.clone()));
+        .push(lengths("documents_shared").dense(3, 110, 1800).mask(MaskSpec::Document(vec![vec![900, 800]])));
+    cases.push(
+        lengths("documents_ragged").q_ragged(&[150, 150]).k_ragged(&[1900, 100]).mask(documents.clone()),
+    );
     cases.push(lengths("not_documents").q_dense(2, 150).paged(16, &[1801, 300]).mask(documents.negated()));
     cases.push(lengths("bf16_paged").q_dense(2, 150).paged(16, &[1801, 300]).mask(floats));
     cases
